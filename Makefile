@@ -1,0 +1,27 @@
+# make train   trains PgM on real digit images and says where the report is
+# make test    runs every test that this machine can run
+# Both prepare .venv themselves, once.
+
+PYTHON ?= python3
+READY := .venv/.ready
+OUT ?= runs/digits-$(shell date +%Y%m%d-%H%M%S)
+
+.PHONY: train test lint clean
+
+train: $(READY)
+	.venv/bin/pgm-fast train --method pgm --data digits --out $(OUT)
+
+test: $(READY)
+	.venv/bin/python -m pytest
+
+lint: $(READY)
+	.venv/bin/python -m pip install --quiet "ruff>=0.8,<1"
+	.venv/bin/ruff check .
+	.venv/bin/ruff format --check .
+
+$(READY): pyproject.toml setup.py constraints.txt tools/setup_venv.py
+	$(PYTHON) tools/setup_venv.py
+	touch $(READY)
+
+clean:
+	rm -rf .venv build *.egg-info

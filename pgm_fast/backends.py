@@ -1,0 +1,199 @@
+"""What can compute an op here, and which of those a call takes.
+
+Every op has the ``torch`` backend: the reference, plain PyTorch, every device and dtype. ``native`` (C++ on the CPU, CUDA where nvcc
+built it) and ``triton`` (CUDA devices) register per op in ``pgm_fast/ops``. The choice depends on device, dtype and shape only:
+
+- automatic (the default): the first of ``native``, ``triton``, ``torch`` that serves the call. Falling back to ``torch`` where a kernel
+  exists but cannot serve is said once, at INFO;
+- explicit, ``with pgm_fast.backend("torch"):`` or ``PGM_FAST_BACKEND=torch``: that one, or :class:`BackendError` with the reason and the
+  names that can. The choice is global to the process, because backward runs on autograd's own threads: keep backward inside
+  the context, and enter it outside of ``torch.compile``-d code.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+
+from .errors import BackendError
+
+__all__ = ["BACKENDS", "backend", "chosen", "implementations", "register", "select", "set_backend"]
+
+BACKENDS = ("native", "triton", "torch")
+
+_log = logging.getLogger("pgm_fast.backends")
+
+
+@dataclass(frozen=True)
+class Implementation:
+    """One way to compute one op.
+
+    Attributes:
+        load: called at first use, returns the function; may raise ImportError or OSError, whose text is then the reason.
+        devices: device types served, None for all.
+        dtypes: dtypes of the op's first tensor served, None for all.
+        refuse: given the op's arguments, a reason not to serve this call, or None. Looks at shapes and dtypes only.
+    """
+
+    load: Callable[[], Callable]
+    devices: frozenset[str] | None = None
+    dtypes: frozenset[torch.dtype] | None = None
+    refuse: Callable[..., str | None] | None = None
+
+
+@dataclass(frozen=True)
+class _Candidate:
+    backend: str
+    run: Callable
+    refuse: Callable[..., str | None] | None
+
+
+_implementations: dict[str, dict[str, Implementation]] = {}
+_candidates: dict[tuple[str, str, torch.dtype], tuple[_Candidate, ...]] = {}
+_reasons: dict[tuple[str, str, torch.dtype], dict[str, str]] = {}
+_said: set[tuple[str, str]] = set()
+_explicit: str | None = os.environ.get("PGM_FAST_BACKEND") or None
+
+
+def register(
+    op: str,
+    name: str,
+    load: Callable[[], Callable],
+    *,
+    devices: tuple[str, ...] | None = None,
+    dtypes: tuple[torch.dtype, ...] | None = None,
+    refuse: Callable[..., str | None] | None = None,
+) -> None:
+    """Says that backend ``name`` computes ``op``. Called by ``pgm_fast/ops`` only. See :class:`Implementation`."""
+    _check_name(name)
+    _implementations.setdefault(op, {})[name] = Implementation(
+        load, frozenset(devices) if devices else None, frozenset(dtypes) if dtypes else None, refuse
+    )
+    _forget()
+
+
+def select(op: str, args: tuple) -> Callable:
+    """The function that computes ``op`` on these arguments; the first one is a tensor.
+
+    Raises:
+        BackendError: the explicit choice cannot serve.
+    """
+    first = args[0]
+    key = (op, first.device.type, first.dtype)
+    candidates = _candidates.get(key)
+    if candidates is None:
+        candidates = _find_candidates(key)
+    for candidate in candidates:
+        reason = None if candidate.refuse is None else candidate.refuse(*args)
+        if reason is None:
+            return candidate.run
+        if _explicit is None:
+            _say_once(op, candidate.backend, reason)
+        else:
+            raise BackendError(_refusal(key, {_explicit: reason}))
+    raise BackendError(_refusal(key, _reasons[key]))
+
+
+def chosen(op: str, device_type: str = "cpu", dtype: torch.dtype = torch.float32) -> str:
+    """Name of the backend that a call of ``op`` takes for a device type and dtype, shapes aside."""
+    key = (op, device_type, dtype)
+    candidates = _candidates.get(key) or _find_candidates(key)
+    if not candidates:
+        raise BackendError(_refusal(key, _reasons[key]))
+    return candidates[0].backend
+
+
+def implementations(device_type: str = "cpu", dtype: torch.dtype = torch.float32) -> dict[str, dict[str, str | None]]:
+    """op -> backend -> None where it serves this device type and dtype, else the reason why not. For ``doctor``."""
+    return {op: {name: _load((op, device_type, dtype), name)[1] for name in BACKENDS} for op in _implementations}
+
+
+def set_backend(name: str | None) -> None:
+    """Chooses a backend for the whole process; None gives the choice back to the automatic rule."""
+    global _explicit
+    if name is not None:
+        _check_name(name)
+    _explicit = name
+    _forget()
+
+
+class backend:
+    """Context manager: ops inside use the named backend or raise :class:`BackendError`.
+
+    Example:
+        >>> with pgm_fast.backend("torch"):
+        ...     loss = block(representations)
+        ...     loss.backward()
+    """
+
+    def __init__(self, name: str | None):
+        if name is not None:
+            _check_name(name)
+        self.name = name
+
+    def __enter__(self) -> backend:
+        self.previous = _explicit
+        set_backend(self.name)
+        return self
+
+    def __exit__(self, *exc_info) -> None:
+        set_backend(self.previous)
+
+
+def _check_name(name: str) -> None:
+    if name not in BACKENDS:
+        raise BackendError(f"unknown backend {name!r}; the backends are {', '.join(BACKENDS)}")
+
+
+def _forget() -> None:
+    _candidates.clear()
+    _reasons.clear()
+
+
+def _load(key: tuple[str, str, torch.dtype], name: str) -> tuple[Callable | None, str | None]:
+    op, device_type, dtype = key
+    implementation = _implementations[op].get(name)
+    if implementation is None:
+        return None, f"has no {op} kernel in this release"
+    if implementation.devices is not None and device_type not in implementation.devices:
+        return None, f"serves {', '.join(sorted(implementation.devices))} tensors, not {device_type}"
+    if implementation.dtypes is not None and dtype not in implementation.dtypes:
+        return None, f"does not serve {dtype}"
+    try:
+        return implementation.load(), None
+    except (ImportError, OSError) as error:
+        return None, str(error)
+
+
+def _find_candidates(key: tuple[str, str, torch.dtype]) -> tuple[_Candidate, ...]:
+    op = key[0]
+    if _explicit is not None:
+        _check_name(_explicit)
+    found, reasons = [], {}
+    for name in BACKENDS if _explicit is None else (_explicit,):
+        run, reason = _load(key, name)
+        if run is None:
+            reasons[name] = reason
+            if name in _implementations[op]:
+                _say_once(op, name, reason)
+        else:
+            found.append(_Candidate(name, run, _implementations[op][name].refuse))
+    _candidates[key], _reasons[key] = tuple(found), reasons
+    return _candidates[key]
+
+
+def _say_once(op: str, name: str, reason: str) -> None:
+    if (op, name) not in _said:
+        _said.add((op, name))
+        _log.info("%s: backend %s %s; falling back", op, name, reason)
+
+
+def _refusal(key: tuple[str, str, torch.dtype], reasons: dict[str, str]) -> str:
+    op, device_type, dtype = key
+    why = "; ".join(f"{name} {reason}" for name, reason in reasons.items())
+    able = [name for name in BACKENDS if name not in reasons and _load(key, name)[0] is not None]
+    return f"{op} on {device_type} {dtype}: {why}. Backends that can: {', '.join(able) or 'none'}"

@@ -1,0 +1,10 @@
+"""The ops: one file each, with its schema, checks, fake, derivative and plain PyTorch reference."""
+
+from .info_nce import info_nce
+from .partition import partition
+from .partition_dual import partition_dual
+from .partition_share import partition_share
+from .partitioned_linear import partitioned_linear
+from .reconstruction import reconstruction
+
+__all__ = ["info_nce", "partition", "partition_dual", "partition_share", "partitioned_linear", "reconstruction"]

@@ -1,0 +1,81 @@
+"""Argument checks shared by the ops. Messages name the argument, what it got and what it takes."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+__all__ = ["autocast_dtype", "check_gate", "check_temperature", "check_tensor"]
+
+
+def check_tensor(
+    name: str, value: object, *, shape: tuple[int | None, ...] | None = None, like: Tensor | None = None
+) -> None:
+    """Checks that ``value`` is a floating-point tensor, of this shape (None: any size), on the device of ``like``.
+
+    Raises:
+        TypeError: not a tensor, or not floating point.
+        ValueError: wrong shape or device.
+    """
+    if not isinstance(value, Tensor):
+        raise TypeError(f"{name} must be a floating-point tensor, got {type(value).__name__}")
+    if not value.is_floating_point():
+        raise TypeError(f"{name} must be a floating-point tensor, got {value.dtype}")
+    if like is not None and value.device != like.device:
+        raise ValueError(
+            f"{name} is on {value.device}, but the first tensor is on {like.device}; move them to one device"
+        )
+    if shape is not None:
+        ok = value.ndim == len(shape) and all(want is None or want == got for want, got in zip(shape, value.shape))
+        if not ok:
+            wanted = ", ".join("any" if size is None else str(size) for size in shape)
+            raise ValueError(f"{name} must have shape [{wanted}], got {list(value.shape)}")
+
+
+def check_gate(name: str, z: object, h: Tensor, h_name: str = "h") -> None:
+    """Checks gate logits ``z[..., d/c]`` against ``h[..., d]``: same leading sizes, d a multiple of the number of gates.
+
+    Raises:
+        TypeError, ValueError: see :func:`check_tensor`.
+    """
+    check_tensor(name, z, like=h)
+    if z.ndim != h.ndim or z.shape[:-1] != h.shape[:-1]:
+        raise ValueError(
+            f"{name} must have the leading sizes of {h_name} {list(h.shape[:-1])}, got shape {list(z.shape)}"
+        )
+    if z.shape[-1] == 0 or h.shape[-1] % z.shape[-1] != 0:
+        raise ValueError(
+            f"{name} must have as many entries in its last dimension as {h_name} ({h.shape[-1]}) or a divisor of it "
+            f"(one gate per chunk of neighbours), got {z.shape[-1]}"
+        )
+
+
+def check_features(name: str, h: object) -> None:
+    """Checks ``h[..., d]`` with d >= 1."""
+    check_tensor(name, h)
+    if h.ndim == 0 or h.shape[-1] == 0:
+        raise ValueError(f"{name} must have shape [..., d] with d >= 1, got {list(h.shape)}")
+
+
+def check_temperature(value: object) -> float:
+    """Returns ``value`` as a float.
+
+    Raises:
+        TypeError: not a Python number (a tensor would force a synchronisation).
+        ValueError: not finite or not positive.
+    """
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise TypeError(f"temperature must be a Python float, got {type(value).__name__}")
+    if not math.isfinite(value) or value <= 0:
+        raise ValueError(f"temperature must be finite and > 0, got {value}")
+    return float(value)
+
+
+def autocast_dtype(x: Tensor) -> torch.dtype | None:
+    """The dtype that matrix products take on this tensor's device, or None outside of autocast. fp64 is left alone, as torch does."""
+    device_type = x.device.type
+    if x.dtype == torch.float64 or not torch.is_autocast_enabled(device_type):
+        return None
+    return torch.get_autocast_dtype(device_type)

@@ -1,0 +1,147 @@
+"""Symmetric contrastive loss between two views of the same samples.
+
+    l_ij = <a_i, b_j> / temperature
+    loss = 1/2 sum_i weight_i [(logsumexp_j l_ij - l_ii) + (logsumexp_j l_ji - l_ii)]
+
+Source: InfoNCE, van den Oord et al., 2018; the symmetric form of CLIP, Radford et al., 2021.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .checks import check_features, check_temperature, check_tensor
+from .gates import accumulation_dtype
+from .registration import define, define_autograd
+
+__all__ = ["info_nce"]
+
+
+def info_nce(
+    a: Tensor, b: Tensor, temperature: float = 0.1, normalize: bool = True, weight: Tensor | None = None
+) -> Tensor:
+    """Pulls ``a[i]`` and ``b[i]`` together and apart from the other rows' partners.
+
+    Only two vectors of log-sum-exps are kept for backward, not the matrix of products.
+
+    Args:
+        a, b: ``[B, d]``, floating point, of one dtype.
+        temperature: divides the products, finite and > 0.
+        normalize: scale rows to unit length first (rows of length below 1e-12 are divided by 1e-12).
+        weight: ``[B]``, weight of each pair in the loss, not normalised here and not differentiated. A pair of weight 0 is no
+            negative either. None means 1 / B, the mean.
+
+    Returns:
+        Scalar in fp32 (fp64 for fp64); 0 for an empty batch. Products accumulate in that dtype, under autocast too.
+
+    Raises:
+        TypeError: an argument that is not a floating-point tensor, dtypes that differ, a temperature that is not a Python number.
+        ValueError: shapes that do not fit, tensors on different devices, a temperature that is not finite and positive.
+    """
+    check_tensor("a", a, shape=(None, None))
+    check_features("a", a)
+    check_tensor("b", b, shape=tuple(a.shape), like=a)
+    temperature = check_temperature(temperature)
+    if a.dtype != b.dtype:
+        raise TypeError(f"b must have the dtype of a ({a.dtype}), got {b.dtype}")
+    if weight is not None:
+        check_tensor("weight", weight, shape=(a.shape[0],), like=a)
+        weight = weight.detach()
+    return _info_nce(a, b, weight, temperature, bool(normalize))[0]
+
+
+def _operands(a: Tensor, b: Tensor, normalize: bool) -> tuple[Tensor, Tensor]:
+    dtype = accumulation_dtype(a.dtype)
+    a, b = a.to(dtype), b.to(dtype)
+    return (F.normalize(a, dim=1), F.normalize(b, dim=1)) if normalize else (a, b)
+
+
+def _logits(a: Tensor, b: Tensor, temperature: float) -> Tensor:
+    # products stay in the accumulation dtype also where the caller's autocast region would lower them
+    with torch.autocast(a.device.type, enabled=False):
+        return (a @ b.t()) / temperature
+
+
+def _weights(weight: Tensor | None, a: Tensor) -> Tensor:
+    if weight is None:
+        return a.new_full((a.shape[0],), 1.0 / max(a.shape[0], 1))
+    return weight.to(a.dtype)
+
+
+def _reference(
+    a: Tensor, b: Tensor, weight: Tensor | None, temperature: float, normalize: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    a, b = _operands(a, b, normalize)
+    if a.shape[0] == 0:
+        return a.new_zeros(()), a.new_zeros(0), a.new_zeros(0)
+    logits, w = _logits(a, b, temperature), _weights(weight, a)
+    counted = w != 0
+    rows = logits.masked_fill(~counted, -torch.inf).logsumexp(1)
+    columns = logits.masked_fill(~counted.unsqueeze(1), -torch.inf).logsumexp(0)
+    per_pair = torch.where(counted, rows + columns - 2 * logits.diagonal(), torch.zeros_like(rows))
+    return 0.5 * (w * per_pair).sum(), rows, columns
+
+
+def _reference_backward(
+    grad: Tensor,
+    a: Tensor,
+    b: Tensor,
+    weight: Tensor | None,
+    rows: Tensor,
+    columns: Tensor,
+    temperature: float,
+    normalize: bool,
+) -> tuple[Tensor, Tensor]:
+    a_hat, b_hat = _operands(a, b, normalize)
+    logits, w = _logits(a_hat, b_hat, temperature), _weights(weight, a_hat)
+    counted = w != 0
+    pair = counted & counted.unsqueeze(1)
+    grad_logits = (logits - rows.unsqueeze(1)).exp() * w.unsqueeze(1) + (logits - columns).exp() * w
+    grad_logits = torch.where(pair, grad_logits, torch.zeros_like(grad_logits)) - torch.diag(2 * w)
+    grad_logits = grad_logits * (0.5 * grad / temperature)
+    with torch.autocast(a.device.type, enabled=False):
+        grad_a, grad_b = grad_logits @ b_hat, grad_logits.t() @ a_hat
+    if normalize:
+        grad_a, grad_b = _normalize_backward(grad_a, a), _normalize_backward(grad_b, b)
+    return grad_a.to(a.dtype), grad_b.to(b.dtype)
+
+
+def _normalize_backward(grad: Tensor, x: Tensor) -> Tensor:
+    x = x.to(grad.dtype)
+    norm = x.norm(dim=1, keepdim=True)
+    clamped = norm.clamp_min(1e-12)
+    x_hat = x / clamped
+    along = torch.where(norm > 1e-12, (grad * x_hat).sum(1, keepdim=True), torch.zeros_like(norm))
+    return (grad - x_hat * along) / clamped
+
+
+def _fake(a, b, weight, temperature, normalize):
+    dtype = accumulation_dtype(a.dtype)
+    return a.new_empty((), dtype=dtype), a.new_empty(a.shape[0], dtype=dtype), a.new_empty(a.shape[0], dtype=dtype)
+
+
+_info_nce = define(
+    "info_nce(Tensor a, Tensor b, Tensor? weight, float temperature, bool normalize) -> (Tensor, Tensor, Tensor)",
+    _reference,
+    _fake,
+)
+_info_nce_backward = define(
+    "info_nce_backward(Tensor grad, Tensor a, Tensor b, Tensor? weight, Tensor rows, Tensor columns, float temperature, bool normalize) "
+    "-> (Tensor, Tensor)",
+    _reference_backward,
+    lambda grad, a, b, weight, rows, columns, temperature, normalize: (a.new_empty(a.shape), b.new_empty(b.shape)),
+)
+
+
+def _setup_context(ctx, inputs, output) -> None:
+    a, b, weight, ctx.temperature, ctx.normalize = inputs
+    ctx.save_for_backward(a, b, weight, *output[1:])
+
+
+def _backward(ctx, grad: Tensor, _grad_rows, _grad_columns):
+    return *_info_nce_backward(grad, *ctx.saved_tensors, ctx.temperature, ctx.normalize), None, None, None
+
+
+define_autograd(_info_nce, _setup_context, _backward)

@@ -1,0 +1,116 @@
+"""How much of a representation each partition takes: the mean gate mass per row.
+
+Sums over dimensions of the gates of ``partition`` and ``partition_dual``, divided by their number. At random initialisation the
+expectation is 1/2, 1/2 for the single gate and 1/3, 1/3, 1/6, 1/6 for the dual one.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from .checks import check_features, check_gate, check_temperature
+from .gates import accumulation_dtype, cumsoftmax, cumsoftmax_backward
+from .registration import define, define_autograd
+
+__all__ = ["partition_share"]
+
+
+def partition_share(z: Tensor, z_paired: Tensor | None = None, temperature: float = 1.0) -> Tensor:
+    """Mean gate mass per partition and row; differentiable, so that a target share can be trained for.
+
+    Args:
+        z: gate logits ``[..., g]`` of the single gate, or of the uni gate when ``z_paired`` is given.
+        z_paired: gate logits of the paired gate, of the shape of ``z``.
+        temperature: softmax temperature, finite and > 0.
+
+    Returns:
+        fp32 (fp64 for fp64) ``[..., 2]``: uni, paired; with ``z_paired`` ``[..., 4]``: uni-only, paired-only, shared, unused.
+        The last dimension sums to 1.
+
+    Raises:
+        TypeError: an argument that is not a floating-point tensor, or a temperature that is not a Python number.
+        ValueError: shapes that do not fit, tensors on different devices, a temperature that is not finite and positive.
+    """
+    check_features("z", z)
+    temperature = check_temperature(temperature)
+    if z_paired is None:
+        return _partition_share(z, temperature)
+    check_gate("z_paired", z_paired, z, "z")
+    if z_paired.shape != z.shape:
+        raise ValueError(f"z_paired must have the shape of z {list(z.shape)}, got {list(z_paired.shape)}")
+    return _partition_dual_share(z, z_paired, temperature)
+
+
+def _reference(z: Tensor, temperature: float) -> Tensor:
+    gate, complement, _ = cumsoftmax(z, temperature)
+    return torch.stack([complement.mean(-1), gate.mean(-1)], dim=-1)
+
+
+def _reference_backward(grad: Tensor, z: Tensor, temperature: float) -> Tensor:
+    p = cumsoftmax(z, temperature).p
+    grad_gate = (grad[..., 1:] - grad[..., :1]).expand(z.shape) / z.shape[-1]
+    return cumsoftmax_backward(grad_gate, p, temperature).to(z.dtype)
+
+
+def _dual_reference(z_uni: Tensor, z_paired: Tensor, temperature: float) -> Tensor:
+    not_e, e, _ = cumsoftmax(z_uni, temperature)
+    r, not_r, _ = cumsoftmax(z_paired, temperature)
+    return torch.stack([(e * not_r).mean(-1), (r * not_e).mean(-1), (e * r).mean(-1), (not_e * not_r).mean(-1)], dim=-1)
+
+
+def _dual_reference_backward(
+    grad: Tensor, z_uni: Tensor, z_paired: Tensor, temperature: float
+) -> tuple[Tensor, Tensor]:
+    not_e, e, p_uni = cumsoftmax(z_uni, temperature)
+    r, not_r, p_paired = cumsoftmax(z_paired, temperature)
+    by_uni, by_paired, by_shared, by_unused = (grad / z_uni.shape[-1]).unsqueeze(-2).unbind(-1)
+    grad_e = (by_uni - by_unused) * not_r + (by_shared - by_paired) * r
+    grad_r = (by_paired - by_unused) * not_e + (by_shared - by_uni) * e
+    return (
+        cumsoftmax_backward(-grad_e, p_uni, temperature).to(z_uni.dtype),
+        cumsoftmax_backward(grad_r, p_paired, temperature).to(z_paired.dtype),
+    )
+
+
+def _fake_share(z: Tensor, partitions: int) -> Tensor:
+    return z.new_empty((*z.shape[:-1], partitions), dtype=accumulation_dtype(z.dtype))
+
+
+_partition_share = define(
+    "partition_share(Tensor z, float temperature) -> Tensor",
+    _reference,
+    lambda z, temperature: _fake_share(z, 2),
+)
+_partition_share_backward = define(
+    "partition_share_backward(Tensor grad, Tensor z, float temperature) -> Tensor",
+    _reference_backward,
+    lambda grad, z, temperature: z.new_empty(z.shape),
+)
+_partition_dual_share = define(
+    "partition_dual_share(Tensor z_uni, Tensor z_paired, float temperature) -> Tensor",
+    _dual_reference,
+    lambda z_uni, z_paired, temperature: _fake_share(z_uni, 4),
+)
+_partition_dual_share_backward = define(
+    "partition_dual_share_backward(Tensor grad, Tensor z_uni, Tensor z_paired, float temperature) -> (Tensor, Tensor)",
+    _dual_reference_backward,
+    lambda grad, z_uni, z_paired, temperature: (z_uni.new_empty(z_uni.shape), z_paired.new_empty(z_paired.shape)),
+)
+
+
+def _setup_context(ctx, inputs, output) -> None:
+    *tensors, ctx.temperature = inputs
+    ctx.save_for_backward(*tensors)
+
+
+def _backward(ctx, grad: Tensor):
+    return _partition_share_backward(grad, *ctx.saved_tensors, ctx.temperature), None
+
+
+def _dual_backward(ctx, grad: Tensor):
+    return *_partition_dual_share_backward(grad, *ctx.saved_tensors, ctx.temperature), None
+
+
+define_autograd(_partition_share, _setup_context, _backward)
+define_autograd(_partition_dual_share, _setup_context, _dual_backward)

@@ -1,0 +1,159 @@
+"""The split projections: the first layers of the uni and the paired learner, applied to the two parts of h.
+
+    g = cumsoftmax(z / temperature)
+    u = activation(((1 - g) * h) @ w_uni.T + b_uni),  p = activation((g * h) @ w_paired.T + b_paired)
+
+This project's fusion of :func:`~pgm_fast.ops.partition` with the two matrix products that follow it.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .activations import ACTIVATIONS, activate, activate_backward
+from .checks import autocast_dtype, check_features, check_gate, check_temperature, check_tensor
+from .gates import accumulation_dtype, chunk_sum, cumsoftmax, cumsoftmax_backward, expand_gate
+from .registration import define, define_autograd
+
+__all__ = ["partitioned_linear"]
+
+
+def partitioned_linear(
+    h: Tensor,
+    z: Tensor,
+    w_uni: Tensor,
+    b_uni: Tensor | None,
+    w_paired: Tensor,
+    b_paired: Tensor | None,
+    activation: str | None = None,
+    temperature: float = 1.0,
+) -> tuple[Tensor, Tensor]:
+    """Partitions ``h`` and projects each part with its own weights.
+
+    Args:
+        h: ``[..., d]``, floating point.
+        z: gate logits ``[..., d]`` or ``[..., d/c]``; may have another dtype than ``h``.
+        w_uni: ``[n_u, d]``; ``b_uni``: ``[n_u]`` or None.
+        w_paired: ``[n_p, d]``; ``b_paired``: ``[n_p]`` or None. Weights and biases have the dtype of ``h``.
+        activation: None, ``"relu"``, ``"gelu"`` (exact) or ``"silu"``.
+        temperature: softmax temperature of the gate, finite and > 0.
+
+    Returns:
+        ``(u[..., n_u], p[..., n_p])`` in the dtype of ``h``. Gates are formed in fp32 (fp64 for fp64).
+
+    Under autocast ``h``, weights and biases are cast to the autocast dtype, as for ``torch.nn.functional.linear``; ``z`` is left as it is.
+
+    Raises:
+        TypeError: an argument that is not a floating-point tensor, dtypes that differ, a temperature that is not a Python number.
+        ValueError: shapes that do not fit, tensors on different devices, an unknown activation, a wrong temperature.
+    """
+    check_features("h", h)
+    check_gate("z", z, h)
+    d = h.shape[-1]
+    check_tensor("w_uni", w_uni, shape=(None, d), like=h)
+    check_tensor("w_paired", w_paired, shape=(None, d), like=h)
+    if b_uni is not None:
+        check_tensor("b_uni", b_uni, shape=(w_uni.shape[0],), like=h)
+    if b_paired is not None:
+        check_tensor("b_paired", b_paired, shape=(w_paired.shape[0],), like=h)
+    if activation not in ACTIVATIONS:
+        raise ValueError(f"activation must be one of {', '.join(map(repr, ACTIVATIONS))}, got {activation!r}")
+    temperature = check_temperature(temperature)
+    named = {"h": h, "w_uni": w_uni, "b_uni": b_uni, "w_paired": w_paired, "b_paired": b_paired}
+    dtype = autocast_dtype(h)
+    if dtype is not None:
+        named = {name: None if x is None else x.to(dtype) for name, x in named.items()}
+    for name, x in named.items():
+        if x is not None and x.dtype != named["h"].dtype:
+            raise TypeError(f"{name} must have the dtype of h ({named['h'].dtype}), got {x.dtype}")
+    h, w_uni, b_uni, w_paired, b_paired = named.values()
+    leading = h.shape[:-1]
+    u, p, _, _ = _partitioned_linear(
+        h.reshape(-1, d), z.reshape(-1, z.shape[-1]), w_uni, b_uni, w_paired, b_paired, activation, temperature
+    )
+    return u.reshape(*leading, u.shape[-1]), p.reshape(*leading, p.shape[-1])
+
+
+def _keeps_pre_activation(activation: str | None) -> bool:
+    # relu's mask can be read off its output
+    return activation in ("gelu", "silu")
+
+
+def _reference(h, z, w_uni, b_uni, w_paired, b_paired, activation, temperature):
+    gate, complement, _ = cumsoftmax(z, temperature)
+    d = h.shape[-1]
+    x_uni = F.linear((expand_gate(complement, d) * h).to(h.dtype), w_uni, b_uni)
+    x_paired = F.linear((expand_gate(gate, d) * h).to(h.dtype), w_paired, b_paired)
+    u, p = activate(x_uni, activation), activate(x_paired, activation)
+    if _keeps_pre_activation(activation):
+        return u, p, x_uni, x_paired
+    return u, p, h.new_empty(0), h.new_empty(0)
+
+
+def _reference_backward(grad_u, grad_p, saved_u, saved_p, h, z, w_uni, w_paired, activation, temperature):
+    gate, complement, p = cumsoftmax(z, temperature)
+    d, wide = h.shape[-1], accumulation_dtype(h.dtype)
+    gate, complement = expand_gate(gate, d), expand_gate(complement, d)
+    if activation is not None:
+        grad_u = activate_backward(grad_u.to(wide), saved_u.to(wide), activation).to(h.dtype)
+        grad_p = activate_backward(grad_p.to(wide), saved_p.to(wide), activation).to(h.dtype)
+    grad_uni, grad_paired = grad_u @ w_uni, grad_p @ w_paired
+    grad_h = complement * grad_uni + gate * grad_paired
+    grad_z = cumsoftmax_backward(chunk_sum((grad_paired - grad_uni).to(wide) * h, z.shape[-1]), p, temperature)
+    return (
+        grad_h.to(h.dtype),
+        grad_z.to(z.dtype),
+        grad_u.t() @ (complement * h).to(h.dtype),
+        grad_u.sum(0),
+        grad_p.t() @ (gate * h).to(h.dtype),
+        grad_p.sum(0),
+    )
+
+
+def _fake(h, z, w_uni, b_uni, w_paired, b_paired, activation, temperature):
+    u, p = h.new_empty((h.shape[0], w_uni.shape[0])), h.new_empty((h.shape[0], w_paired.shape[0]))
+    if _keeps_pre_activation(activation):
+        return u, p, torch.empty_like(u), torch.empty_like(p)
+    return u, p, h.new_empty(0), h.new_empty(0)
+
+
+def _fake_backward(grad_u, grad_p, saved_u, saved_p, h, z, w_uni, w_paired, activation, temperature):
+    grads = [x.new_empty(x.shape) for x in (h, z, w_uni)]
+    return *grads, h.new_empty(w_uni.shape[0]), w_paired.new_empty(w_paired.shape), h.new_empty(w_paired.shape[0])
+
+
+_partitioned_linear = define(
+    "partitioned_linear(Tensor h, Tensor z, Tensor w_uni, Tensor? b_uni, Tensor w_paired, Tensor? b_paired, str? activation, "
+    "float temperature) -> (Tensor, Tensor, Tensor, Tensor)",
+    _reference,
+    _fake,
+)
+_partitioned_linear_backward = define(
+    "partitioned_linear_backward(Tensor grad_u, Tensor grad_p, Tensor saved_u, Tensor saved_p, Tensor h, Tensor z, Tensor w_uni, "
+    "Tensor w_paired, str? activation, float temperature) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
+    _reference_backward,
+    _fake_backward,
+)
+
+
+def _setup_context(ctx, inputs, output) -> None:
+    h, z, w_uni, b_uni, w_paired, b_paired, ctx.activation, ctx.temperature = inputs
+    u, p, x_uni, x_paired = output
+    ctx.has_bias = b_uni is not None, b_paired is not None
+    saved = (u, p) if ctx.activation == "relu" else (x_uni, x_paired)
+    ctx.save_for_backward(*saved, h, z, w_uni, w_paired)
+
+
+def _backward(ctx, grad_u: Tensor, grad_p: Tensor, _grad_x_uni, _grad_x_paired):
+    grad_h, grad_z, grad_w_uni, grad_b_uni, grad_w_paired, grad_b_paired = _partitioned_linear_backward(
+        grad_u, grad_p, *ctx.saved_tensors, ctx.activation, ctx.temperature
+    )
+    has_uni, has_paired = ctx.has_bias
+    grad_b_uni = grad_b_uni if has_uni else None
+    grad_b_paired = grad_b_paired if has_paired else None
+    return grad_h, grad_z, grad_w_uni, grad_b_uni, grad_w_paired, grad_b_paired, None, None
+
+
+define_autograd(_partitioned_linear, _setup_context, _backward)

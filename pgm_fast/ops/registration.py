@@ -1,0 +1,39 @@
+"""How an op reaches torch: schema, dispatch over backends, fake. The only place in the project that touches torch.library."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+
+from .. import backends
+
+__all__ = ["define", "define_autograd"]
+
+_library = torch.library.Library("pgm_fast", "DEF")
+
+
+def define(schema: str, reference: Callable, fake: Callable):
+    """Defines ``pgm_fast::<name>`` from its schema and returns the op.
+
+    Args:
+        schema: ``name(Tensor h, ...) -> ...``; the first argument is the tensor whose device and dtype choose the backend.
+        reference: the plain PyTorch computation, registered as the ``torch`` backend.
+        fake: shapes and dtypes of the outputs from those of the inputs.
+    """
+    name = schema.partition("(")[0]
+    _library.define(schema)
+    backends.register(name, "torch", lambda: reference)
+
+    def dispatch(*args):
+        return backends.select(name, args)(*args)
+
+    # explicit autograd: one body for every device, and autograd (registered apart) still sees the op as a whole
+    _library.impl(name, dispatch, "CompositeExplicitAutograd")
+    torch.library.register_fake(f"pgm_fast::{name}", fake, lib=_library)
+    return getattr(torch.ops.pgm_fast, name).default
+
+
+def define_autograd(op, setup_context: Callable, backward: Callable) -> None:
+    """Gives ``op`` its derivative; ``backward`` calls another op, so that it is one node to ``torch.compile`` too."""
+    torch.library.register_autograd(op, backward, setup_context=setup_context, lib=_library)

@@ -1,0 +1,35 @@
+"""Fixtures shared by all tests."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _one_thread():
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def _seeded():
+    torch.manual_seed(0)
+
+
+@pytest.fixture(scope="session")
+def repository() -> Path:
+    return REPOSITORY
+
+
+@pytest.fixture(scope="session")
+def real_data() -> Path:
+    """Folder with mfeat.npz and mosi.npz; the test is skipped by name where it is not there."""
+    folder = Path(os.environ.get("PGM_FAST_DATA", REPOSITORY.parent / "shared" / "data"))
+    if not (folder / "mfeat.npz").exists() or not (folder / "mosi.npz").exists():
+        pytest.skip(f"mfeat.npz and mosi.npz not found in {folder}; set PGM_FAST_DATA")
+    return folder

@@ -1,0 +1,142 @@
+"""One case per op: how to make its arguments, the op as a function of tensors, and the same formula in plain torch.
+
+The plain formulas are written apart from the references, with nothing shared, so that agreement means something.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+
+from pgm_fast import ops
+
+
+@dataclass(frozen=True)
+class Case:
+    name: str
+    shapes: Callable[[int, int], list[tuple[int, ...]]]
+    run: Callable
+    plain: Callable
+    batch_axis: tuple[bool, ...]
+    smooth: bool = True
+    has_temperature: bool = True
+
+    def tensors(self, rows: int, d: int, dtype=torch.float32, scale: float = 1.0, seed: int = 0) -> list[torch.Tensor]:
+        generator = torch.Generator().manual_seed(seed)
+        made = [torch.randn(shape, generator=generator, dtype=torch.float64) * scale for shape in self.shapes(rows, d)]
+        return [x.to(dtype) for x in made]
+
+
+def _gate(z, temperature):
+    return torch.softmax(z / temperature, -1).cumsum(-1)
+
+
+def _plain_partition(h, z, temperature=1.0):
+    g = _gate(z, temperature)
+    return h - g * h, g * h
+
+
+def _plain_dual(h, z_uni, z_paired, temperature=1.0):
+    e, r = 1 - _gate(z_uni, temperature), _gate(z_paired, temperature)
+    return (e - e * r) * h, (r - e * r) * h, e * r * h
+
+
+def _plain_share(z, temperature=1.0):
+    g = _gate(z, temperature).mean(-1)
+    return torch.stack([1 - g, g], -1)
+
+
+def _plain_dual_share(z_uni, z_paired, temperature=1.0):
+    e, r = 1 - _gate(z_uni, temperature), _gate(z_paired, temperature)
+    return torch.stack([(e - e * r).mean(-1), (r - e * r).mean(-1), (e * r).mean(-1), ((1 - e) * (1 - r)).mean(-1)], -1)
+
+
+def _plain_linear(h, z, w_uni, b_uni, w_paired, b_paired, temperature=1.0, activation=None):
+    uni, paired = _plain_partition(h, z, temperature)
+    act = {None: lambda x: x, "relu": F.relu, "gelu": F.gelu, "silu": F.silu}[activation]
+    return act(F.linear(uni, w_uni, b_uni)), act(F.linear(paired, w_paired, b_paired))
+
+
+def _plain_reconstruction(u, p, w_uni, w_paired, bias, target):
+    decoded = F.linear(torch.cat([u, p], -1), torch.cat([w_uni, w_paired], -1), bias)
+    return decoded, (decoded - target).square().sum() / max(decoded.numel(), 1)
+
+
+def _plain_info_nce(a, b, temperature=0.1):
+    if a.shape[0] == 0:
+        return a.sum() + b.sum()
+    logits = F.normalize(a, dim=1) @ F.normalize(b, dim=1).t() / temperature
+    labels = torch.arange(a.shape[0])
+    return (F.cross_entropy(logits, labels) + F.cross_entropy(logits.t(), labels)) / 2
+
+
+def _odd_widths(d):
+    """Two different widths for the two learners, of no convenient size."""
+    return max(min(d // 2, 70), 1), min(d + 1, 71)
+
+
+def _reconstruction_shapes(rows, d):
+    n_u, n_p = _odd_widths(d)
+    return [(rows, n_u), (rows, n_p), (d, n_u), (d, n_p), (d,), (rows, d)]
+
+
+def _linear_shapes(rows, d):
+    n_u, n_p = _odd_widths(d)
+    return [(rows, d), (rows, d), (n_u, d), (n_u,), (n_p, d), (n_p,)]
+
+
+def _linear(activation):
+    return Case(
+        f"partitioned_linear-{activation}",
+        _linear_shapes,
+        lambda *x, temperature=1.0: ops.partitioned_linear(*x, activation=activation, temperature=temperature),
+        lambda *x, temperature=1.0: _plain_linear(*x, temperature=temperature, activation=activation),
+        (True, True, False, False, False, False),
+        smooth=activation != "relu",
+    )
+
+
+CASES = [
+    Case("partition", lambda n, d: [(n, d), (n, d)], ops.partition, _plain_partition, (True, True)),
+    Case("partition_dual", lambda n, d: [(n, d)] * 3, ops.partition_dual, _plain_dual, (True,) * 3),
+    Case(
+        "partition_share",
+        lambda n, d: [(n, d)],
+        lambda z, temperature=1.0: ops.partition_share(z, None, temperature),
+        _plain_share,
+        (True,),
+    ),
+    Case("partition_share-dual", lambda n, d: [(n, d)] * 2, ops.partition_share, _plain_dual_share, (True, True)),
+    *(_linear(activation) for activation in (None, "relu", "gelu", "silu")),
+    Case(
+        "reconstruction",
+        _reconstruction_shapes,
+        ops.reconstruction,
+        _plain_reconstruction,
+        (True, True, False, False, False, True),
+        has_temperature=False,
+    ),
+    Case("info_nce", lambda n, d: [(n, d), (n, d)], ops.info_nce, _plain_info_nce, (True, True)),
+]
+
+
+def outputs(result) -> tuple[torch.Tensor, ...]:
+    return result if isinstance(result, tuple) else (result,)
+
+
+def forward_and_gradients(function, tensors, seed: int = 1, **kwargs):
+    """Outputs and the gradients of a fixed random projection of them, with respect to every tensor."""
+    leaves = [x.detach().clone().requires_grad_() for x in tensors]
+    result = outputs(function(*leaves, **kwargs))
+    generator = torch.Generator().manual_seed(seed)
+    directions = [torch.randn(x.shape, generator=generator, dtype=torch.float64).to(x.dtype) for x in result]
+    scalar = sum((x.double() * direction.double()).sum() for x, direction in zip(result, directions, strict=True))
+    gradients = torch.autograd.grad(scalar, leaves)
+    return [x.detach() for x in result], list(gradients)
+
+
+TEMPERATURES = (0.5, math.pi)

@@ -1,0 +1,57 @@
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from tolerances import FP64
+
+from pgm_fast.ops import info_nce
+
+
+def _views(rows=6, d=5):
+    return torch.randn(rows, d, dtype=torch.float64), torch.randn(rows, d, dtype=torch.float64)
+
+
+@pytest.mark.parametrize("normalize", [True, False])
+def test_pairs_of_weight_zero_are_as_if_removed(normalize):
+    a, b = _views()
+    weight = torch.tensor([0.25, 0, 0.25, 0.25, 0, 0.25], dtype=torch.float64)
+    keep = weight > 0
+    leaves = [a.requires_grad_(), b.requires_grad_()]
+    masked = info_nce(a, b, 0.5, normalize, weight)
+    removed = info_nce(a[keep], b[keep], 0.5, normalize)
+    torch.testing.assert_close(masked, removed, rtol=FP64, atol=FP64)
+    for x, y in zip(torch.autograd.grad(masked, leaves), torch.autograd.grad(removed, leaves), strict=True):
+        torch.testing.assert_close(x, y, rtol=FP64, atol=FP64)
+
+
+def test_uninformative_views_cost_log_b_and_equal_ones_nothing():
+    constant = torch.ones(8, 4, dtype=torch.float64)
+    torch.testing.assert_close(info_nce(constant, constant).item(), math.log(8), rtol=FP64, atol=FP64)
+    identity = torch.eye(8, dtype=torch.float64)
+    assert info_nce(identity, identity, temperature=0.01).item() < FP64
+
+
+def test_large_products_and_zero_rows_stay_finite():
+    a = (1e4 * torch.randn(6, 5)).requires_grad_()
+    loss = info_nce(a, a.detach(), temperature=1e-2, normalize=False)
+    zero = torch.zeros(6, 5, requires_grad=True)
+    (loss + info_nce(zero, zero.detach())).backward()
+    assert loss.isfinite() and a.grad.isfinite().all() and zero.grad.isfinite().all()
+
+
+def test_nothing_counted_gives_zero_loss_and_gradient():
+    a, b = (x.requires_grad_() for x in _views())
+    loss = info_nce(a, b, weight=torch.zeros(6, dtype=torch.float64))
+    loss.backward()
+    assert loss.item() == 0 and a.grad.abs().max() == 0 and b.grad.abs().max() == 0
+
+
+def test_backward_keeps_no_matrix_of_products():
+    """Everything saved for backward is of the size of the inputs."""
+    saved = []
+    a, b = torch.randn(64, 4, requires_grad=True), torch.randn(64, 4)
+    with torch.autograd.graph.saved_tensors_hooks(lambda x: saved.append(x) or x, lambda x: x):
+        info_nce(a, b)
+    assert saved and max(x.numel() for x in saved) <= a.numel()

@@ -1,0 +1,157 @@
+"""What every op promises, whatever it computes. One property per test, over all ops."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from op_cases import CASES, TEMPERATURES, forward_and_gradients, outputs
+from tolerances import EPS, FP64, TIMES_TORCH_ERROR
+
+by_op = pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+SIZES = [(0, 3), (1, 1), (5, 7), (3, 64)]
+
+
+@by_op
+@pytest.mark.parametrize("temperature", TEMPERATURES)
+def test_equals_the_plain_formula_in_fp64(case, temperature):
+    kwargs = {"temperature": temperature} if case.has_temperature else {}
+    for rows, d in SIZES:
+        tensors = case.tensors(rows, d, torch.float64)
+        got, got_gradients = forward_and_gradients(case.run, tensors, **kwargs)
+        want, want_gradients = forward_and_gradients(case.plain, tensors, **kwargs)
+        for a, b in zip(got + got_gradients, want + want_gradients, strict=True):
+            torch.testing.assert_close(a, b, rtol=FP64, atol=FP64)
+
+
+@by_op
+def test_gradients_equal_finite_differences(case):
+    tensors = [x.requires_grad_() for x in case.tensors(3, 5, torch.float64)]
+    assert torch.autograd.gradcheck(case.run, tensors)
+
+
+@by_op
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
+def test_error_is_at_most_twice_that_of_plain_torch(case, dtype):
+    tensors = case.tensors(17, 96, dtype)
+    exact = forward_and_gradients(case.plain, [x.double() for x in tensors])
+    plain = forward_and_gradients(case.plain, tensors)
+    got = forward_and_gradients(case.run, tensors)
+    # at relu's kink a rounding changes a gradient by its whole value: only its outputs are compared
+    for kind in (0, 1) if case.smooth else (0,):
+        for reference, by_torch, by_op_ in zip(exact[kind], plain[kind], got[kind], strict=True):
+            floor = EPS[dtype] * reference.abs().max()
+            allowed = TIMES_TORCH_ERROR * (by_torch.double() - reference).abs().max() + floor
+            assert (by_op_.double() - reference).abs().max() <= allowed
+
+
+@by_op
+def test_passes_opcheck(case):
+    called = []
+    with _recording(called):
+        case.run(*[x.requires_grad_() for x in case.tensors(4, 6)])
+    assert called
+    for op, args in called:
+        torch.library.opcheck(op, args)
+
+
+@by_op
+def test_compiles_without_a_graph_break_to_the_same_numbers(case):
+    tensors = case.tensors(4, 6)
+    compiled = torch.compile(case.run, fullgraph=True, backend="aot_eager")
+    for a, b in zip(
+        sum(forward_and_gradients(compiled, tensors), []),
+        sum(forward_and_gradients(case.run, tensors), []),
+        strict=True,
+    ):
+        assert torch.equal(a, b)
+
+
+@by_op
+def test_strides_do_not_matter(case):
+    """Transposed, sliced and expanded inputs give the numbers of their contiguous copies."""
+    tensors = case.tensors(4, 6)
+    strided = [_transposed(x) for x in tensors]
+    expanded = [x[:1].expand_as(x) if batched else x for x, batched in zip(tensors, case.batch_axis, strict=True)]
+    for variant in (strided, expanded):
+        got = outputs(case.run(*variant))
+        want = outputs(case.run(*[x.contiguous() for x in variant]))
+        for a, b in zip(got, want, strict=True):
+            torch.testing.assert_close(a, b, rtol=EPS[torch.float32] * 8, atol=EPS[torch.float32] * 8)
+
+
+@by_op
+def test_expanded_incoming_gradients_are_read_and_left_alone(case):
+    leaves = [x.requires_grad_() for x in case.tensors(4, 6)]
+    result = outputs(case.run(*leaves))
+    ones = [torch.ones((), dtype=x.dtype).expand(x.shape) for x in result]
+    expanded = torch.autograd.grad(result, leaves, ones, retain_graph=True)
+    contiguous = [torch.ones(x.shape) for x in result]
+    dense = torch.autograd.grad(result, leaves, contiguous)
+    assert all(torch.equal(a, b) for a, b in zip(expanded, dense, strict=True))
+    assert all(torch.equal(x, torch.ones(x.shape)) for x in contiguous)
+
+
+@by_op
+def test_inputs_are_never_written_and_two_calls_agree_bitwise(case):
+    tensors = case.tensors(5, 9)
+    before = [x.clone() for x in tensors]
+    first, second = (sum(forward_and_gradients(case.run, tensors), []) for _ in range(2))
+    assert all(torch.equal(a, b) for a, b in zip(tensors, before, strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+
+
+@by_op
+def test_wide_rows_stay_finite(case):
+    result, gradients = forward_and_gradients(case.run, case.tensors(2, 8192, scale=0.1))
+    assert all(x.isfinite().all() for x in result + gradients)
+
+
+@by_op
+def test_autocast_gives_finite_outputs_and_gradients_in_the_parameters_dtype(case):
+    leaves = [x.requires_grad_() for x in case.tensors(4, 6)]
+    with torch.autocast("cpu", torch.bfloat16):
+        result = outputs(case.run(*leaves))
+    products = case.name.startswith(("partitioned_linear", "reconstruction"))
+    assert result[0].dtype == (torch.bfloat16 if products else torch.float32)
+    gradients = torch.autograd.grad(sum(x.float().sum() for x in result), leaves)
+    assert all(g.dtype == torch.float32 and g.isfinite().all() for g in gradients)
+
+
+@pytest.mark.parametrize("case", [c for c in CASES if c.has_temperature], ids=lambda case: case.name)
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), 0.0, -1.0, torch.tensor(1.0), True], ids=repr)
+def test_a_wrong_temperature_is_named(case, value):
+    with pytest.raises((ValueError, TypeError), match="temperature must be"):
+        case.run(*case.tensors(2, 4), temperature=value)
+
+
+@by_op
+def test_wrong_tensors_are_named(case):
+    tensors = case.tensors(3, 4)
+    for position in range(len(tensors)):
+        for wrong, error in ((tensors[position].long(), TypeError), (3.0, TypeError), (torch.randn(2, 0), ValueError)):
+            arguments = [*tensors[:position], wrong, *tensors[position + 1 :]]
+            with pytest.raises(error, match=r"must (have|be)|last dimension"):
+                case.run(*arguments)
+        if position:
+            arguments = [*tensors[:position], tensors[position].to("meta"), *tensors[position + 1 :]]
+            with pytest.raises(ValueError, match="is on meta"):
+                case.run(*arguments)
+
+
+def _transposed(x: torch.Tensor) -> torch.Tensor:
+    return x.t().contiguous().t() if x.ndim == 2 else torch.stack([x, x], -1)[..., 0]
+
+
+class _recording(torch.utils._python_dispatch.TorchDispatchMode):
+    """Notes every call of one of this project's ops."""
+
+    def __init__(self, called):
+        super().__init__()
+        self.called = called
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        if function.namespace == "pgm_fast":
+            self.called.append(
+                (function, tuple(x.detach().clone() if isinstance(x, torch.Tensor) else x for x in args))
+            )
+        return function(*args, **(kwargs or {}))

@@ -1,0 +1,60 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from tolerances import FP64
+
+from pgm_fast.ops import partition, partitioned_linear
+
+
+def _arguments(rows, d, n_u, n_p):
+    shapes = [(rows, d), (rows, d), (n_u, d), (n_u,), (n_p, d), (n_p,)]
+    return [torch.randn(shape, dtype=torch.float64) for shape in shapes]
+
+
+def test_equals_partition_followed_by_two_linear_layers():
+    h, z, w_uni, b_uni, w_paired, b_paired = _arguments(6, 10, 3, 4)
+    u, p = partitioned_linear(h, z, w_uni, b_uni, w_paired, b_paired, "silu", 0.7)
+    uni, paired = partition(h, z, 0.7)
+    silu = torch.nn.functional.silu
+    torch.testing.assert_close(u, silu(uni @ w_uni.t() + b_uni), rtol=FP64, atol=FP64)
+    torch.testing.assert_close(p, silu(paired @ w_paired.t() + b_paired), rtol=FP64, atol=FP64)
+
+
+@pytest.mark.parametrize("activation", [None, "relu", "gelu", "silu"])
+def test_biases_are_optional_and_leading_dimensions_are_kept(activation):
+    h, z, w_uni, b_uni, w_paired, b_paired = _arguments(6, 10, 3, 4)
+    h, z = h.view(2, 3, 10).requires_grad_(), z.view(2, 3, 10)
+    with_zero = partitioned_linear(h, z, w_uni, b_uni * 0, w_paired, b_paired * 0, activation)
+    without = partitioned_linear(h, z, w_uni, None, w_paired, None, activation)
+    assert without[0].shape == (2, 3, 3) and without[1].shape == (2, 3, 4)
+    assert all(torch.equal(a, b) for a, b in zip(with_zero, without, strict=True))
+    (gradient,) = torch.autograd.grad(without[0].sum() + without[1].sum(), h)
+    assert gradient.shape == h.shape and gradient.abs().sum() > 0
+
+
+def test_chunked_gate_logits():
+    h, _, *weights = _arguments(3, 12, 2, 5)
+    z = torch.randn(3, 4, dtype=torch.float64)
+    leaves = [x.requires_grad_() for x in (h, z, *weights)]
+    assert torch.autograd.gradcheck(lambda *x: partitioned_linear(*x, "gelu"), leaves)
+
+
+def test_gate_logits_may_be_of_another_dtype():
+    h, z, *weights = [x.float() for x in _arguments(3, 8, 2, 5)]
+    low = [x.bfloat16().requires_grad_() for x in (h, *weights)]
+    z.requires_grad_()
+    u, p = partitioned_linear(low[0], z, *low[1:])
+    (u.sum() + p.sum()).backward()
+    assert u.dtype == torch.bfloat16 and z.grad.dtype == torch.float32 and low[0].grad.dtype == torch.bfloat16
+
+
+def test_mixed_weights_are_refused():
+    h, z, *weights = _arguments(3, 8, 2, 5)
+    with pytest.raises(TypeError, match=r"w_uni must have the dtype of h \(torch.float64\), got torch.float32"):
+        partitioned_linear(h, z, weights[0].float(), *weights[1:])
+
+
+def test_an_unknown_activation_is_named():
+    with pytest.raises(ValueError, match="activation must be one of None, 'relu', 'gelu', 'silu', got 'tanh'"):
+        partitioned_linear(*_arguments(3, 8, 2, 5), activation="tanh")
