@@ -19,7 +19,7 @@ lint: $(READY)
 	.venv/bin/ruff check .
 	.venv/bin/ruff format --check .
 
-$(READY): pyproject.toml setup.py constraints.txt tools/setup_venv.py
+$(READY): pyproject.toml setup.py constraints.txt tools/setup_venv.py $(wildcard csrc/*.cpp csrc/*/*)
 	$(PYTHON) tools/setup_venv.py
 	touch $(READY)
 

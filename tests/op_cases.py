@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
 
-from pgm_fast import ops
+from pgm_fast import backends, ops
 
 
 @dataclass(frozen=True)
@@ -24,6 +24,11 @@ class Case:
     batch_axis: tuple[bool, ...]
     smooth: bool = True
     has_temperature: bool = True
+    backend: str = "torch"
+
+    @property
+    def id(self) -> str:
+        return f"{self.name}-{self.backend}"
 
     def tensors(self, rows: int, d: int, dtype=torch.float32, scale: float = 1.0, seed: int = 0) -> list[torch.Tensor]:
         generator = torch.Generator().manual_seed(seed)
@@ -100,7 +105,7 @@ def _linear(activation):
     )
 
 
-CASES = [
+_OPS = [
     Case("partition", lambda n, d: [(n, d), (n, d)], ops.partition, _plain_partition, (True, True)),
     Case("partition_dual", lambda n, d: [(n, d)] * 3, ops.partition_dual, _plain_dual, (True,) * 3),
     Case(
@@ -122,6 +127,15 @@ CASES = [
     ),
     Case("info_nce", lambda n, d: [(n, d), (n, d)], ops.info_nce, _plain_info_nce, (True, True)),
 ]
+
+
+def _on_every_backend(case: Case) -> list[Case]:
+    op = case.name.partition("-")[0]
+    usable = [name for name, reason in backends.implementations()[op].items() if reason is None]
+    return [replace(case, backend=name) for name in usable]
+
+
+CASES = [variant for case in _OPS for variant in _on_every_backend(case)]
 
 
 def outputs(result) -> tuple[torch.Tensor, ...]:

@@ -19,10 +19,12 @@ OLDEST_PYTHON = (3, 10)
 
 def main() -> None:
     if sys.version_info < OLDEST_PYTHON:
-        sys.exit(f"error: Python {sys.version.split()[0]} is too old, 3.10 or newer is needed: make PYTHON=/path/to/python3.11 ...")
+        sys.exit(
+            f"error: Python {sys.version.split()[0]} is too old, 3.10 or newer is needed: make PYTHON=/path/to/python3.11 ..."
+        )
     if not PYTHON.exists():
         _run([sys.executable, "-m", "venv", str(VENV)], "on Debian and Ubuntu: apt install python3-venv")
-    _pip("--upgrade", "pip", "setuptools>=77")
+    _pip("--upgrade", "pip", "setuptools>=77", "pybind11>=2.12,<4")
     constraint = ROOT / "constraints.txt"
     found = _importable_torch()
     if found is not None:
@@ -46,7 +48,9 @@ def _importable_torch() -> tuple[str, Path] | None:
     wanted = re.search(r'"(torch[^"]*)"', (ROOT / "pyproject.toml").read_text()).group(1)
     program = "import sys; from pip._vendor.packaging.requirements import Requirement as R; print(sys.argv[2] in R(sys.argv[1]).specifier)"
     version = str(torch.__version__)
-    answer = subprocess.run([PYTHON, "-c", program, wanted, version.partition("+")[0]], capture_output=True, text=True, check=True)
+    answer = subprocess.run(
+        [PYTHON, "-c", program, wanted, version.partition("+")[0]], capture_output=True, text=True, check=True
+    )
     if answer.stdout.strip() != "True":
         print(f"torch {version} does not satisfy {wanted}; installing another", flush=True)
         return None
@@ -59,7 +63,10 @@ def _site_packages() -> Path:
 
 
 def _pip(*arguments: str) -> None:
-    _run([str(PYTHON), "-m", "pip", "install", "--quiet", "--disable-pip-version-check", *arguments], "see pip's message above")
+    _run(
+        [str(PYTHON), "-m", "pip", "install", "--quiet", "--disable-pip-version-check", *arguments],
+        "see pip's message above",
+    )
 
 
 def _run(command: list[str], advice: str) -> None:

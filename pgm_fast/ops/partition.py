@@ -11,6 +11,7 @@ from torch import Tensor
 
 from .checks import check_features, check_gate, check_temperature
 from .gates import accumulation_dtype, chunk_sum, cumsoftmax, cumsoftmax_backward, expand_gate
+from .native import register_native
 from .registration import define, define_autograd
 
 __all__ = ["partition"]
@@ -67,6 +68,9 @@ _partition_backward = define(
     _reference_backward,
     lambda grad_uni, grad_paired, h, z, temperature: (h.new_empty(h.shape), z.new_empty(z.shape)),
 )
+
+register_native("partition", outputs=(0, 0))
+register_native("partition_backward", outputs=(2, 3))
 
 
 def _setup_context(ctx, inputs, output) -> None:

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from .checks import check_features, check_gate, check_temperature
 from .gates import accumulation_dtype, chunk_sum, cumsoftmax, cumsoftmax_backward, expand_gate
+from .native import register_native
 from .registration import define, define_autograd
 
 __all__ = ["partition_dual"]
@@ -98,6 +99,9 @@ _partition_dual_backward = define(
         x.new_empty(x.shape) for x in (h, z_uni, z_paired)
     ),
 )
+
+register_native("partition_dual", outputs=(0, 0, 0))
+register_native("partition_dual_backward", outputs=(3, 4, 5))
 
 
 def _setup_context(ctx, inputs, output) -> None:

@@ -1,4 +1,4 @@
-"""What every op promises, whatever it computes. One property per test, over all ops."""
+"""What every op promises, whatever it computes. One property per test, over all ops and the backends that serve here."""
 
 from __future__ import annotations
 
@@ -7,7 +7,17 @@ import torch
 from op_cases import CASES, TEMPERATURES, forward_and_gradients, outputs
 from tolerances import EPS, FP64, TIMES_TORCH_ERROR
 
-by_op = pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+import pgm_fast
+
+by_op = pytest.mark.parametrize("case", CASES, ids=lambda case: case.id)
+
+
+@pytest.fixture(autouse=True)
+def _backend(request):
+    with pgm_fast.backend(request.node.callspec.params["case"].backend):
+        yield
+
+
 SIZES = [(0, 3), (1, 1), (5, 7), (3, 64)]
 
 
@@ -117,7 +127,7 @@ def test_autocast_gives_finite_outputs_and_gradients_in_the_parameters_dtype(cas
     assert all(g.dtype == torch.float32 and g.isfinite().all() for g in gradients)
 
 
-@pytest.mark.parametrize("case", [c for c in CASES if c.has_temperature], ids=lambda case: case.name)
+@pytest.mark.parametrize("case", [c for c in CASES if c.has_temperature], ids=lambda case: case.id)
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), 0.0, -1.0, torch.tensor(1.0), True], ids=repr)
 def test_a_wrong_temperature_is_named(case, value):
     with pytest.raises((ValueError, TypeError), match="temperature must be"):

@@ -1,0 +1,47 @@
+// Arithmetic of the partitions, one element at a time: the one source of truth for CPU vectors and CUDA threads.
+//
+// V is anything with + - *: float, double, or a CPU vector of them.
+//   single gate: g = cumsoftmax(z), c = 1 - g (its own scan);   uni = c h, paired = g h
+//   dual gate:   e = 1 - cumsoftmax(z_uni), r = cumsoftmax(z_paired), ne = 1 - e, nr = 1 - r (own scans)
+//                uni_only = e nr h, paired_only = r ne h, shared = e r h
+#pragma once
+
+#if defined(__CUDACC__)
+#define PGM_FAST_HOST_DEVICE __host__ __device__ __forceinline__
+#else
+#define PGM_FAST_HOST_DEVICE inline
+#endif
+
+namespace pgm_fast {
+
+// d loss / d h for the single gate.
+template <class V>
+PGM_FAST_HOST_DEVICE V single_grad_h(V gate, V complement, V grad_uni, V grad_paired) {
+  return complement * grad_uni + gate * grad_paired;
+}
+
+// d loss / d g for the single gate.
+template <class V>
+PGM_FAST_HOST_DEVICE V single_grad_gate(V h, V grad_uni, V grad_paired) {
+  return (grad_paired - grad_uni) * h;
+}
+
+// d loss / d h for the dual gate.
+template <class V>
+PGM_FAST_HOST_DEVICE V dual_grad_h(V e, V ne, V r, V nr, V grad_uni, V grad_paired, V grad_shared) {
+  return e * (nr * grad_uni + r * grad_shared) + (r * ne) * grad_paired;
+}
+
+// d loss / d cumsoftmax(z_uni) = -d loss / d e, per gate, from gradients that are already multiplied by h.
+template <class V>
+PGM_FAST_HOST_DEVICE V dual_grad_uni_gate(V r, V nr, V by_uni, V by_paired, V by_shared) {
+  return (by_paired - by_shared) * r - by_uni * nr;
+}
+
+// d loss / d r, per gate, from gradients that are already multiplied by h.
+template <class V>
+PGM_FAST_HOST_DEVICE V dual_grad_paired_gate(V e, V ne, V by_uni, V by_paired, V by_shared) {
+  return by_paired * ne + (by_shared - by_uni) * e;
+}
+
+}  // namespace pgm_fast

@@ -1,0 +1,194 @@
+// Vectors of float for the instruction set that this file is compiled for, and a one-lane stand-in for float and double.
+//
+// Beyond arithmetic the kernels need three things: scans inside a vector, loads and stores of the first n lanes, and stores that
+// bypass the cache. The instruction set is a compile-time choice; bindings.cpp refuses to load on a CPU that lacks it.
+#pragma once
+
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+
+#if defined(__AVX512F__) || defined(__AVX2__)
+#include <immintrin.h>
+#endif
+
+namespace pgm_fast::cpu {
+
+template <class T>
+struct Lane {
+  using value = T;
+  static constexpr int width = 1;
+  T v;
+
+  static Lane set(T x) { return {x}; }
+  static Lane load(const T* from) { return {*from}; }
+  static Lane load(const T* from, int64_t) { return {*from}; }
+  void store(T* to) const { *to = v; }
+  void store(T* to, int64_t) const { *to = v; }
+  void stream(T* to) const { *to = v; }
+  friend Lane operator+(Lane a, Lane b) { return {a.v + b.v}; }
+  friend Lane operator-(Lane a, Lane b) { return {a.v - b.v}; }
+  friend Lane operator*(Lane a, Lane b) { return {a.v * b.v}; }
+  static Lane max(Lane a, Lane b) { return {std::max(a.v, b.v)}; }
+  static Lane min(Lane a, Lane b) { return {std::min(a.v, b.v)}; }
+  static Lane exp(Lane a) { return {std::exp(a.v)}; }
+  Lane scan_from_left() const { return *this; }
+  Lane scan_from_right() const { return *this; }
+  Lane first() const { return *this; }
+  Lane last() const { return *this; }
+  // lanes 1.. and then the first lane of next
+  Lane shift_left(Lane next) const { return next; }
+  T sum() const { return v; }
+  T largest() const { return v; }
+};
+
+inline void stream_fence() {
+#if defined(__AVX512F__) || defined(__AVX2__)
+  _mm_sfence();
+#endif
+}
+
+#if defined(__AVX512F__)
+
+struct Simd {
+  using value = float;
+  static constexpr int width = 16;
+  __m512 v;
+
+  static Simd set(float x) { return {_mm512_set1_ps(x)}; }
+  static Simd load(const float* from) { return {_mm512_loadu_ps(from)}; }
+  static Simd load(const float* from, int64_t n) { return {_mm512_maskz_loadu_ps(mask(n), from)}; }
+  void store(float* to) const { _mm512_storeu_ps(to, v); }
+  void store(float* to, int64_t n) const { _mm512_mask_storeu_ps(to, mask(n), v); }
+  void stream(float* to) const { _mm512_stream_ps(to, v); }
+  friend Simd operator+(Simd a, Simd b) { return {_mm512_add_ps(a.v, b.v)}; }
+  friend Simd operator-(Simd a, Simd b) { return {_mm512_sub_ps(a.v, b.v)}; }
+  friend Simd operator*(Simd a, Simd b) { return {_mm512_mul_ps(a.v, b.v)}; }
+  static Simd max(Simd a, Simd b) { return {_mm512_max_ps(a.v, b.v)}; }
+  static Simd min(Simd a, Simd b) { return {_mm512_min_ps(a.v, b.v)}; }
+  static Simd fma(Simd a, Simd b, Simd c) { return {_mm512_fmadd_ps(a.v, b.v, c.v)}; }
+  static Simd round(Simd a) { return {_mm512_roundscale_ps(a.v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC)}; }
+  // a * 2^n for integral n
+  static Simd scale(Simd a, Simd n) { return {_mm512_scalef_ps(a.v, n.v)}; }
+  Simd scan_from_left() const {
+    const __m512i zero = _mm512_setzero_si512();
+    __m512 x = v;
+    x = _mm512_add_ps(x, _mm512_castsi512_ps(_mm512_alignr_epi32(_mm512_castps_si512(x), zero, 15)));
+    x = _mm512_add_ps(x, _mm512_castsi512_ps(_mm512_alignr_epi32(_mm512_castps_si512(x), zero, 14)));
+    x = _mm512_add_ps(x, _mm512_castsi512_ps(_mm512_alignr_epi32(_mm512_castps_si512(x), zero, 12)));
+    return {_mm512_add_ps(x, _mm512_castsi512_ps(_mm512_alignr_epi32(_mm512_castps_si512(x), zero, 8)))};
+  }
+  Simd scan_from_right() const {
+    const __m512i zero = _mm512_setzero_si512();
+    __m512 x = v;
+    x = _mm512_add_ps(x, _mm512_castsi512_ps(_mm512_alignr_epi32(zero, _mm512_castps_si512(x), 1)));
+    x = _mm512_add_ps(x, _mm512_castsi512_ps(_mm512_alignr_epi32(zero, _mm512_castps_si512(x), 2)));
+    x = _mm512_add_ps(x, _mm512_castsi512_ps(_mm512_alignr_epi32(zero, _mm512_castps_si512(x), 4)));
+    return {_mm512_add_ps(x, _mm512_castsi512_ps(_mm512_alignr_epi32(zero, _mm512_castps_si512(x), 8)))};
+  }
+  Simd first() const { return {_mm512_broadcastss_ps(_mm512_castps512_ps128(v))}; }
+  Simd last() const { return {_mm512_permutexvar_ps(_mm512_set1_epi32(15), v)}; }
+  Simd shift_left(Simd next) const {
+    return {_mm512_castsi512_ps(_mm512_alignr_epi32(_mm512_castps_si512(next.v), _mm512_castps_si512(v), 1))};
+  }
+  float sum() const { return _mm512_reduce_add_ps(v); }
+  float largest() const { return _mm512_reduce_max_ps(v); }
+  static Simd exp(Simd a);
+
+ private:
+  static __mmask16 mask(int64_t n) { return static_cast<__mmask16>((1u << n) - 1u); }
+};
+
+#elif defined(__AVX2__)
+
+struct Simd {
+  using value = float;
+  static constexpr int width = 8;
+  __m256 v;
+
+  static Simd set(float x) { return {_mm256_set1_ps(x)}; }
+  static Simd load(const float* from) { return {_mm256_loadu_ps(from)}; }
+  static Simd load(const float* from, int64_t n) { return {_mm256_maskload_ps(from, mask(n))}; }
+  void store(float* to) const { _mm256_storeu_ps(to, v); }
+  void store(float* to, int64_t n) const { _mm256_maskstore_ps(to, mask(n), v); }
+  void stream(float* to) const { _mm256_stream_ps(to, v); }
+  friend Simd operator+(Simd a, Simd b) { return {_mm256_add_ps(a.v, b.v)}; }
+  friend Simd operator-(Simd a, Simd b) { return {_mm256_sub_ps(a.v, b.v)}; }
+  friend Simd operator*(Simd a, Simd b) { return {_mm256_mul_ps(a.v, b.v)}; }
+  static Simd max(Simd a, Simd b) { return {_mm256_max_ps(a.v, b.v)}; }
+  static Simd min(Simd a, Simd b) { return {_mm256_min_ps(a.v, b.v)}; }
+  static Simd fma(Simd a, Simd b, Simd c) { return {_mm256_fmadd_ps(a.v, b.v, c.v)}; }
+  static Simd round(Simd a) { return {_mm256_round_ps(a.v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC)}; }
+  // a * 2^n for integral n, in two steps: 2^n itself may be subnormal where the product is not
+  static Simd scale(Simd a, Simd n) {
+    const __m256i exponent = _mm256_cvtps_epi32(n.v);
+    const __m256i half = _mm256_srai_epi32(exponent, 1);
+    return a * power_of_two(half) * power_of_two(_mm256_sub_epi32(exponent, half));
+  }
+  Simd scan_from_left() const {
+    __m256 x = v;
+    x = _mm256_add_ps(x, _mm256_castsi256_ps(_mm256_slli_si256(_mm256_castps_si256(x), 4)));
+    x = _mm256_add_ps(x, _mm256_castsi256_ps(_mm256_slli_si256(_mm256_castps_si256(x), 8)));
+    const __m256 low = _mm256_permute2f128_ps(x, x, 0x08);  // low half moved up, zero below
+    return {_mm256_add_ps(x, _mm256_shuffle_ps(low, low, 0xff))};
+  }
+  Simd scan_from_right() const {
+    __m256 x = v;
+    x = _mm256_add_ps(x, _mm256_castsi256_ps(_mm256_srli_si256(_mm256_castps_si256(x), 4)));
+    x = _mm256_add_ps(x, _mm256_castsi256_ps(_mm256_srli_si256(_mm256_castps_si256(x), 8)));
+    const __m256 high = _mm256_permute2f128_ps(x, x, 0x81);  // high half moved down, zero above
+    return {_mm256_add_ps(x, _mm256_shuffle_ps(high, high, 0x00))};
+  }
+  Simd first() const { return {_mm256_broadcastss_ps(_mm256_castps256_ps128(v))}; }
+  Simd last() const { return {_mm256_permutevar8x32_ps(v, _mm256_set1_epi32(7))}; }
+  Simd shift_left(Simd next) const {
+    const __m256i order = _mm256_setr_epi32(1, 2, 3, 4, 5, 6, 7, 0);
+    return {_mm256_permutevar8x32_ps(_mm256_blend_ps(v, next.v, 1), order)};
+  }
+  float sum() const {
+    const __m128 four = _mm_add_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps(v, 1));
+    const __m128 two = _mm_add_ps(four, _mm_movehl_ps(four, four));
+    return _mm_cvtss_f32(_mm_add_ss(two, _mm_movehdup_ps(two)));
+  }
+  float largest() const {
+    const __m128 four = _mm_max_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps(v, 1));
+    const __m128 two = _mm_max_ps(four, _mm_movehl_ps(four, four));
+    return _mm_cvtss_f32(_mm_max_ss(two, _mm_movehdup_ps(two)));
+  }
+  static Simd exp(Simd a);
+
+ private:
+  static __m256i mask(int64_t n) {
+    return _mm256_cmpgt_epi32(_mm256_set1_epi32(static_cast<int>(n)), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
+  }
+  static Simd power_of_two(__m256i n) {
+    return {_mm256_castsi256_ps(_mm256_slli_epi32(_mm256_add_epi32(n, _mm256_set1_epi32(127)), 23))};
+  }
+};
+
+#else
+
+using Simd = Lane<float>;
+
+#endif
+
+#if defined(__AVX512F__) || defined(__AVX2__)
+// e^a for a <= 0 (softmax after the maximum is subtracted): a = n ln 2 + r, e^r by the degree-6 minimax polynomial of Cephes expf
+// (Moshier), within 1 ulp. e^-104 rounds to 0.
+inline Simd Simd::exp(Simd a) {
+  const Simd x = max(set(-104.0f), a);  // this order keeps a NaN
+  const Simd n = round(x * set(1.44269504088896341f));
+  Simd r = fma(n, set(-0.693359375f), x);
+  r = fma(n, set(2.12194440e-4f), r);
+  Simd y = set(1.9875691500e-4f);
+  y = fma(y, r, set(1.3981999507e-3f));
+  y = fma(y, r, set(8.3334519073e-3f));
+  y = fma(y, r, set(4.1665795894e-2f));
+  y = fma(y, r, set(1.6666665459e-1f));
+  y = fma(y, r, set(5.0000001201e-1f));
+  y = fma(y, r * r, r + set(1.0f));
+  return scale(y, n);
+}
+#endif
+
+}  // namespace pgm_fast::cpu
