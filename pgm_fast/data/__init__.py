@@ -1,0 +1,26 @@
+"""Feature sets: readers, checks, batches, sampling, synthetic data with known interactions; nothing of methods."""
+
+from .batch import Batch
+from .feature_set import SPLITS, TASKS, DataSpec, FeatureSet, ModalitySpec
+from .loading import Loader
+from .normalize import Normalizer
+from .raw import Problem
+from .sources import check, load
+from .synthetic import Synthetic, draw, generate
+
+__all__ = [
+    "SPLITS",
+    "TASKS",
+    "Batch",
+    "DataSpec",
+    "FeatureSet",
+    "Loader",
+    "ModalitySpec",
+    "Normalizer",
+    "Problem",
+    "Synthetic",
+    "check",
+    "draw",
+    "generate",
+    "load",
+]

@@ -1,0 +1,303 @@
+"""Everything that can be wrong with a source, in one place: loading and ``check-data`` both ask here."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+
+from ..errors import DataError
+from .arrays import iterate_valid
+from .feature_set import SPLITS, TASKS
+from .grouping import disagreement
+from .labels import decide_task, label_problems
+from .raw import Problem, Raw, RefusedData, Request, nearest
+from .readers import read
+
+__all__ = ["examine", "find_problems", "normal_split"]
+
+SPLIT_NAMES = {
+    "train": "train",
+    "valid": "valid",
+    "test": "test",
+    "val": "valid",
+    "validation": "valid",
+    "dev": "valid",
+}
+SPLIT_CODES = dict(enumerate(SPLITS))
+
+
+def examine(request: Request) -> tuple[Raw | None, list[Problem]]:
+    """Read a source and find all that is wrong with it. ``None`` where it could not be read at all."""
+    try:
+        _check_request(request)
+        raw = read(request)
+    except RefusedData as refused:
+        return None, [refused.problem]
+    except DataError as error:
+        file, _, message = str(error).partition(": ")
+        return None, [Problem(file, "", None, message)]
+    return raw, [*find_problems(raw, request), *raw.notes]
+
+
+def _check_request(request: Request) -> None:
+    if request.task not in ("auto", *TASKS):
+        message = f"unknown task '{request.task}'{nearest(request.task, TASKS)}; one of auto, {', '.join(TASKS)}"
+        raise RefusedData(Problem(request.source, "task", None, message))
+    if request.nonfinite not in ("error", "zero"):
+        raise RefusedData(
+            Problem(request.source, "nonfinite", None, f"'{request.nonfinite}' is not one of error, zero")
+        )
+    if request.modalities is not None and (
+        not request.modalities or len(set(request.modalities)) < len(request.modalities)
+    ):
+        message = f"{list(request.modalities)}: name each modality once, at least one, or leave it out for all"
+        raise RefusedData(Problem(request.source, "modalities", None, message))
+    if request.order_by is not None and request.group_by is None:
+        raise RefusedData(
+            Problem(request.source, "order_by", None, f"'{request.order_by}' orders nothing without group_by")
+        )
+
+
+def find_problems(raw: Raw, request: Request) -> Iterator[Problem]:
+    """All problems of a readable source, structure first, then values."""
+    rows = len(raw)
+    shapes_fit = True
+    for problem in _shapes(raw, rows):
+        shapes_fit = False
+        yield problem
+    yield from _names(raw)
+    yield from _splits(raw)
+    yield from _ids(raw, request)
+    yield from _lengths(raw)
+    yield from _presence(raw, rows)
+    if request.group_by is not None:
+        yield from _groups(raw, request, rows)
+    if raw.label is not None:
+        yield from _labels(raw, request)
+    for name, array in raw.modalities.items():
+        if array.ndim in (2, 3) and array.dtype.kind in "fiub" and len(array) and array.shape[-1]:
+            yield from _values(raw, name, request.nonfinite, shapes_fit)
+
+
+def _shapes(raw: Raw, rows: int) -> Iterator[Problem]:
+    reference = next((name for name, array in raw.modalities.items() if len(array) == rows), raw.label_key)
+    per_row = {**raw.modalities, raw.label_key: raw.label, "split": raw.split, "id": raw.ids, "presence": raw.presence}
+    per_row |= {f"{name}_lengths": value for name, value in raw.lengths.items()} | {"step_lengths": raw.step_lengths}
+    for name, array in per_row.items():
+        if array is not None and array.ndim == 0:
+            yield raw.problem(name, None, f"a single value where one per row [N] with N = {rows} is expected")
+        elif array is not None and len(array) != rows:
+            yield raw.problem(
+                name, None, f"{len(array)} rows (shape {array.shape}) where {reference} has {rows}; all need the same N"
+            )
+    for name, array in raw.modalities.items():
+        if array.ndim not in (2, 3):
+            yield raw.problem(name, None, f"shape {array.shape}: a modality is [N, d] or [N, T, d]; flatten the rest")
+        elif 0 in array.shape:
+            yield raw.problem(name, None, f"shape {array.shape}: empty")
+        if array.dtype.kind not in "fiub":
+            yield raw.problem(name, None, f"dtype {array.dtype}: numbers are needed")
+    if raw.step_lengths is not None:
+        steps = {array.shape[1] for array in raw.modalities.values() if array.ndim == 3}
+        if len(steps) != 1 or any(array.ndim != 3 for array in raw.modalities.values()):
+            shapes = {name: array.shape for name, array in raw.modalities.items()}
+            yield raw.problem(
+                "step_lengths", None, f"labels per step need every modality as [N, T, d] with one T; got {shapes}"
+            )
+        elif raw.label is not None and (raw.label.ndim < 2 or raw.label.shape[1] != next(iter(steps))):
+            yield raw.problem(
+                raw.label_key, None, f"shape {raw.label.shape}: with step_lengths labels are [N, {next(iter(steps))}]"
+            )
+
+
+def _names(raw: Raw) -> Iterator[Problem]:
+    for name in raw.modalities:
+        if not name or any(c in "./" or c.isspace() for c in name):
+            yield raw.problem(name, None, f"modality name '{name}' holds '.', '/' or a space; rename the key")
+
+
+def normal_split(split: np.ndarray) -> tuple[np.ndarray, int | None]:
+    """Split names ``[N]`` from names, synonyms (val, dev) or codes, and the first row that is none of them, or None."""
+    if split.dtype.kind in "iubf":
+        table, values = SPLIT_CODES, split
+    else:
+        table, values = SPLIT_NAMES, np.char.strip(split.astype(str))
+    kinds, place = np.unique(values, return_inverse=True)
+    known = np.array([table.get(kind, "") for kind in kinds.tolist()], dtype="<U5")[place.reshape(-1)]
+    wrong = np.flatnonzero(known == "")
+    return known, int(wrong[0]) if len(wrong) else None
+
+
+def _splits(raw: Raw) -> Iterator[Problem]:
+    if raw.split is None:
+        if len(raw) < 3:
+            yield raw.problem("split", None, f"{len(raw)} rows: too few for a train / valid / test split")
+        return
+    if raw.split.ndim != 1 or raw.split.dtype.kind not in "iubfUS":
+        yield raw.problem(
+            "split",
+            None,
+            f"{raw.split.dtype}{list(raw.split.shape)}: [N] of train / valid / test or 0 / 1 / 2 is needed",
+        )
+        return
+    split, wrong = normal_split(raw.split)
+    if wrong is not None:
+        yield raw.problem("split", wrong, f"'{raw.split[wrong]}' is not one of train, valid, test (or 0, 1, 2)")
+        return
+    for name in ("train", "test"):
+        if not (split == name).any():
+            message = f"no {name} rows; mark some, or leave 'split' out for a seeded 70/10/20 split"
+            yield raw.problem("split", None, message)
+    if (split == "train").sum() == 1 and not (split == "valid").any():
+        yield raw.problem("split", None, "one train row and no valid rows: nothing to validate on")
+
+
+def _ids(raw: Raw, request: Request) -> Iterator[Problem]:
+    if raw.ids is None or request.group_by is not None:
+        return
+    if raw.ids.ndim != 1:
+        yield raw.problem("id", None, f"shape {raw.ids.shape}: one id per row [N] is needed")
+        return
+    values, first, counts = np.unique(raw.ids, return_index=True, return_counts=True)
+    if len(values) < len(raw.ids):
+        k = int(np.flatnonzero(counts > 1)[0])
+        row = int(np.flatnonzero(raw.ids == values[k])[1])
+        extra = int((counts - 1).sum())
+        message = f"id '{values[k]}' is already in row {first[k]} ({extra} repeats); make ids unique, or leave them out"
+        yield raw.problem("id", row, message)
+
+
+def _whole_numbers(array: np.ndarray) -> bool:
+    return array.ndim == 1 and array.dtype.kind in "iu"
+
+
+def _lengths(raw: Raw) -> Iterator[Problem]:
+    named = {f"{name}_lengths": (value, raw.modalities[name]) for name, value in raw.lengths.items()}
+    if raw.step_lengths is not None:
+        named["step_lengths"] = (raw.step_lengths, next(iter(raw.modalities.values())))
+    for key, (value, array) in named.items():
+        if not _whole_numbers(value):
+            yield raw.problem(key, None, f"{value.dtype}{list(value.shape)}: integers [N] are needed")
+            continue
+        if array.ndim != 3:
+            yield raw.problem(key, None, f"lengths for an array of shape {array.shape}, which is no sequence [N, T, d]")
+            continue
+        longest = array.shape[1]
+        wrong = (value < 1) | (value > longest)
+        if (
+            raw.presence is not None
+            and key != "step_lengths"
+            and raw.presence.shape == (len(value), len(raw.modalities))
+        ):
+            absent = ~raw.presence.astype(bool)[:, list(raw.modalities).index(key.removesuffix("_lengths"))]
+            wrong &= ~(absent & (value == 0))
+        if wrong.any():
+            row = int(np.flatnonzero(wrong)[0])
+            found = f"length {value[row]} out of range ({int(wrong.sum())} such rows)"
+            message = f"{found}; 1..{longest} is allowed, the array is {array.shape}"
+            yield raw.problem(key, row, message)
+
+
+def _presence(raw: Raw, rows: int) -> Iterator[Problem]:
+    if raw.presence is None or raw.presence.ndim != 2 or len(raw.presence) != rows:
+        return
+    if not np.isin(raw.presence, (0, 1)).all():
+        row = int(np.flatnonzero(~np.isin(raw.presence, (0, 1)).all(axis=1))[0])
+        yield raw.problem("presence", row, f"{raw.presence[row].tolist()}: true and false (or 1 and 0) are needed")
+    elif not raw.presence.any(axis=1).all():
+        row = int(np.flatnonzero(~raw.presence.any(axis=1))[0])
+        count = int((~raw.presence.any(axis=1)).sum())
+        yield raw.problem("presence", row, f"no modality is present ({count} such rows); leave such rows out")
+
+
+def _groups(raw: Raw, request: Request, rows: int) -> Iterator[Problem]:
+    for argument, key in (("group_by", request.group_by), ("order_by", request.order_by)):
+        if key is not None and key not in raw.columns:
+            hint = f"{nearest(key, list(raw.columns))}; columns are {', '.join(raw.columns) or 'none'}"
+            yield raw.problem(key, None, f"no such column for {argument}{hint}")
+        elif key is not None and len(raw.columns[key]) != rows:
+            yield raw.problem(
+                key, None, f"{len(raw.columns[key])} values for {rows} rows; {argument} needs one per row"
+            )
+    for name, array in raw.modalities.items():
+        if array.ndim == 3:
+            yield raw.problem(
+                name, None, f"shape {array.shape}: group_by makes sequences of vectors [N, d], this is one already"
+            )
+    groups = raw.columns.get(request.group_by)
+    if groups is None or len(groups) != rows:
+        return
+    if raw.split is not None and raw.split.ndim == 1 and len(raw.split) == rows:
+        found = disagreement(groups, raw.split)
+        if found:
+            yield raw.problem(
+                "split",
+                found[0],
+                f"{found[1]}: a group in two splits; give all rows with one '{request.group_by}' one split",
+            )
+    if raw.presence is not None and len(raw.presence) == rows:
+        found = disagreement(groups, raw.presence)
+        if found:
+            yield raw.problem(
+                "presence", found[0], f"{found[1]}: a modality is present in a whole sequence or not at all"
+            )
+    if raw.split is None and len(np.unique(groups)) < 3:
+        yield raw.problem(
+            request.group_by, None, f"{len(np.unique(groups))} groups: too few for a train / valid / test split"
+        )
+
+
+def _labels(raw: Raw, request: Request) -> Iterator[Problem]:
+    label, rows_of = raw.label, None
+    if raw.step_lengths is not None:
+        if label.ndim < 2 or not _whole_numbers(raw.step_lengths) or len(raw.step_lengths) != len(label):
+            return
+        valid = np.arange(label.shape[1]) < raw.step_lengths[:, None]
+        label, rows_of = label[valid], np.nonzero(valid)[0]
+    if label.ndim == 0:
+        return
+    task = decide_task(label, request.task, raw.default_task)
+    if task == "retrieval":
+        return
+    for row, message in label_problems(label, task, raw.num_classes, raw.class_names):
+        yield raw.problem(raw.label_key, row if row is None or rows_of is None else int(rows_of[row]), message)
+
+
+def _values(raw: Raw, name: str, nonfinite: str, shapes_fit: bool) -> Iterator[Problem]:
+    """NaN and infinities (as float32, what training sees) and constant features, in present rows and valid steps."""
+    array = raw.modalities[name]
+    rows = np.arange(len(array))
+    lengths = raw.lengths.get(name)
+    if shapes_fit and raw.presence is not None and raw.presence.shape == (len(array), len(raw.modalities)):
+        rows = rows[raw.presence.astype(bool)[:, list(raw.modalities).index(name)]]
+    if lengths is not None and not (array.ndim == 3 and _whole_numbers(lengths) and len(lengths) == len(array)):
+        lengths = None
+    counts, first_row = np.zeros(3, np.int64), None
+    first, constant = None, None
+    for chunk in iterate_valid(array, rows, lengths):
+        with np.errstate(over="ignore", invalid="ignore"):
+            values = chunk.values.astype(np.float32, copy=False)
+        if not len(values):
+            continue
+        if first is None:
+            first, constant = values[0].copy(), np.arange(values.shape[1])
+        if len(constant):
+            constant = constant[(values[:, constant] == first[constant]).all(axis=0)]
+        finite = np.isfinite(values)
+        if not finite.all():
+            bad = np.flatnonzero(~finite.all(axis=1))
+            if first_row is None:
+                first_row = chunk.row_of(int(bad[0]))
+            counts += [np.isnan(values).sum(), np.isposinf(values).sum(), np.isneginf(values).sum()]
+    if first_row is not None:
+        kinds = zip(counts.tolist(), ("NaN", "+inf", "-inf"), strict=True)
+        found = ", ".join(f"{count} {kind}" for count, kind in kinds if count) + f" in shape {tuple(array.shape)}"
+        if nonfinite == "error":
+            message = f"{found}, first in this row; finite numbers are needed (nonfinite=zero reads them as 0)"
+            yield raw.problem(name, first_row, message)
+        else:
+            yield raw.problem(name, first_row, f"{found}, first in this row; read as 0", "note")
+    if constant is not None and len(constant) and len(rows) > 1:
+        message = f"{len(constant)} of {len(first)} features hold one value in every row (first: {constant[0]})"
+        yield raw.problem(name, None, message, "note")

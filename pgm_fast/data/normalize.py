@@ -1,0 +1,87 @@
+"""Zero mean and unit variance per dimension, learned from the training split alone."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+import torch
+
+from ..errors import DataError
+from .arrays import iterate_valid
+from .feature_set import FeatureSet
+
+__all__ = ["Normalizer"]
+
+# Relative size of rounding in a float64 mean: a smaller deviation is a constant feature, not a signal.
+CONSTANT = 1e-12
+
+
+class Normalizer:
+    """``(x - mean) / scale`` per modality and dimension.
+
+    Args:
+        mean: modality -> float64 ``[d]``.
+        scale: modality -> float64 ``[d]``, > 0. 1 where a dimension never varies.
+    """
+
+    def __init__(self, mean: Mapping[str, np.ndarray], scale: Mapping[str, np.ndarray]):
+        self.mean = {name: np.asarray(value, np.float64) for name, value in mean.items()}
+        self.scale = {name: np.asarray(value, np.float64) for name, value in scale.items()}
+
+    @classmethod
+    def fit(cls, features: FeatureSet) -> Normalizer:
+        """Statistics of the training rows: valid steps of sequences, present modalities. Reads in chunks.
+
+        Chunks are joined by the update of Chan, Golub and LeVeque (1983), in float64.
+        """
+        mean, scale = {}, {}
+        train = features.rows("train")
+        for position, (name, array) in enumerate(features.modalities.items()):
+            rows = train if features.presence is None else train[features.presence[train, position]]
+            lengths = features.lengths.get(name, features.step_lengths)
+            count, center, squares = 0, np.zeros(array.shape[-1]), np.zeros(array.shape[-1])
+            for chunk in iterate_valid(array, rows, lengths):
+                if not len(chunk.values):
+                    continue
+                values = chunk.values.astype(np.float64)
+                chunk_mean = values.mean(axis=0)
+                values -= chunk_mean
+                shift = chunk_mean - center
+                total = count + len(values)
+                squares += np.einsum("nd,nd->d", values, values) + shift**2 * (count * len(values) / total)
+                center += shift * (len(values) / total)
+                count = total
+            deviation = np.sqrt(squares / max(count, 1))
+            deviation[deviation <= CONSTANT * np.abs(center)] = 1.0
+            mean[name], scale[name] = center, deviation
+        return cls(mean, scale)
+
+    def apply(self, name: str, block: np.ndarray) -> np.ndarray:
+        """Values ``[..., d]`` of one modality, normalised, as a new float32 array. Float64 is shifted as float64."""
+        if name not in self.mean:
+            raise DataError(f"modality '{name}' is unknown to the normaliser, which has {', '.join(self.mean)}")
+        if block.shape[-1] != len(self.mean[name]):
+            raise DataError(
+                f"modality '{name}' has {block.shape[-1]} features; the normaliser was fitted on {len(self.mean[name])}"
+            )
+        kind = np.float64 if block.dtype == np.float64 else np.float32
+        out = block.astype(kind)
+        out -= self.mean[name].astype(kind)
+        out /= self.scale[name].astype(kind)
+        return out.astype(np.float32, copy=False)
+
+    def state_dict(self) -> dict:
+        """``{"mean": {modality: tensor}, "scale": {modality: tensor}}``, float64; loadable with ``weights_only``."""
+        return {
+            "mean": {name: torch.from_numpy(value.copy()) for name, value in self.mean.items()},
+            "scale": {name: torch.from_numpy(value.copy()) for name, value in self.scale.items()},
+        }
+
+    @classmethod
+    def from_state_dict(cls, state: Mapping) -> Normalizer:
+        """The inverse of :meth:`state_dict`."""
+        return cls(
+            {name: value.cpu().numpy() for name, value in state["mean"].items()},
+            {name: value.cpu().numpy() for name, value in state["scale"].items()},
+        )

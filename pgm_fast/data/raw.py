@@ -1,0 +1,122 @@
+"""What a reader hands on: the arrays of a file sorted by their part, before anything is checked or converted."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from difflib import get_close_matches
+
+import numpy as np
+
+from ..errors import DataError
+
+__all__ = ["Problem", "Raw", "RefusedData", "Request", "nearest"]
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One thing that is wrong with a source.
+
+    Attributes:
+        file: where.
+        key: which array of it, empty where the file as a whole is meant.
+        row: number of the first row concerned, or None.
+        message: what was found and what would be right.
+        severity: ``error`` (the source is refused), ``warning``, or ``note`` (worth knowing, nothing to mend).
+    """
+
+    file: str
+    key: str
+    row: int | None
+    message: str
+    severity: str = "error"
+
+    def __str__(self) -> str:
+        place = (
+            self.file + (f": {self.key}" if self.key else "") + (f", row {self.row}" if self.row is not None else "")
+        )
+        return f"{place}: {self.message}"
+
+
+class RefusedData(DataError):
+    """A source that cannot be used, with the problem that says why."""
+
+    def __init__(self, problem: Problem, text: str | None = None):
+        super().__init__(text if text is not None else str(problem))
+        self.problem = problem
+
+
+@dataclass(frozen=True)
+class Request:
+    """How a source is to be read: the arguments of :func:`pgm_fast.data.load`."""
+
+    source: str
+    format: str = "auto"
+    task: str = "auto"
+    modalities: tuple[str, ...] | None = None
+    label: str = "label"
+    group_by: str | None = None
+    order_by: str | None = None
+    nonfinite: str = "error"
+    options: Mapping = field(default_factory=dict)
+
+
+@dataclass
+class Raw:
+    """Arrays of a source by their part. Unequal lengths and wrong values are possible: :mod:`.checks` finds them.
+
+    Attributes:
+        file: for messages.
+        name: of the feature set.
+        modalities: name -> ``[N, d]`` or ``[N, T, d]``; arrays of any other shape are found by the checks.
+        label: ``[N, ...]`` or None. With ``step_lengths`` the second axis is time.
+        split: ``[N]`` of names or codes 0/1/2, or None.
+        presence: ``[N, M]`` in the order of ``modalities``, or None.
+        columns: other ``[N]`` arrays by key.
+        keys: every key of the source, for messages.
+        default_task: what ``task=auto`` means, where the format says so.
+        parts: ``(prefix, first row)`` of each part, where a source keeps its splits apart.
+        files: key -> its own file, where a source has several.
+        notes: remarks that are not errors.
+    """
+
+    file: str
+    name: str
+    modalities: dict[str, np.ndarray]
+    label: np.ndarray | None = None
+    label_key: str = "label"
+    split: np.ndarray | None = None
+    ids: np.ndarray | None = None
+    presence: np.ndarray | None = None
+    lengths: dict[str, np.ndarray] = field(default_factory=dict)
+    step_lengths: np.ndarray | None = None
+    columns: dict[str, np.ndarray] = field(default_factory=dict)
+    class_names: list[str] | None = None
+    num_classes: int | None = None
+    keys: list[str] = field(default_factory=list)
+    default_task: str | None = None
+    parts: list[tuple[str, int]] = field(default_factory=list)
+    files: dict[str, str] = field(default_factory=dict)
+    notes: list[Problem] = field(default_factory=list)
+
+    def __len__(self) -> int:
+        """The number of rows that most per-row arrays agree on."""
+        sizes = [len(x) for x in self.modalities.values()]
+        sizes += [len(x) for x in (self.label, self.split) if x is not None]
+        return max(sizes, key=sizes.count) if sizes else 0
+
+    def problem(self, key: str, row: int | None, message: str, severity: str = "error") -> Problem:
+        """A problem at a row of an array, in the file's own numbering."""
+        file = self.files.get(key, self.file)
+        if row is not None:
+            for prefix, start in reversed(self.parts):
+                if row >= start:
+                    return Problem(file, prefix.format(key=key), int(row - start), message, severity)
+            return Problem(file, key, int(row), message, severity)
+        return Problem(file, key, None, message, severity)
+
+
+def nearest(name: str, allowed: Sequence[str]) -> str:
+    """`` (did you mean 'x'?)`` where a near name exists, else nothing."""
+    close = get_close_matches(str(name), list(allowed), n=1)
+    return f" (did you mean '{close[0]}'?)" if close else ""

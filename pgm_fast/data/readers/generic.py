@@ -1,0 +1,215 @@
+"""Feature files of our own layout: ``.npz``, ``.pt``, ``.safetensors`` and folders of ``.npy``.
+
+Every floating array with two or three axes is a modality, ``[N, d]`` or ``[N, T, d]``. Reserved keys:
+
+==========================  ============================================================================================
+``label`` (or ``labels``)   ``[N]`` integers, floats or names; ``[N, C]`` 0/1 or floats. ``label=`` names another key.
+``split``                   ``[N]`` of train / valid / test, or of codes 0 / 1 / 2
+``id`` (or ``ids``)         ``[N]`` names or numbers, unique
+``presence``                ``[N, M]`` booleans, modalities in the order of the file (npz, pt) or of their names
+(safetensors, folder) ``<modality>_presence``     ``[N]`` booleans, the same for one modality
+``<modality>_lengths``      ``[N]`` integers, valid steps of a sequence modality
+``step_lengths``            ``[N]`` integers: labels are per step, ``[N, T]`` or ``[N, T, C]``, and this many of them
+count ``class_names``             ``[C]`` strings
+==========================  ============================================================================================
+
+Other ``[N]`` arrays are columns, for ``group_by``, ``order_by`` and ``label``.
+"""
+
+from __future__ import annotations
+
+import re
+import zipfile
+import zlib
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+
+from ..raw import Problem, Raw, RefusedData, Request, nearest
+
+__all__ = ["as_array", "interpret", "load_torch", "read_folder", "read_npz", "read_pt", "read_safetensors"]
+
+RESERVED = ("label", "labels", "split", "id", "ids", "presence", "step_lengths", "class_names")
+
+
+def read_npz(path: Path, request: Request) -> Raw:
+    arrays = {}
+    key = ""
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            for key in archive.files:
+                arrays[key] = archive[key]
+    except (ValueError, OSError, EOFError, KeyError, zipfile.BadZipFile, zlib.error) as error:
+        raise RefusedData(Problem(str(path), key, None, _numpy_reason(error))) from None
+    return interpret(path, arrays, request)
+
+
+def read_folder(path: Path, request: Request) -> Raw:
+    arrays, files = {}, {}
+    for file in sorted(path.glob("*.npy")):
+        files[file.stem] = str(file)
+        try:
+            array = np.load(file, mmap_mode="r", allow_pickle=False)
+            arrays[file.stem] = array if array.ndim > 1 else np.array(array)
+        except (ValueError, OSError, EOFError) as error:
+            raise RefusedData(Problem(str(file), "", None, _numpy_reason(error))) from None
+    if not arrays:
+        present = ", ".join(sorted(p.name for p in path.iterdir())[:8]) or "nothing"
+        message = (
+            f"a folder without .npy files (it holds {present}); <modality>.npy, label.npy and split.npy are expected"
+        )
+        raise RefusedData(Problem(str(path), "", None, message))
+    raw = interpret(path, arrays, request)
+    raw.files = files
+    return raw
+
+
+def read_safetensors(path: Path, request: Request) -> Raw:
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="pt") as file:
+            arrays = {key: as_array(file.get_tensor(key)) for key in sorted(file.keys())}
+    except (SafetensorError, OSError) as error:
+        message = f"not a readable safetensors file ({error}); truncated? Write it again"
+        raise RefusedData(Problem(str(path), "", None, message)) from None
+    return interpret(path, arrays, request)
+
+
+def load_torch(path: Path) -> Mapping:
+    """The dict in a ``.pt`` file, through ``torch.load(weights_only=True)``. Raises RefusedData for anything else."""
+    import pickle
+
+    import torch
+
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        found = re.search(r"GLOBAL ([\w.]+)", str(error))
+        what = f"it uses {found.group(1)}" if found else str(error).splitlines()[0]
+        message = (
+            f"refused: {what}; a dict of tensors, strings and lists of them is read (torch.load with weights_only=True)"
+        )
+        raise RefusedData(Problem(str(path), "", None, message)) from None
+    except (RuntimeError, EOFError, OSError, ValueError) as error:
+        reason = next(iter(str(error).splitlines()), "it is empty")
+        message = f"not a readable torch file ({reason}); truncated? Write it again"
+        raise RefusedData(Problem(str(path), "", None, message)) from None
+    if not isinstance(content, Mapping):
+        message = f"holds a {type(content).__name__}; a dict of key -> tensor is expected"
+        raise RefusedData(Problem(str(path), "", None, message))
+    return content
+
+
+def read_pt(path: Path, request: Request) -> Raw:
+    arrays = {}
+    for key, value in load_torch(path).items():
+        try:
+            arrays[str(key)] = as_array(value)
+        except (ValueError, TypeError) as error:
+            raise RefusedData(
+                Problem(str(path), str(key), None, f"not an array ({error}); store a tensor or a flat list")
+            ) from None
+    return interpret(path, arrays, request)
+
+
+def as_array(value) -> np.ndarray:
+    """A tensor, list or array as a numpy array; bfloat16, which numpy lacks, becomes float32."""
+    import torch
+
+    if isinstance(value, torch.Tensor):
+        value = value.detach()
+        return (value.float() if value.dtype is torch.bfloat16 else value).numpy()
+    array = np.asarray(value)
+    if array.dtype.hasobject:
+        raise ValueError(f"a {type(value).__name__} of mixed things")
+    return array
+
+
+def interpret(path: Path, arrays: Mapping[str, np.ndarray], request: Request) -> Raw:
+    """Sort the arrays of a file by their keys into a :class:`Raw`. Raises RefusedData where a wanted key is missing."""
+    keys = list(arrays)
+    raw = Raw(file=str(path), name=path.stem, modalities={}, keys=keys)
+    raw.label_key = _label_key(request, keys)
+    if raw.label_key in arrays:
+        raw.label = arrays[raw.label_key]
+    elif request.task != "retrieval":
+        message = (
+            f"no key '{request.label}' for the labels{nearest(request.label, keys)}; the file holds {_listing(keys)}"
+        )
+        raise RefusedData(
+            Problem(str(path), request.label, None, f"{message}; name one with label=, or ask for task=retrieval")
+        )
+    raw.split = arrays.get("split")
+    raw.ids = arrays.get("ids", arrays.get("id"))
+    raw.step_lengths = arrays.get("step_lengths")
+    if "class_names" in arrays:
+        raw.class_names = [str(name) for name in np.ravel(arrays["class_names"])]
+
+    attached = {f"{key}_{kind}" for key in keys for kind in ("lengths", "presence")}
+    free = [key for key in keys if key not in (*RESERVED, raw.label_key) and key not in attached]
+    found = [key for key in free if arrays[key].ndim >= 2 and arrays[key].dtype.kind == "f"]
+    wanted = found if request.modalities is None else list(request.modalities)
+    for key in wanted:
+        if key not in arrays:
+            message = f"no such modality{nearest(key, found)}; the file holds {_listing(found)}"
+            raise RefusedData(Problem(str(path), key, None, message))
+    raw.modalities = {key: arrays[key] for key in wanted}
+    if not wanted:
+        message = (
+            f"no modality: no floating array [N, d] or [N, T, d] among {_listing([_shape(k, arrays[k]) for k in keys])}"
+        )
+        raise RefusedData(Problem(str(path), "", None, message))
+    for key in free:
+        if arrays[key].ndim == 1:
+            raw.columns[key] = arrays[key]
+        elif key not in found and key not in wanted and arrays[key].ndim >= 2:
+            what = f"{arrays[key].dtype} array {arrays[key].shape}"
+            message = f"{what} not read: store it as float32 [N, d] or [N, T, d], or name it in modalities="
+            raw.notes.append(raw.problem(key, None, message, "warning"))
+    for key in (raw.label_key, "id", "ids"):
+        if key in arrays and arrays[key].ndim == 1:
+            raw.columns[key] = arrays[key]
+    raw.lengths = {key: arrays[f"{key}_lengths"] for key in wanted if f"{key}_lengths" in arrays}
+    raw.presence = _presence(raw, arrays, found, wanted)
+    return raw
+
+
+def _label_key(request: Request, keys: list[str]) -> str:
+    return "labels" if request.label == "label" and "label" not in keys and "labels" in keys else request.label
+
+
+def _presence(raw: Raw, arrays: Mapping[str, np.ndarray], found: list[str], wanted: list[str]) -> np.ndarray | None:
+    single = {key: arrays[f"{key}_presence"] for key in wanted if f"{key}_presence" in arrays}
+    if "presence" in arrays:
+        whole = arrays["presence"]
+        named = found if set(wanted) <= set(found) else wanted
+        if whole.ndim != 2 or whole.shape[1] != len(named):
+            message = f"shape {whole.shape}: [N, {len(named)}] booleans are expected, in the order {_listing(named)}"
+            raise RefusedData(raw.problem("presence", None, message))
+        return np.ascontiguousarray(whole[:, [named.index(key) for key in wanted]])
+    if not single:
+        return None
+    rows = len(raw)
+    columns = [single.get(key, np.ones(rows, bool)) for key in wanted]
+    for key, column in zip(wanted, columns, strict=True):
+        if column.shape != (rows,):
+            raise RefusedData(
+                raw.problem(f"{key}_presence", None, f"shape {column.shape}: [N] with N = {rows} is expected")
+            )
+    return np.stack(columns, axis=1)
+
+
+def _numpy_reason(error: Exception) -> str:
+    if "allow_pickle" in str(error) or "Python objects" in str(error):
+        return "refused: an array of Python objects (a pickle); store numbers or fixed-width strings"
+    return f"not readable ({type(error).__name__}: {error}); truncated or another format? Write it again"
+
+
+def _shape(key: str, array: np.ndarray) -> str:
+    return f"{key} {array.dtype}{list(array.shape)}"
+
+
+def _listing(names: list[str]) -> str:
+    return ", ".join(names) if names else "nothing"

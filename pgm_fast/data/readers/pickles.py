@@ -1,0 +1,163 @@
+"""Pickles without trust: numpy arrays and plain containers, and nothing else.
+
+A pickle is a program. The standard unpickler runs it with every importable function; this one hands out only the few
+constructors below, so an unknown global is refused before anything of it runs. numpy's own constructors are not handed
+out either: a made-up dtype state passed to them can describe object pointers in raw bytes. Arrays are rebuilt here from
+    checked parts.
+"""
+
+from __future__ import annotations
+
+import math
+import pickle
+import re
+from collections import OrderedDict
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+
+from ..raw import Problem, RefusedData
+
+__all__ = ["load_pickle"]
+
+SIMPLE_DTYPE = re.compile(r"^(\?|[bBhHiIlLqQefdg]|[biufcSUO]\d*)$")
+
+
+class _Refused(Exception):
+    """A global outside the list; carries its name."""
+
+
+class _DType:
+    """Stands for a numpy dtype until its state is known."""
+
+    __slots__ = ("code", "order")
+
+    def __init__(self, code, *_):
+        if not isinstance(code, str) or not SIMPLE_DTYPE.match(code):
+            raise _Refused(f"numpy.dtype({code!r})")
+        self.code, self.order = code, "="
+
+    def __setstate__(self, state):
+        order, subarray, names, fields = state[1:5]
+        if subarray is not None or names is not None or fields is not None:
+            raise _Refused("numpy.dtype with fields")
+        if order not in ("<", ">", "=", "|"):
+            raise _Refused(f"numpy.dtype with byte order {order!r}")
+        self.order = order
+
+    def resolve(self) -> np.dtype:
+        return np.dtype(self.code).newbyteorder(self.order)
+
+
+class _Array(np.ndarray):
+    """An array that checks its state before numpy sees it."""
+
+    def __setstate__(self, state):
+        _, shape, dtype, fortran, data = state
+        dtype = dtype.resolve()
+        if dtype.hasobject:
+            if not isinstance(data, list) or len(data) != math.prod(shape):
+                raise ValueError("an object array whose list does not fit its shape")
+        elif isinstance(data, str):
+            data = data.encode("latin1")  # bytes of a pickle that Python 2 wrote
+        elif not isinstance(data, (bytes, bytearray)):
+            raise ValueError("array data that is not bytes")
+        super().__setstate__((1, tuple(shape), dtype, bool(fortran), data))
+
+
+def _reconstruct(*_) -> np.ndarray:
+    return np.empty(0, np.int8).view(_Array)
+
+
+def _from_buffer(data, dtype, shape, order="C", *_) -> np.ndarray:
+    dtype = dtype.resolve()
+    if dtype.hasobject:
+        raise ValueError("an object array from raw bytes")
+    return np.frombuffer(data, dtype).reshape(shape, order=order)
+
+
+def _scalar(dtype, data):
+    dtype = dtype.resolve()
+    return data if dtype.hasobject else np.frombuffer(data, dtype)[0]
+
+
+def _encode(text, encoding):
+    if encoding not in ("latin1", "latin-1"):
+        raise _Refused(f"_codecs.encode to {encoding!r}")
+    return text.encode("latin1")
+
+
+class _Constructor:
+    """A callable that the pickle can call and cannot alter."""
+
+    __slots__ = ("_function", "_name")
+
+    def __init__(self, name, function):
+        self._name, self._function = name, function
+
+    def __call__(self, *arguments):
+        return self._function(*arguments)
+
+    def __setstate__(self, state):
+        raise _Refused(f"a change to {self._name}")
+
+
+def _not_callable(*_):
+    raise _Refused("numpy.ndarray called directly")
+
+
+ADMITTED = {
+    ("numpy", "ndarray"): _not_callable,  # named as the type to reconstruct, never called
+    ("numpy", "dtype"): _DType,
+    ("collections", "OrderedDict"): OrderedDict,
+    ("builtins", "bytes"): bytes,  # empty bytes in pickles of protocol 2
+    ("builtins", "set"): set,
+    ("builtins", "frozenset"): frozenset,
+    ("builtins", "bytearray"): bytearray,
+    ("_codecs", "encode"): _encode,  # bytes in pickles of protocol 2
+}
+for _core in ("numpy.core", "numpy._core"):
+    ADMITTED[(f"{_core}.multiarray", "_reconstruct")] = _reconstruct
+    ADMITTED[(f"{_core}.multiarray", "scalar")] = _scalar
+    ADMITTED[(f"{_core}.numeric", "_frombuffer")] = _from_buffer
+
+
+class _Unpickler(pickle.Unpickler):
+    def find_class(self, module: str, name: str) -> Any:
+        module = "builtins" if module == "__builtin__" else module
+        try:
+            return _Constructor(f"{module}.{name}", ADMITTED[(module, name)])
+        except KeyError:
+            raise _Refused(f"{module}.{name}") from None
+
+    def persistent_load(self, pid):
+        raise _Refused("a persistent reference")
+
+
+def _unpickle(file: BinaryIO) -> Any:
+    return _Unpickler(file, encoding="latin1").load()
+
+
+def load_pickle(path: Path) -> Any:
+    """The object in a pickle of plain containers and numpy arrays (without fields; object arrays of these are allowed).
+
+    Raises:
+        RefusedData: naming the refused global, before anything of it ran; or the file is truncated or no pickle.
+    """
+    try:
+        with open(path, "rb") as file:
+            return _unpickle(file)
+    except _Refused as refused:
+        message = (
+            f"refused: the pickle uses {refused}; only numpy arrays and plain containers (dict,"
+            " list, tuple, str, bytes, numbers) are read from pickles; if you trust it, convert it to .npz"
+        )
+        raise RefusedData(Problem(str(path), "", None, message)) from None
+    # Whatever a broken byte stream makes of the pickle machine (EOFError, KeyError, MemoryError, ...) means the same to
+    # the reader.
+    except Exception as error:
+        message = (
+            f"not a readable pickle ({type(error).__name__}: {error}); truncated or another format? Write it again"
+        )
+        raise RefusedData(Problem(str(path), "", None, message)) from None

@@ -1,0 +1,181 @@
+"""From a source to a feature set: :func:`load`, and :func:`check` for all that is wrong with one."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from os import PathLike
+
+import numpy as np
+
+from .arrays import CleanRows, is_lazy
+from .checks import examine, normal_split
+from .feature_set import FeatureSet
+from .grouping import group_array, group_members
+from .labels import convert_labels, decide_task
+from .raw import Problem, Raw, RefusedData, Request
+from .splitting import carve_validation, stratified_split
+
+__all__ = ["check", "load"]
+
+log = logging.getLogger(__name__)
+
+
+def _request(source, format, task, modalities, label, group_by, order_by, nonfinite, options) -> Request:
+    return Request(
+        source=str(source),
+        format=format,
+        task=task,
+        modalities=None if modalities is None else tuple(modalities),
+        label=label,
+        group_by=group_by,
+        order_by=order_by,
+        nonfinite=nonfinite,
+        options=dict(options or {}),
+    )
+
+
+def check(
+    source: str | PathLike,
+    *,
+    format: str = "auto",
+    task: str = "auto",
+    modalities: Sequence[str] | None = None,
+    label: str = "label",
+    group_by: str | None = None,
+    order_by: str | None = None,
+    nonfinite: str = "error",
+    options: Mapping | None = None,
+) -> list[Problem]:
+    """Everything that is wrong with a source, errors first; arguments as for :func:`load`. Reads every value once."""
+    _, problems = examine(_request(source, format, task, modalities, label, group_by, order_by, nonfinite, options))
+    return sorted(problems, key=lambda problem: ("error", "warning", "note").index(problem.severity))
+
+
+def load(
+    source: str | PathLike,
+    *,
+    format: str = "auto",
+    task: str = "auto",
+    modalities: Sequence[str] | None = None,
+    label: str = "label",
+    group_by: str | None = None,
+    order_by: str | None = None,
+    nonfinite: str = "error",
+    options: Mapping | None = None,
+) -> FeatureSet:
+    """Read and check a feature set.
+
+    Args:
+        source: ``digits``, ``synthetic``, or the path of a file or folder.
+        format: ``auto`` (by name, then by content), ``npz``, ``pt``, ``safetensors``, ``folder``, ``mmsa``,
+            ``multibench``, ``lsmi``, ``avmnist``.
+        task: ``auto`` (integers: classification; integers 0/1 ``[N, C]``: multilabel; floats: regression), or one of
+            the four tasks.
+        modalities: a subset in this order; None for all.
+        label: key of the labels.
+        group_by: column whose equal values make one sequence of vectors, padded to the longest, with a label per step.
+        order_by: column that orders the steps of a sequence; the order of the file otherwise.
+        nonfinite: ``error``, or ``zero``: NaN and infinities are read as 0.
+        options: arguments of :func:`pgm_fast.data.synthetic.draw`, for ``synthetic`` only.
+
+    Without splits in the source a seeded stratified 70/10/20 split is made; without validation rows 15 % of the
+    training rows (stratified, seeded) become validation. Both are logged, and both depend on the data alone. Validation
+    is never the test split.
+
+    Raises:
+        DataError: the first problem, and how many more there are.
+    """
+    request = _request(source, format, task, modalities, label, group_by, order_by, nonfinite, options)
+    raw, problems = examine(request)
+    errors = [problem for problem in problems if problem.severity == "error"]
+    if errors:
+        more = len(errors) - 1
+        hint = (
+            f" ({more} more problem{'s' if more > 1 else ''}; `pgm-fast check-data {source}` lists all)" if more else ""
+        )
+        raise RefusedData(errors[0], f"{errors[0]}{hint}")
+    for problem in problems:
+        log.log(logging.INFO if problem.severity == "note" else logging.WARNING, "%s", problem)
+    return _assemble(raw, request)
+
+
+def _assemble(raw: Raw, request: Request) -> FeatureSet:
+    """The feature set of a source without errors."""
+    modalities = {
+        name: _finite(array) if request.nonfinite == "zero" else array for name, array in raw.modalities.items()
+    }
+    lengths = {name: np.maximum(value.astype(np.int64), 1) for name, value in raw.lengths.items()}
+    presence = None if raw.presence is None else raw.presence.astype(bool)
+    split = None if raw.split is None else normal_split(raw.split)[0]
+    ids = None if raw.ids is None else raw.ids.astype(str)
+    step_lengths = None if raw.step_lengths is None else raw.step_lengths.astype(np.int64)
+    label, task, num_classes, class_names = _labels(raw, request)
+
+    if request.group_by is not None:
+        order = raw.columns[request.order_by] if request.order_by is not None else None
+        names, members, step_lengths = group_members(raw.columns[request.group_by], order)
+        modalities = {name: group_array(array, members) for name, array in modalities.items()}
+        lengths = {name: step_lengths for name in modalities}
+        label = None if label is None else group_array(label, members)
+        split = None if split is None else split[members[:, 0]]
+        presence = None if presence is None else presence[members[:, 0]]
+        ids = names.astype(str)
+
+    split = _split(raw, split, len(next(iter(modalities.values()))), label if step_lengths is None else None)
+    return FeatureSet(
+        name=raw.name,
+        modalities=modalities,
+        task=task,
+        labels=None if task == "retrieval" else label,
+        split=split,
+        lengths=lengths,
+        step_lengths=step_lengths,
+        presence=None if presence is None or presence.all() else presence,
+        ids=ids,
+        num_classes=num_classes,
+        class_names=class_names,
+    )
+
+
+def _labels(raw: Raw, request: Request) -> tuple[np.ndarray | None, str, int | None, list[str] | None]:
+    """Converted labels (for stratification only where the task is retrieval), task, number of classes, class names."""
+    if raw.label is None:
+        return None, "retrieval", None, None
+    if raw.step_lengths is None:
+        flat = raw.label
+    else:
+        valid = np.arange(raw.label.shape[1]) < raw.step_lengths[:, None]
+        flat = raw.label[valid]
+    task = decide_task(flat, request.task, raw.default_task)
+    if task == "retrieval":
+        return (raw.label if raw.step_lengths is None else None), task, None, None
+    flat, num_classes, class_names = convert_labels(flat, task, raw.num_classes, raw.class_names)
+    if raw.step_lengths is None:
+        return flat, task, num_classes, class_names
+    label = np.zeros((*valid.shape, *flat.shape[1:]), flat.dtype)
+    label[valid] = flat
+    return label, task, num_classes, class_names
+
+
+def _split(raw: Raw, split: np.ndarray | None, rows: int, label: np.ndarray | None) -> np.ndarray:
+    if split is None:
+        log.warning("%s: no 'split'; made a seeded stratified one, 70 %% train, 10 %% valid, 20 %% test", raw.file)
+        split = stratified_split(rows, label)
+    if not (split == "valid").any():
+        split = carve_validation(split, label)
+        log.warning(
+            "%s: no valid rows; %d of the train rows (15 %%, stratified, seeded) became validation",
+            raw.file,
+            (split == "valid").sum(),
+        )
+    return split
+
+
+def _finite(array):
+    if is_lazy(array):
+        return CleanRows(array)
+    bad = ~np.isfinite(array)
+    if not bad.any():
+        return array
+    return np.where(bad, array.dtype.type(0), array)

@@ -1,0 +1,50 @@
+"""Seeded, stratified splits: a property of the data, the same in every run whatever the run's own seed."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from .feature_set import SPLITS
+
+__all__ = ["carve_validation", "stratified_split"]
+
+SEED = 0
+PERIOD = 100  # of the pattern below: fractions are whole percents
+
+
+def _shuffled_by_class(rows: np.ndarray, label: np.ndarray | None) -> np.ndarray:
+    """The rows in random order within each class, class after class; of one class where labels are not one per row."""
+    rng = np.random.Generator(np.random.PCG64(SEED))
+    rows = rng.permutation(rows)
+    if label is None or label.ndim != 1 or label.dtype.kind not in "iub":
+        return rows
+    return rows[np.argsort(label[rows], kind="stable")]
+
+
+def _pattern(fractions: tuple[float, ...], count: int) -> np.ndarray:
+    """Part numbers ``[count]`` in which every stretch holds the parts in these fractions, to within about one."""
+    parts = np.empty(PERIOD, np.int64)
+    given = np.zeros(len(fractions))
+    for k in range(PERIOD):
+        # The part that lags most; rounded, so that a tie is a tie on every machine.
+        parts[k] = np.argmax(np.round(np.asarray(fractions) * (k + 1) - given, 6))
+        given[parts[k]] += 1
+    return np.resize(parts, count)
+
+
+def stratified_split(
+    rows: int, label: np.ndarray | None = None, fractions: tuple[float, float, float] = (0.7, 0.1, 0.2)
+) -> np.ndarray:
+    """Split names ``[rows]`` in these fractions, within each class of integer labels ``[rows]``, else over all."""
+    split = np.empty(rows, dtype="<U5")
+    split[_shuffled_by_class(np.arange(rows), label)] = np.asarray(SPLITS)[_pattern(fractions, rows)]
+    return split
+
+
+def carve_validation(split: np.ndarray, label: np.ndarray | None, fraction: float = 0.15) -> np.ndarray:
+    """The split with this fraction of the training rows, stratified, moved to validation; at least one row moves."""
+    split = split.copy()
+    train = _shuffled_by_class(np.flatnonzero(split == "train"), label)
+    moved = train[_pattern((1 - fraction, fraction), len(train)) == 1]
+    split[moved if len(moved) else train[:1]] = "valid"
+    return split

@@ -1,0 +1,248 @@
+"""Everything wrong with a source is found at once; messages name the file, the key, the row and what would be right."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from pgm_fast.data import check, load
+from pgm_fast.errors import DataError
+
+
+def good(rows: int = 12) -> dict[str, np.ndarray]:
+    rng = np.random.default_rng(0)
+    return {
+        "text": rng.standard_normal((rows, 3)),
+        "audio": rng.standard_normal((rows, 5, 2)),
+        "audio_lengths": np.arange(rows) % 5 + 1,
+        "label": np.arange(rows) % 3,
+        "split": np.array(["train", "valid", "test"])[np.arange(rows) // 4],
+        "id": np.arange(rows),
+        "speaker": np.arange(rows) // 2,
+    }
+
+
+def spoil(arrays, key, row, value):
+    arrays[key] = arrays[key].astype(np.array([value]).dtype) if arrays[key].dtype.kind == "i" else arrays[key].copy()
+    arrays[key][row] = value
+
+
+BAD = {
+    "unequal N": (lambda a: a.update(text=a["text"][:9]), {}, "text: 9 rows .* where audio has 12"),
+    "label too few": (lambda a: a.update(label=a["label"][:9]), {}, "label: 9 rows .* has 12"),
+    "negative label": (lambda a: spoil(a, "label", 4, -1), {}, "label, row 4: label -1 out of range"),
+    "class beyond names": (
+        lambda a: (a.update(class_names=np.array(list("abc"))), spoil(a, "label", 7, 3)),
+        {},
+        r"label, row 7: label 3 out of range: there are 3 classes, 0\.\.2",
+    ),
+    "gap in classes": (lambda a: spoil(a, "label", 5, 9), {}, "label, row 5: label 9 but no row holds class 3"),
+    "classes from one": (
+        lambda a: a.update(label=a["label"] + 1),
+        {},
+        "row 0: label 1 but no row holds class 0.*subtract 1",
+    ),
+    "fraction as class": (
+        lambda a: a.update(label=np.full(12, 0.5)),
+        {"task": "classification"},
+        "label 0.5 is no class number.*task=regression",
+    ),
+    "multilabel value": (
+        lambda a: a.update(label=np.arange(24).reshape(12, 2) // 6),
+        {"task": "multilabel"},
+        "row 6: label 2 out of range: multilabel needs 0 and 1",
+    ),
+    "label NaN": (
+        lambda a: a.update(label=np.where(np.arange(12) == 3, np.nan, 1.0)),
+        {},
+        "label, row 3: 1 labels are NaN",
+    ),
+    "NaN": (lambda a: spoil(a, "text", (6, 1), np.nan), {}, r"text, row 6: 1 NaN in shape \(12, 3\).*nonfinite=zero"),
+    "infinities": (
+        lambda a: (spoil(a, "audio", (4, 3, 0), -np.inf), spoil(a, "audio", (9, 0, 1), np.inf)),
+        {},
+        r"audio, row 4: 1 \+inf, 1 -inf in shape \(12, 5, 2\)",
+    ),
+    "beyond float32": (lambda a: spoil(a, "text", (2, 0), 1e300), {}, r"text, row 2: 1 \+inf"),
+    "length zero": (
+        lambda a: spoil(a, "audio_lengths", 3, 0),
+        {},
+        r"audio_lengths, row 3: length 0 out of range.*1\.\.5",
+    ),
+    "length beyond": (lambda a: spoil(a, "audio_lengths", 8, 6), {}, r"audio_lengths, row 8: length 6 out of range"),
+    "lengths of a vector": (lambda a: a.update(text_lengths=np.ones(12, int)), {}, "text_lengths: .*no sequence"),
+    "repeated id": (lambda a: spoil(a, "id", 10, 2), {}, "id, row 10: id '2' is already in row 2"),
+    "unknown split": (
+        lambda a: spoil(a, "split", 5, "tests"),
+        {},
+        "split, row 5: 'tests' is not one of train, valid, test",
+    ),
+    "too few to split": (
+        lambda a: [a.update({k: v[:2]}) for k, v in good().items()] and a.pop("split"),
+        {},
+        "2 rows: too few",
+    ),
+    "no train": (lambda a: a.update(split=np.repeat(["valid", "test"], 6)), {}, "split: no train rows"),
+    "no test": (lambda a: a.update(split=np.repeat(["train", "valid"], 6)), {}, "split: no test rows"),
+    "four axes": (
+        lambda a: a.update(image=np.ones((12, 2, 2, 2))),
+        {},
+        r"image: shape \(12, 2, 2, 2\): a modality is \[N, d\]",
+    ),
+    "name with dot": (lambda a: a.update({"a.b": np.ones((12, 2))}), {}, "modality name 'a.b' holds '.'"),
+    "nothing present": (
+        lambda a: a.update(presence=np.arange(24).reshape(12, 2) >= 4),
+        {},
+        r"presence, row 0: no modality is present \(2 such rows\)",
+    ),
+    "presence shape": (
+        lambda a: a.update(presence=np.ones((12, 3), bool)),
+        {},
+        r"presence: shape \(12, 3\).*text, audio",
+    ),
+    "wrong label key": (
+        lambda a: None,
+        {"label": "lable"},
+        r"no key 'lable'.*did you mean 'label'\?.*holds text, audio",
+    ),
+    "wrong modality": (
+        lambda a: None,
+        {"modalities": ["txt"]},
+        r"txt: no such modality \(did you mean 'text'\?\); .* text, audio",
+    ),
+    "modality twice": (lambda a: None, {"modalities": ["text", "text"]}, "name each modality once"),
+    "wrong task": (
+        lambda a: None,
+        {"task": "clasification"},
+        "unknown task 'clasification'.*did you mean 'classification'",
+    ),
+    "wrong format": (lambda a: None, {"format": "nzp"}, "unknown format 'nzp'.*did you mean 'npz'"),
+    "wrong nonfinite": (lambda a: None, {"nonfinite": "drop"}, "'drop' is not one of error, zero"),
+    "options": (lambda a: None, {"options": {"kind": "xor"}}, "options.*'synthetic'"),
+    "wrong group": (
+        lambda a: a.pop("audio"),
+        {"group_by": "speakr"},
+        r"speakr: no such column for group_by \(did you mean 'speaker'\?\); columns are",
+    ),
+    "group of sequences": (
+        lambda a: None,
+        {"group_by": "speaker"},
+        r"audio: shape .*group_by makes sequences of vectors",
+    ),
+    "group in two splits": (
+        lambda a: (a.pop("audio"), spoil(a, "speaker", 4, 1)),
+        {"group_by": "speaker"},
+        "split, row 4: group 1 holds train in row 2 and valid here: a group in two splits",
+    ),
+    "order alone": (lambda a: None, {"order_by": "id"}, "'id' orders nothing without group_by"),
+    "no modality": (lambda a: (a.pop("text"), a.pop("audio")), {}, "no modality: no floating array"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_each_mistake_is_named(tmp_path, case):
+    change, arguments, message = BAD[case]
+    arrays = good()
+    change(arrays)
+    np.savez(tmp_path / "set.npz", **arrays)
+    with pytest.raises(DataError, match=message) as raised:
+        load(tmp_path / "set.npz", **arguments)
+    assert "set.npz" in str(raised.value) and "\n" not in str(raised.value)
+    problems = check(tmp_path / "set.npz", **arguments)
+    assert str(raised.value).startswith(str(problems[0]))
+
+
+def test_a_good_file_has_no_problems(tmp_path):
+    np.savez(tmp_path / "set.npz", **good())
+    assert check(tmp_path / "set.npz") == []
+    load(tmp_path / "set.npz")
+
+
+def test_all_problems_are_found_at_once_and_loading_says_how_many(tmp_path):
+    arrays = good()
+    spoil(arrays, "label", 4, -1)
+    spoil(arrays, "text", (6, 1), np.nan)
+    spoil(arrays, "audio", (2, 0, 1), np.inf)
+    spoil(arrays, "audio_lengths", 8, 6)
+    spoil(arrays, "id", 10, 2)
+    spoil(arrays, "split", 5, "tests")
+    np.savez(tmp_path / "set.npz", **arrays)
+    found = {(problem.key, problem.row) for problem in check(tmp_path / "set.npz")}
+    assert found == {("label", 4), ("text", 6), ("audio", 2), ("audio_lengths", 8), ("id", 10), ("split", 5)}
+    with pytest.raises(DataError, match=r"\(5 more problems; `pgm-fast check-data .*set.npz` lists all\)"):
+        load(tmp_path / "set.npz")
+
+
+def test_padding_and_absent_rows_may_hold_anything(tmp_path):
+    arrays = good()
+    arrays["presence"] = np.ones((12, 2), bool)
+    arrays["presence"][3, 0] = arrays["presence"][5, 1] = False
+    arrays["text"][3] = np.nan
+    arrays["audio"][5] = np.inf
+    arrays["audio_lengths"][5] = 0
+    arrays["audio"][0, 1:] = np.nan
+    np.savez(tmp_path / "set.npz", **arrays)
+    assert check(tmp_path / "set.npz") == []
+    assert load(tmp_path / "set.npz").lengths["audio"].min() == 1
+
+
+def test_nonfinite_zero_reads_them_as_zero(tmp_path):
+    arrays = good()
+    expected = arrays["text"].copy()
+    for row, value in ((1, np.nan), (2, np.inf), (3, -np.inf)):
+        arrays["text"][row, 0] = value
+        expected[row, 0] = 0
+    np.savez(tmp_path / "set.npz", **arrays)
+    assert [problem.severity for problem in check(tmp_path / "set.npz", nonfinite="zero")] == ["note"]
+    assert np.array_equal(load(tmp_path / "set.npz", nonfinite="zero").modalities["text"], expected)
+
+
+def test_constant_features_are_a_note(tmp_path):
+    arrays = good()
+    arrays["text"][:, 1] = 0.1
+    np.savez(tmp_path / "set.npz", **arrays)
+    [problem] = check(tmp_path / "set.npz")
+    assert problem.severity == "note" and problem.key == "text" and "1 of 3 features" in problem.message
+    load(tmp_path / "set.npz")
+
+
+def test_integer_arrays_are_not_taken_silently(tmp_path):
+    arrays = {**good(), "pixels": np.arange(48, dtype=np.uint8).reshape(12, 4)}
+    np.savez(tmp_path / "set.npz", **arrays)
+    [problem] = check(tmp_path / "set.npz")
+    assert problem.severity == "warning" and "modalities=" in problem.message
+    features = load(tmp_path / "set.npz", modalities=["pixels", "text"])
+    assert np.array_equal(features.modalities["pixels"], arrays["pixels"])
+
+
+def test_a_missing_file_is_named_with_near_names(tmp_path):
+    np.savez(tmp_path / "features.npz", **good())
+    with pytest.raises(DataError, match=r"fetures.npz: no such file or folder \(did you mean 'features.npz'\?\)"):
+        load(tmp_path / "fetures.npz")
+    with pytest.raises(DataError, match="did you mean 'digits'"):
+        load("digit")
+    with pytest.raises(DataError, match="nor its folder"):
+        load(tmp_path / "nowhere" / "features.npz")
+    assert len(check(tmp_path / "fetures.npz")) == 1
+
+
+def test_a_problem_in_a_folder_names_the_array_s_own_file(tmp_path):
+    arrays = good()
+    spoil(arrays, "text", (6, 1), np.nan)
+    for key, array in arrays.items():
+        np.save(tmp_path / f"{key}.npy", array)
+    with pytest.raises(DataError, match=r"text\.npy: text, row 6: 1 NaN"):
+        load(tmp_path)
+
+
+def test_other_kinds_of_files_are_refused_with_the_kinds_that_are_read(tmp_path):
+    (tmp_path / "a.csv").write_text("1,2\n")
+    with pytest.raises(DataError, match=r"unknown kind of file '\.csv'.*\.npz"):
+        load(tmp_path / "a.csv")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(DataError, match=r"a folder without \.npy files"):
+        load(tmp_path / "empty")
+    with pytest.raises(DataError, match="format 'folder' is a folder, and this is none"):
+        load(tmp_path / "a.csv", format="folder")
+    with pytest.raises(DataError, match="unknown option 'nose'.*did you mean 'noise'"):
+        load("synthetic", options={"nose": 1})
