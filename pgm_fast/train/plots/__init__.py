@@ -1,0 +1,69 @@
+"""Pictures of a run, drawn off screen: what was learned when, how features divide, and what the model gets wrong."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from ...data.feature_set import DataSpec
+from ..predictions import Predictions
+from .canvas import save
+from .curves import learning_curves, share_bars
+from .outcome import confusion_matrix, label_bars, match_curves, scatter
+from .projection import projection
+
+__all__ = ["draw_run"]
+
+_OUTCOMES = {
+    "classification": ("confusion.png", confusion_matrix),
+    "multilabel": ("labels.png", label_bars),
+    "regression": ("scatter.png", scatter),
+    "retrieval": ("ranks.png", match_curves),
+}
+
+
+def draw_run(
+    run_dir: str | os.PathLike,
+    records: Sequence[Mapping[str, Any]],
+    report: Mapping[str, Any],
+    predictions: Predictions,
+    spec: DataSpec,
+    class_names: Sequence[str] | None = None,
+) -> list[str]:
+    """Draw every plot of a run that its results allow, into ``run_dir/plots``.
+
+    ``learning_curves.png``, ``shares.png`` (methods with a partitioner), one of ``confusion.png``, ``labels.png``,
+    ``scatter.png`` and ``ranks.png`` by task, and ``projection.png`` (where ``predictions`` hold features). Files are
+    replaced whole. No display is opened and no global state of matplotlib is touched, so threads may draw at the same
+    time. Equal input gives equal files.
+
+    Args:
+        run_dir: the run folder.
+        records: the objects of metrics.jsonl, one per epoch and stage.
+        report: the content of report.json.
+        predictions: of the split that the outcome and the projection are to show.
+        spec: what the data looks like.
+        class_names: names of the classes or labels; their numbers where there are none.
+
+    Returns:
+        The paths of the plots that were drawn, relative to ``run_dir``.
+
+    Raises:
+        CheckpointError: the file system refused.
+    """
+    names = list(class_names) if class_names is not None else [str(i) for i in range(spec.num_outputs)]
+    outcome_file, outcome = _OUTCOMES[spec.task]
+    figures = {
+        "learning_curves.png": learning_curves(records, report),
+        "shares.png": share_bars(records, report),
+        outcome_file: outcome(predictions, spec, names),
+        "projection.png": projection(predictions, spec, names),
+    }
+    drawn = []
+    for name, figure in figures.items():
+        if figure is not None:
+            save(figure, Path(run_dir) / "plots" / name)
+            drawn.append(f"plots/{name}")
+    return drawn
