@@ -1,0 +1,386 @@
+"""Training and using a model from Python: the functions behind the command line."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..data.feature_set import SPLITS, DataSpec, FeatureSet
+from ..errors import CheckpointError, ConfigError, DataError
+from . import checkpoints
+from .assembly import (
+    Encoders,
+    Run,
+    fingerprint,
+    load_features,
+    machine,
+    match_data,
+    require_same_data,
+    require_splits,
+    resolve_config,
+)
+from .config import Config
+from .configure import from_yaml, to_yaml
+from .distributed import Ranks, connect, current_ranks
+from .evaluation import collect, measure
+from .finish import describe, finish
+from .folder import RunFolder
+from .loop import Position, StoppedBySignal, Training
+from .metrics import monitored_metric
+from .observers import Observers
+from .predictions import Predictions
+from .reports import mean_shares, read_json, read_jsonl, summarise, write_json, write_jsonl
+from .signals import StopRequest
+
+__all__ = ["evaluate", "extract_features", "fit", "fit_seeds", "predict", "resume"]
+
+ConfigLike = Config | Mapping[str, Any] | str | Path | None
+
+
+def fit(
+    config: ConfigLike = None,
+    *,
+    data: FeatureSet | str | None = None,
+    encoders: Encoders | None = None,
+    progress: bool = False,
+    overwrite: bool = False,
+    **overrides: Any,
+) -> dict[str, Any]:
+    """Train a model and leave a run folder.
+
+    Example:
+        >>> report = fit(method="pgm", data="digits", out="runs/demo", **{"train.epochs": 3})
+        >>> report["test"]["fused"]["accuracy"]
+
+    Args:
+        config: a configuration, a mapping of its keys, or the path of a YAML file; None for the defaults.
+        data: a feature set or a source, in place of ``data.source``.
+        encoders: modality -> module in place of the built-in encoder (see :class:`~pgm_fast.methods.base.Method`).
+            They are copied; the trained weights are in the checkpoints.
+        progress: show a progress bar (a line per epoch where the standard error stream is no terminal).
+        overwrite: replace the run that ``out`` holds. Without it such a folder is refused.
+        overrides: values by their keys, dotted or nested.
+
+    Returns:
+        The content of report.json.
+
+    Raises:
+        ConfigError, DataError: nothing was written. TrainingStopped, CheckpointError: the run folder is as far as it
+            came.
+        SystemExit: status 0, after SIGTERM or SIGINT: last.pt is written and the command that goes on from it printed.
+    """
+    return _fit(resolve_config(config, data, overrides), data, encoders, progress, overwrite)
+
+
+def fit_seeds(
+    config: ConfigLike = None,
+    seeds: Sequence[int] = (0, 1, 2),
+    *,
+    data: FeatureSet | str | None = None,
+    encoders: Encoders | None = None,
+    progress: bool = False,
+    overwrite: bool = False,
+    **overrides: Any,
+) -> dict[str, Any]:
+    """Train once per seed, in ``out/seed-<n>``, and write mean and sample standard deviation to ``out/summary.json``.
+
+    A seed that was trained with this configuration before is not trained again, one that was interrupted is continued.
+
+    Args:
+        seeds: at least one, each once. The other arguments are those of :func:`fit`.
+
+    Returns:
+        The summary.
+
+    Raises:
+        ConfigError: no seeds, the same twice, or a folder that holds a run of another configuration. Else as
+            :func:`fit`.
+    """
+    seeds = [int(seed) for seed in seeds]
+    if not seeds or len(set(seeds)) != len(seeds) or min(seeds) < 0:
+        raise ConfigError(f"seeds={seeds} must be at least one number, each once and none below 0")
+    base = resolve_config(config, data, overrides)
+    # The processes stay connected from seed to seed, and one of them writes the summary.
+    with connect(base.train.device) as ranks:
+        reports = [_one_seed(base, seed, data, encoders, progress, overwrite) for seed in seeds]
+        summary = summarise(reports)
+        ranks.on_main(lambda: write_json(Path(base.out) / "summary.json", summary))
+    return summary
+
+
+def _one_seed(
+    base: Config,
+    seed: int,
+    data: FeatureSet | str | None,
+    encoders: Encoders | None,
+    progress: bool,
+    overwrite: bool,
+) -> dict[str, Any]:
+    one = replace(base, out=str(Path(base.out) / f"seed-{seed}"), train=replace(base.train, seed=seed))
+    folder = RunFolder(one.out)
+    if not overwrite and folder.config.is_file() and from_yaml(folder.config.read_text(encoding="utf-8")) == one:
+        return resume(one.out, data=data, encoders=encoders, progress=progress)
+    return _fit(one, data, encoders, progress, overwrite)
+
+
+def resume(
+    run: str | Path, *, data: FeatureSet | str | None = None, encoders: Encoders | None = None, progress: bool = False
+) -> dict[str, Any]:
+    """Continue a run where ``last.pt`` left it, to bitwise the result of one never interrupted (with one process).
+
+    A finished run is left as it is. A run that has no checkpoint yet begins.
+
+    Args:
+        run: its folder.
+        data: needed where the run was started with a feature set that no file holds.
+        encoders: those that the run was started with.
+        progress: as for :func:`fit`.
+
+    Returns:
+        The content of report.json.
+
+    Raises:
+        CheckpointError: no run, an unreadable checkpoint, or another number of processes.
+        DataError: the data is not the same. Else as :func:`fit`.
+    """
+    folder = RunFolder(run)
+    folder.require()
+    if folder.report.is_file():
+        return read_json(folder.report)
+    config = replace(from_yaml(folder.config.read_text(encoding="utf-8")), out=str(run))
+    state = None
+    if folder.last.is_file() or folder.best.is_file() or folder.metrics.is_file():
+        state = checkpoints.load(folder.last)
+    with machine(config) as ranks:
+        with ranks.all_or_none():
+            features = load_features(config, data)
+            if state is not None:
+                if state["world"] != ranks.world:
+                    raise CheckpointError(
+                        f"{folder} was trained by {state['world']} processes, now there are {ranks.world}; "
+                        "resume it with as many, so that the "
+                        "result is the same"
+                    )
+                require_same_data(features, state["data"])
+            require_splits(features, config.data.task)
+        if state is None:
+            parts = Run.new(config, features, encoders, ranks)
+            identity = _identity(config, parts, encoders)
+        else:
+            with ranks.all_or_none():
+                parts = Run.from_checkpoint(state, config, features, encoders, ranks)
+            identity = {key: state[key] for key in _IDENTITY}
+            ranks.on_main(lambda: _cut_metrics(folder, Position(**state["position"]).epoch))
+        return _train(parts, folder, identity, progress, state)
+
+
+def evaluate(
+    run: str | Path,
+    *,
+    data: FeatureSet | str | None = None,
+    encoders: Encoders | None = None,
+    split: str = "test",
+    checkpoint: str = "best",
+) -> dict[str, Any]:
+    """Score a trained model.
+
+    Args:
+        run: its folder.
+        data: other labelled data with the same modalities; None for the run's own.
+        encoders: those that the run was trained with.
+        split: ``train``, ``valid`` or ``test``.
+        checkpoint: ``best``, ``last``, or a path.
+
+    Returns:
+        ``{"split", "checkpoint", "task", "epoch", "rows", "fused": {...}, "unimodal": {...}, "losses": {...},
+        "shares": {...}}``.
+
+    Raises:
+        CheckpointError: no such checkpoint. DataError: the data does not fit the model, or has no such rows or no
+            labels.
+    """
+    if split not in SPLITS:
+        raise ConfigError(f"split is {split!r}, must be one of {', '.join(SPLITS)}")
+    parts, state, name = _open(run, data, encoders, checkpoint, labels=True)
+    predictions = _collect(parts, split, labels=True)
+    return {
+        "split": split,
+        "checkpoint": name,
+        "task": parts.spec.task,
+        "epoch": state["position"]["epoch"],
+        "rows": len(predictions.index),
+        **measure(predictions, parts.spec.task, parts.spec.num_outputs),
+        "shares": mean_shares(predictions),
+    }
+
+
+def predict(
+    run: str | Path,
+    *,
+    data: FeatureSet | str | None = None,
+    encoders: Encoders | None = None,
+    split: str | None = None,
+    checkpoint: str = "best",
+) -> Predictions:
+    """What a trained model says about every row: logits, per modality too, gate shares, features.
+
+    Args:
+        split: ``train``, ``valid`` or ``test``; None for all rows. The other arguments are those of :func:`evaluate`;
+            ``data`` needs no labels.
+
+    Returns:
+        Rows in ascending order of their number in the feature set; labels where the data has them.
+
+    Raises:
+        As :func:`evaluate`.
+    """
+    if split is not None and split not in SPLITS:
+        raise ConfigError(f"split is {split!r}, must be one of {', '.join(SPLITS)} or None for all rows")
+    parts, _, _ = _open(run, data, encoders, checkpoint, labels=False)
+    return _collect(parts, split, labels=False)
+
+
+def extract_features(
+    run: str | Path,
+    *,
+    data: FeatureSet | str | None = None,
+    encoders: Encoders | None = None,
+    split: str | None = None,
+    checkpoint: str = "best",
+) -> dict[str, np.ndarray]:
+    """The learned features, ``"<modality>/<uni|paired>"`` -> float32 ``[n, *]``.
+
+    Arguments, order of rows and errors as for :func:`predict`.
+    """
+    return predict(run, data=data, encoders=encoders, split=split, checkpoint=checkpoint).features
+
+
+_IDENTITY = ("config", "spec", "data", "normalizer", "encoders", "world")
+
+
+def _identity(config: Config, parts: Run, encoders: Encoders | None) -> dict[str, Any]:
+    """What every checkpoint of a run carries besides its state; plain containers and tensors."""
+    return {
+        "config": to_yaml(config),
+        "spec": parts.spec.to_dict(),
+        "data": fingerprint(parts.features),
+        "normalizer": None if parts.normalizer is None else parts.normalizer.state_dict(),
+        "encoders": sorted(encoders or {}),
+        "world": parts.ranks.world,
+    }
+
+
+def _fit(
+    config: Config, data: FeatureSet | str | None, encoders: Encoders | None, progress: bool, overwrite: bool
+) -> dict[str, Any]:
+    folder = RunFolder(config.out)
+    with machine(config) as ranks:
+        if not overwrite:
+            ranks.on_main(folder.claim)
+        with ranks.all_or_none():
+            features = load_features(config, data if isinstance(data, FeatureSet) else None)
+            require_splits(features, config.data.task)
+            monitored_metric(features.task, config.train.monitor)
+        parts = Run.new(config, features, encoders, ranks)
+        identity = _identity(config, parts, encoders)
+
+        def write_config() -> None:
+            folder.claim(overwrite)
+            folder.write_config(to_yaml(config, describe(parts)))
+
+        return _train(parts, folder, identity, progress, None, before=lambda: ranks.on_main(write_config))
+
+
+def _train(
+    parts: Run,
+    folder: RunFolder,
+    identity: Mapping[str, Any],
+    progress: bool,
+    state: Mapping[str, Any] | None,
+    before=None,
+) -> dict[str, Any]:
+    config, ranks = parts.config, parts.ranks
+    metric, _ = monitored_metric(parts.spec.task, config.train.monitor)
+    done = 0 if state is None else state["position"]["epoch"]
+    events = folder if config.train.tensorboard and ranks.is_main else None
+    observers = Observers(progress and ranks.is_main, events, done, metric)
+    with StopRequest() as stop:
+        with ranks.all_or_none():
+            training = Training(
+                config,
+                parts.method,
+                parts.training_loader(),
+                parts.loader("valid"),
+                ranks,
+                folder,
+                identity,
+                observers,
+                stop,
+            )
+        if before is not None:
+            before()
+        try:
+            with observers:
+                training.run(state)
+        except StoppedBySignal as stopped:
+            if ranks.is_main:
+                print(f"{stopped.args[0]}; continue with: pgm-fast resume {folder}", flush=True)
+            raise SystemExit(0) from None
+    return finish(parts, folder, training)
+
+
+def _cut_metrics(folder: RunFolder, epochs: int) -> None:
+    """Take back the lines of epochs that last.pt does not know of; they are written again."""
+    records = read_jsonl(folder.metrics)
+    kept = [record for record in records if record["epoch"] <= epochs]
+    if len(kept) != epochs:
+        raise CheckpointError(
+            f"{folder.metrics} has {len(kept)} of the {epochs} epochs that "
+            f"{folder.last.name} has seen; put the file back"
+        )
+    if folder.metrics.exists():
+        write_jsonl(folder.metrics, kept)
+
+
+def _open(
+    run: str | Path, data: FeatureSet | str | None, encoders: Encoders | None, checkpoint: str, labels: bool
+) -> tuple[Run, dict[str, Any], str]:
+    """A trained model, its checkpoint, and the checkpoint's name."""
+    folder = RunFolder(run)
+    path = {"best": folder.best, "last": folder.last}.get(checkpoint, Path(checkpoint))
+    if checkpoint in ("best", "last"):
+        folder.require()
+    state = checkpoints.load(path)
+    config = from_yaml(state["config"])
+    features = load_features(config, data, task=state["spec"]["task"], labels=labels)
+    ranks = Ranks(device=current_ranks("cpu" if config.train.device == "cpu" else "auto").device)
+    features = match_data(features, DataSpec.from_dict(state["spec"]), str(run))
+    return Run.from_checkpoint(state, config, features, encoders, ranks), state, path.name
+
+
+def _collect(parts: Run, split: str | None, labels: bool) -> Predictions:
+    if split is None:
+        parts.features = replace(parts.features, split=np.full(len(parts.features), "test"))
+    elif not len(parts.features.rows(split)):
+        present = [name for name in SPLITS if len(parts.features.rows(name))]
+        raise DataError(
+            f"{parts.features.name} has no rows in the {split} split; it has {', '.join(present) or 'no rows at all'}"
+        )
+    labelled = parts.features.labels is not None
+    if labels and not labelled and parts.spec.task != "retrieval":
+        raise DataError(
+            f"{parts.features.name} has no labels to score against; use predict, or name their key with data.label"
+        )
+    loader = parts.loader(split or "test", with_labels=labelled)
+    return collect(
+        parts.method,
+        loader.batches(0),
+        parts.ranks,
+        count=len(loader),
+        precision=parts.config.train.precision,
+        features=not labels,
+    )

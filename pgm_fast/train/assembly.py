@@ -1,0 +1,338 @@
+"""From a configuration to all that a run is made of: data, statistics, model, loaders, the state of the machine."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from .. import backends
+from ..data import Loader, Normalizer, load
+from ..data.feature_set import DataSpec, FeatureSet
+from ..data.raw import RefusedData
+from ..errors import CheckpointError, ConfigError, DataError
+from ..methods import METHODS, Method, build
+from .config import Config
+from .configure import make_config, to_dict
+from .distributed import Ranks, connect
+
+__all__ = ["Run", "fingerprint", "load_features", "machine", "resolve_config"]
+
+_OBJECT = "object:"  # data.source of a run on a FeatureSet that was handed in, followed by its name
+_SAMPLED_ROWS = 64  # rows per modality in a fingerprint
+_EMBEDDED = ("digits", "synthetic")
+
+Encoders = Mapping[str, nn.Module]
+
+
+def resolve_config(
+    config: Config | Mapping[str, Any] | str | Path | None, data: FeatureSet | str | None, overrides: Mapping[str, Any]
+) -> Config:
+    """One checked configuration from another, a mapping or a YAML file, the data asked for, and dotted overrides.
+
+    Raises:
+        ConfigError: see :func:`~pgm_fast.train.configure.make_config`.
+    """
+    changes = dict(overrides)
+    if data is not None:
+        changes["data.source"] = f"{_OBJECT}{data.name}" if isinstance(data, FeatureSet) else str(data)
+    if isinstance(config, Config):
+        result = make_config(None, {**to_dict(config), **changes})
+    elif isinstance(config, Mapping):
+        result = make_config(None, {**config, **changes})
+    else:
+        result = make_config(config, changes)
+    source = Path(result.data.source)
+    if result.data.source not in _EMBEDDED and source.exists():
+        # A run is taken up again from anywhere.
+        result.data.source = str(source.resolve())
+    return result
+
+
+def load_features(
+    config: Config, data: FeatureSet | str | None = None, *, task: str | None = None, labels: bool = True
+) -> FeatureSet:
+    """The run's data, or other data read in the same way.
+
+    Args:
+        config: of the run.
+        data: a feature set, which is returned as it is; a source; None for the run's own source.
+        task: in place of ``data.task``.
+        labels: False where the labels may be missing or unusable: the data then comes without.
+
+    Raises:
+        DataError: unusable data, or the run's data was an object and nothing was handed in.
+    """
+    if isinstance(data, FeatureSet):
+        return data
+    if data is None and config.data.source.startswith(_OBJECT):
+        name = config.data.source.removeprefix(_OBJECT)
+        raise DataError(
+            f"this run was trained on the feature set {name!r} that a program made, which "
+            "no file holds; pass it as data="
+        )
+    own = data is None or str(data) == config.data.source
+    settings = config.data
+
+    def read(task: str) -> FeatureSet:
+        return load(
+            settings.source if own else str(data),
+            format=settings.format if own else "auto",
+            task=task,
+            modalities=list(settings.modalities) if settings.modalities is not None else None,
+            label=settings.label,
+            group_by=settings.group_by,
+            order_by=settings.order_by,
+            nonfinite=settings.nonfinite,
+            options=dict(settings.options) if own else None,
+        )
+
+    try:
+        return read(task or settings.task)
+    except RefusedData as refused:
+        if labels or refused.problem.key != settings.label:
+            raise
+        return read("retrieval")
+
+
+def fingerprint(features: FeatureSet) -> dict[str, Any]:
+    """What tells one data set from another, cheaply: shapes, splits, labels, and 64 rows of every modality.
+
+    Plain containers, for checkpoints; memory maps are not read whole.
+    """
+    rows = np.unique(np.linspace(0, max(len(features) - 1, 0), _SAMPLED_ROWS).astype(np.int64))[: len(features)]
+    marks: dict[str, Any] = {"rows": len(features), "task": features.task, "splits": _hash(features.split)}
+    marks["labels"] = None if features.labels is None else _hash(features.labels)
+    for modality, values in features.modalities.items():
+        marks[f"modality {modality}"] = [*map(int, values.shape), _hash(values[rows])]
+    for modality, lengths in features.lengths.items():
+        marks[f"lengths of {modality}"] = _hash(lengths)
+    for name in ("presence", "step_lengths"):
+        value = getattr(features, name)
+        marks[name] = None if value is None else _hash(value)
+    return marks
+
+
+def require_same_data(features: FeatureSet, marks: Mapping[str, Any]) -> None:
+    """Raises DataError, naming what differs, unless ``features`` has this fingerprint."""
+    present = fingerprint(features)
+    different = [key for key in dict.fromkeys([*marks, *present]) if marks.get(key) != present.get(key)]
+    if different:
+        raise DataError(
+            f"{features.name} is not the data that this run was started with: "
+            f"{', '.join(different)} differ; give the same data, or "
+            "train anew in another folder"
+        )
+
+
+def require_splits(features: FeatureSet, task: str = "auto") -> None:
+    """Raises DataError unless the data serves ``task`` and has rows to train and to validate on."""
+    if task not in ("auto", features.task):
+        what = "has no labels" if features.labels is None else f"is a {features.task} set"
+        raise DataError(
+            f"{features.name} {what}, but data.task is {task}; name the labels' key with "
+            "data.label, or change data.task"
+        )
+    if features.labels is None and features.task != "retrieval":
+        raise DataError(
+            f"{features.name} has no labels, which {features.task} needs for training; name their key with data.label"
+        )
+    for split in ("train", "valid"):
+        if not len(features.rows(split)):
+            raise DataError(
+                f"{features.name} has no rows in the {split} split, and training needs some; "
+                "name them in the data's split"
+            )
+
+
+def match_data(features: FeatureSet, spec: DataSpec, run: str) -> FeatureSet:
+    """``features`` as a model for ``spec`` takes them, the modalities in its order.
+
+    Data without labels, or with fewer classes than the model knows, is fine.
+
+    Raises:
+        DataError: names the first difference.
+    """
+    missing = [m for m in spec.modalities if m not in features.modalities]
+    if missing:
+        raise DataError(
+            f"{features.name} lacks {', '.join(missing)}, which {run} was trained on; it has "
+            f"{', '.join(features.modalities)}"
+        )
+    for modality, wanted in spec.modalities.items():
+        values = features.modalities[modality]
+        if values.shape[-1] != wanted.dim or (values.ndim == 3) != wanted.sequence:
+            kind = f"[N, T, {wanted.dim}]" if wanted.sequence else f"[N, {wanted.dim}]"
+            raise DataError(f"{features.name}, {modality}: shape {list(values.shape)}, but {run} was trained on {kind}")
+    if features.per_step != spec.per_step:
+        raise DataError(
+            f"{features.name} has labels per {'step' if features.per_step else 'sample'}, the data "
+            f"of {run} the other; set data.group_by"
+        )
+    if features.labels is not None:
+        if features.task != spec.task:
+            raise DataError(
+                f"{features.name} is a {features.task} set, but {run} was trained for "
+                f"{spec.task}; name the task with data.task"
+            )
+        outputs = features.spec.num_outputs
+        if outputs > spec.num_outputs or (spec.task != "classification" and outputs != spec.num_outputs):
+            raise DataError(
+                f"{features.name} has {outputs} classes or targets, but {run} was trained with {spec.num_outputs}"
+            )
+    order = list(features.modalities)
+    presence = features.presence
+    if presence is not None:
+        presence = presence[:, [order.index(m) for m in spec.modalities]]
+    return replace(
+        features,
+        modalities={m: features.modalities[m] for m in spec.modalities},
+        lengths={m: x for m, x in features.lengths.items() if m in spec.modalities},
+        presence=presence,
+        task=spec.task,
+        num_classes=spec.num_outputs if spec.task == "classification" else features.num_classes,
+    )
+
+
+@dataclass
+class Run:
+    """A model and the data that it meets, on one device.
+
+    Attributes:
+        config: of the run.
+        features: the data.
+        spec: what the model was made for.
+        normalizer: of the training split; None where the data is taken as it is.
+        method: the model.
+        ranks: the processes.
+    """
+
+    config: Config
+    features: FeatureSet
+    spec: DataSpec
+    normalizer: Normalizer | None
+    method: Method
+    ranks: Ranks
+
+    @classmethod
+    def new(cls, config: Config, features: FeatureSet, encoders: Encoders | None, ranks: Ranks) -> Run:
+        """A run at its beginning: statistics of the training split, weights from the seed. Every rank calls it."""
+        normalizer = None
+        if config.data.standardize:
+            normalizer = Normalizer.from_state_dict(ranks.on_main(lambda: Normalizer.fit(features).state_dict()))
+        torch.manual_seed(config.train.seed)
+        method = _build(config, features.spec, encoders).to(ranks.device)
+        # The same weights everywhere, then other dropout masks on every rank.
+        torch.manual_seed(config.train.seed + ranks.rank)
+        return cls(config, features, features.spec, normalizer, method, ranks)
+
+    @classmethod
+    def from_checkpoint(
+        cls, state: Mapping[str, Any], config: Config, features: FeatureSet, encoders: Encoders | None, ranks: Ranks
+    ) -> Run:
+        """The model of a checkpoint with its weights.
+
+        Raises:
+            CheckpointError: the weights do not fit, or the run had encoders of its own and they are not given.
+        """
+        spec = DataSpec.from_dict(state["spec"])
+        given = sorted(encoders or {})
+        if given != state["encoders"]:
+            wanted = ", ".join(state["encoders"]) or "none"
+            raise CheckpointError(
+                f"this run was trained with encoders handed in for: {wanted}; given now: "
+                f"{', '.join(given) or 'none'}. Pass the same as encoders="
+            )
+        normalizer = None if state["normalizer"] is None else Normalizer.from_state_dict(state["normalizer"])
+        method = _build(config, spec, encoders)
+        try:
+            method.load_state_dict(state["model"])
+        except RuntimeError as error:
+            reason = " ".join(str(error).split())
+            raise CheckpointError(f"the weights do not fit the model of this configuration: {reason}") from error
+        return cls(config, features, spec, normalizer, method.to(ranks.device), ranks)
+
+    def training_loader(self) -> Loader:
+        """Shuffled batches of the training split, with modality dropout."""
+        settings = self.config
+        return self._loader(
+            "train", settings.train.batch_size, True, shuffle=True, modality_dropout=settings.data.modality_dropout
+        )
+
+    def loader(self, split: str, with_labels: bool = True) -> Loader:
+        """Batches of a split in order, every row once."""
+        return self._loader(split, self.config.train.eval_batch_size, with_labels)
+
+    def _loader(self, split: str, batch_size: int, with_labels: bool, **more: Any) -> Loader:
+        return Loader(
+            self.features,
+            split,
+            batch_size=batch_size,
+            device=self.ranks.device,
+            seed=self.config.train.seed,
+            normalizer=self.normalizer,
+            rank=self.ranks.rank,
+            world=self.ranks.world,
+            resident=self.config.data.resident,
+            with_labels=with_labels,
+            **more,
+        )
+
+
+@contextmanager
+def machine(config: Config) -> Iterator[Ranks]:
+    """The state that a run wants of torch, for the block: processes, threads, backend, repeatable algorithms.
+
+    Raises:
+        ConfigError: the device is not there.
+    """
+    threads, deterministic = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
+    warn_only, fill = (
+        torch.is_deterministic_algorithms_warn_only_enabled(),
+        torch.utils.deterministic.fill_uninitialized_memory,
+    )
+    with ExitStack() as stack:
+        ranks = stack.enter_context(connect(config.train.device))
+        if ranks.device.type == "cuda":
+            # cuBLAS reads this when its first handle is made; without it two runs may differ in the last bit.
+            os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        if config.train.backend != "auto":
+            stack.enter_context(backends.backend(config.train.backend))
+        try:
+            if config.train.threads:
+                torch.set_num_threads(config.train.threads)
+            torch.use_deterministic_algorithms(True, warn_only=True)
+            torch.utils.deterministic.fill_uninitialized_memory = (
+                False  # costs a pass over every new tensor and mends no result here
+            )
+            yield ranks
+        finally:
+            torch.set_num_threads(threads)
+            torch.use_deterministic_algorithms(deterministic, warn_only=warn_only)
+            torch.utils.deterministic.fill_uninitialized_memory = fill
+
+
+def _build(config: Config, spec: DataSpec, encoders: Encoders | None) -> Method:
+    wanted = METHODS[config.method].config_class
+    section = next(value for value in vars(config).values() if isinstance(value, wanted))
+    unknown = [name for name in encoders or {} if name not in spec.modalities]
+    if unknown:
+        raise ConfigError(f"encoders are given for {', '.join(unknown)}; the data has {', '.join(spec.modalities)}")
+    # Copies: two runs of one call (seeds) must not train the same modules, nor a run change what its caller holds.
+    return build(config.method, spec, config.model, section, copy.deepcopy(dict(encoders)) if encoders else None)
+
+
+def _hash(array: np.ndarray) -> str:
+    array = np.ascontiguousarray(array)
+    if array.dtype == object:
+        array = array.astype(str)
+    return hashlib.sha256(f"{array.dtype.str}{array.shape}".encode() + array.tobytes()).hexdigest()[:16]

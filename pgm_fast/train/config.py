@@ -1,0 +1,69 @@
+"""Every value of a run, with its default and its meaning. ``pgm-fast train --help`` and config.yaml are made from these classes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Dict, List, Optional
+
+from ..methods.base import ModelConfig
+from ..methods.baselines import BaselineConfig
+from ..methods.pgm import PgMConfig
+
+__all__ = ["Config", "DataConfig", "TrainConfig"]
+
+
+@dataclass
+class DataConfig:
+    """Where features come from and how they are prepared."""
+
+    source: str = "digits"  # digits, synthetic, or the path of a feature file or folder
+    format: str = "auto"  # auto, npz, pt, safetensors, folder, mmsa, multibench, lsmi, avmnist
+    task: str = "auto"  # auto, classification, multilabel, regression, retrieval
+    modalities: Optional[List[str]] = None  # a subset, in this order; None for all
+    label: str = "label"  # key of the labels
+    group_by: Optional[str] = None  # per-row key that makes sequences: rows with one value form one sample, a label per step
+    order_by: Optional[str] = None  # per-row key that orders the steps of a sequence
+    standardize: bool = True  # zero mean and unit variance per dimension, statistics from the training split only
+    nonfinite: str = "error"  # error, or zero: NaN and infinities become 0
+    modality_dropout: float = 0.0  # training: each modality of a sample is hidden with this probability, never all of them
+    resident: str = "auto"  # auto: a split that fits half of the free memory is kept on the device; always; never
+    options: Dict[str, Any] = field(default_factory=dict)  # arguments of the synthetic generator: kind, n, noise, ...
+
+
+@dataclass
+class TrainConfig:
+    """The loop."""
+
+    epochs: int = 50  # at most, per stage; see patience
+    batch_size: int = 64  # over all ranks together
+    eval_batch_size: int = 512  # in validation, test and prediction
+    optimizer: str = "adamw"  # adamw, sgd (momentum 0.9)
+    lr: float = 1e-3  # base learning rate, which the rates of a method multiply
+    weight_decay: float = 1e-2  # of every parameter; decoupled from the gradient in adamw
+    schedule: str = "cosine"  # constant, cosine (with warm-up), plateau
+    warmup_epochs: float = 1.0  # cosine: the learning rate rises from 0 over this many
+    clip_norm: float = 1.0  # global gradient norm; 0 for none
+    monitor: str = "auto"  # a validation metric of the fused output; auto: the task's primary one
+    patience: int = 15  # epochs without a better validation score before stopping; 0 for never
+    seed: int = 0  # of weights, dropout and the order of samples
+    device: str = "auto"  # auto, cpu, cuda, cuda:N
+    backend: str = "auto"  # auto, torch, native, triton
+    precision: str = "fp32"  # fp32, bf16 (autocast)
+    threads: int = 0  # CPU threads of torch; 0 leaves torch's choice
+    checkpoint_every_steps: int = 0  # besides each epoch's end; 0 for none
+    nonfinite_limit: int = 20  # skipped updates in a row before training stops
+    plots: bool = True  # draw plots/ at the end
+    tensorboard: bool = True  # write event files to tensorboard/
+
+
+@dataclass
+class Config:
+    """A whole run."""
+
+    method: str = "pgm"  # pgm, unimodal, joint, ensemble
+    out: str = "runs/run"  # the run folder to write
+    data: DataConfig = field(default_factory=DataConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    pgm: PgMConfig = field(default_factory=PgMConfig)
+    baseline: BaselineConfig = field(default_factory=BaselineConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)

@@ -1,0 +1,334 @@
+"""From a YAML file and overrides to a checked :class:`~pgm_fast.train.config.Config`, and back to YAML.
+
+Everything that is wrong with a configuration is said here, in one line that names the key, what was given and what is
+allowed.
+"""
+
+from __future__ import annotations
+
+import difflib
+import math
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import is_dataclass
+from io import StringIO
+from pathlib import Path
+from types import UnionType
+from typing import Any, Union, get_args, get_origin, get_type_hints
+
+import yaml
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from ..backends import BACKENDS
+from ..data.feature_set import TASKS
+from ..errors import ConfigError
+from ..methods import METHODS
+from .config import Config
+from .optimizers import OPTIMIZERS, SCHEDULES
+
+__all__ = ["ENVIRONMENT", "from_yaml", "make_config", "to_dict", "to_yaml", "validate"]
+
+ENVIRONMENT = "environment"  # the section of a run's config.yaml that records versions: written, never read back
+
+CHOICES = {
+    "method": tuple(METHODS),
+    "data.format": ("auto", "npz", "pt", "safetensors", "folder", "mmsa", "multibench", "lsmi", "avmnist"),
+    "data.task": ("auto", *TASKS),
+    "data.nonfinite": ("error", "zero"),
+    "data.resident": ("auto", "always", "never"),
+    "model.encoder": ("auto", "mlp", "gru", "transformer"),
+    "pgm.gate": ("single", "dual", "sigmoid", "fixed", "none"),
+    "pgm.interaction": ("attention", "concat"),
+    "train.optimizer": tuple(OPTIMIZERS),
+    "train.schedule": tuple(SCHEDULES),
+    "train.backend": ("auto", *BACKENDS),
+    "train.precision": ("fp32", "bf16"),
+}
+
+AT_LEAST_ONE = ("of at least 1", lambda x: x >= 1)
+NOT_NEGATIVE = ("of at least 0", lambda x: x >= 0)
+POSITIVE = ("above 0", lambda x: x > 0)
+FRACTION = ("of at least 0 and below 1", lambda x: 0 <= x < 1)
+
+RANGES = {
+    "data.modality_dropout": FRACTION,
+    "model.dim": AT_LEAST_ONE,
+    "model.hidden": AT_LEAST_ONE,
+    "model.layers": AT_LEAST_ONE,
+    "model.heads": AT_LEAST_ONE,
+    "model.dropout": FRACTION,
+    "model.contrastive_temperature": POSITIVE,
+    "pgm.temperature": POSITIVE,
+    "pgm.chunk": AT_LEAST_ONE,
+    "pgm.learner_dim": NOT_NEGATIVE,
+    "pgm.uni_weight": NOT_NEGATIVE,
+    "pgm.paired_weight": NOT_NEGATIVE,
+    "pgm.align_weight": NOT_NEGATIVE,
+    "pgm.align_temperature": POSITIVE,
+    "pgm.reconstruction_weight": NOT_NEGATIVE,
+    "pgm.share_weight": NOT_NEGATIVE,
+    "train.epochs": AT_LEAST_ONE,
+    "train.batch_size": AT_LEAST_ONE,
+    "train.eval_batch_size": AT_LEAST_ONE,
+    "train.lr": POSITIVE,
+    "train.weight_decay": NOT_NEGATIVE,
+    "train.warmup_epochs": NOT_NEGATIVE,
+    "train.clip_norm": NOT_NEGATIVE,
+    "train.patience": NOT_NEGATIVE,
+    "train.seed": NOT_NEGATIVE,
+    "train.threads": NOT_NEGATIVE,
+    "train.checkpoint_every_steps": NOT_NEGATIVE,
+    "train.nonfinite_limit": AT_LEAST_ONE,
+}
+
+
+def make_config(file: Path | str | None = None, overrides: Sequence[str] | Mapping[str, Any] = ()) -> Config:
+    """The defaults, changed by a YAML file, changed by overrides.
+
+    Args:
+        file: YAML with the sections of :class:`Config`, or None.
+        overrides: ``["train.epochs=5", "method=joint"]``, or a mapping, nested or with dotted keys
+            (``{"train.epochs": 5}``, ``{"train": {"epochs": 5}}``).
+
+    Returns:
+        A checked configuration.
+
+    Raises:
+        ConfigError: an unreadable file, malformed YAML, an override without ``=``, an unknown key, a value of the wrong
+            type, outside its range or not among those allowed.
+    """
+    config = OmegaConf.structured(Config)
+    if file is not None:
+        _apply(config, _parse(_read(Path(file)), str(file)))
+    for key, value in overrides.items() if isinstance(overrides, Mapping) else map(_split, overrides):
+        _apply(config, {key: value})
+    return _finish(config)
+
+
+def from_yaml(text: str) -> Config:
+    """The inverse of :func:`to_yaml`. Raises ConfigError like :func:`make_config`."""
+    config = OmegaConf.structured(Config)
+    _apply(config, _parse(text, "the configuration"))
+    return _finish(config)
+
+
+def to_dict(config: Config) -> dict[str, Any]:
+    """Every value as plain containers, for checkpoints and reports."""
+    return OmegaConf.to_container(OmegaConf.structured(config), resolve=True)
+
+
+def to_yaml(config: Config, environment: Mapping[str, Any] | None = None) -> str:
+    """Every value as YAML.
+
+    Args:
+        config: what to write.
+        environment: versions and the like, written as a last section ``environment`` that :func:`from_yaml` and
+            :func:`make_config` pass over. Plain containers only.
+    """
+    text = OmegaConf.to_yaml(OmegaConf.structured(config), resolve=True)
+    if environment is not None:
+        text += yaml.safe_dump({ENVIRONMENT: dict(environment)}, sort_keys=False, allow_unicode=True)
+    return text
+
+
+def validate(config: Config) -> None:
+    """Check the type of every value, and the value where there is a range or a fixed set of choices.
+
+    Raises:
+        ConfigError: names the key, its value and what is allowed.
+    """
+    try:
+        OmegaConf.structured(config)
+    except OmegaConfBaseException as error:
+        raise ConfigError(f"the configuration holds a value of the wrong type: {_first_line(error)}") from None
+    for key, choices in CHOICES.items():
+        value = _get(config, key)
+        if value not in choices:
+            raise _refused(key, value, ", ".join(choices), _near(str(value), choices))
+    for key, (allowed, test) in RANGES.items():
+        value = _get(config, key)
+        if not (math.isfinite(value) and test(value)):
+            raise _refused(key, value, f"a number {allowed}")
+    if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", config.train.device):
+        raise _refused("train.device", config.train.device, "auto, cpu, cuda, cuda:0, cuda:1, ...")
+    for key in ("dim", "hidden"):
+        if (size := getattr(config.model, key)) % config.model.heads:
+            raise _refused("model.heads", config.model.heads, f"a divisor of model.{key}={size}")
+    if config.model.dim % config.pgm.chunk:
+        raise _refused("pgm.chunk", config.pgm.chunk, f"a divisor of model.dim={config.model.dim}")
+    for modality, share in config.pgm.share_target.items():
+        if not 0 <= share <= 1:
+            raise _refused(f"pgm.share_target.{modality}", share, "a number from 0 to 1")
+    for section in ("pgm", "baseline"):
+        for modality, parts in getattr(config, section).rates.items():
+            for part, rate in parts.items():
+                if not (math.isfinite(rate) and rate >= 0):
+                    raise _refused(f"{section}.rates.{modality}.{part}", rate, "a number of at least 0")
+    for key in ("data.source", "data.label", "out"):
+        if not _get(config, key).strip():
+            raise _refused(key, _get(config, key), "a name or a path")
+    names = config.data.modalities
+    if names is not None and (not names or len(set(names)) != len(names)):
+        raise _refused("data.modalities", list(names), "at least one name, each once, or null for all")
+
+
+def _refused(key: str, value: Any, allowed: str, near: str = "") -> ConfigError:
+    return ConfigError(f"{key}={value!r} is not allowed{near}; it takes {allowed}")
+
+
+def _finish(config) -> Config:
+    try:
+        result = OmegaConf.to_object(config)
+    except OmegaConfBaseException as error:
+        key = getattr(error, "full_key", None) or "the configuration"
+        raise ConfigError(f"{key} cannot be resolved: {_first_line(error)}") from None
+    validate(result)
+    return result
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise ConfigError(f"configuration file {path} does not exist; give the path of a YAML file") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"configuration file {path} cannot be read as text: {error}") from None
+
+
+def _parse(text: str, name: str) -> Mapping[str, Any]:
+    try:
+        value = OmegaConf.to_container(OmegaConf.load(StringIO(text)), resolve=True)
+    except yaml.YAMLError as error:
+        mark, problem = getattr(error, "problem_mark", None), getattr(error, "problem", None) or str(error)
+        where = f" at line {mark.line + 1}, column {mark.column + 1}" if mark else ""
+        raise ConfigError(f"{name} is not valid YAML{where}: {' '.join(problem.split())}") from None
+    except (OmegaConfBaseException, OSError) as error:
+        raise ConfigError(f"{name} is not a usable configuration: {_first_line(error)}") from None
+    # A lone word parses to {word: None}.
+    if not isinstance(value, dict) or (len(value) == 1 and ":" not in text):
+        raise ConfigError(f"{name} holds no sections; write keys and values, such as 'train: {{epochs: 5}}'")
+    return {key: item for key, item in value.items() if key != ENVIRONMENT}
+
+
+class _Typed(str):
+    """A value as it was typed on the command line: text where the key takes text, YAML elsewhere."""
+
+
+def _split(override: str) -> tuple[str, _Typed]:
+    key, equals, text = override.partition("=")
+    if not equals or not key.strip():
+        raise ConfigError(f"override {override!r} is not of the form key=value; write for example train.epochs=5")
+    return key.strip(), _Typed(text.strip())
+
+
+def _apply(config, values: Mapping[str, Any]) -> None:
+    for key, hint, value in _leaves(Config, values, ""):
+        value = _value_of(key, hint, value)
+        try:
+            OmegaConf.update(config, key, value, merge=True)
+        except (OmegaConfBaseException, TypeError, ValueError):
+            where, hint, value = _misfit(key, hint, value) or (key, hint, value)
+            raise ConfigError(f"{where}={value!r} has the wrong type; it takes {_type_name(hint)}") from None
+
+
+def _misfit(key: str, hint: Any, value: Any) -> tuple[str, Any, Any] | None:
+    """(dotted key, type, value) of the first place inside a mapping that does not have its type."""
+    if get_origin(hint) is dict:
+        if not isinstance(value, Mapping):
+            return key, hint, value
+        inner = (_misfit(f"{key}.{name}", get_args(hint)[-1], item) for name, item in value.items())
+        return next(filter(None, inner), None)
+    wrong = hint is float and (isinstance(value, bool) or not isinstance(value, (int, float)))
+    return (key, hint, value) if wrong else None
+
+
+def _leaves(owner: type, values: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, Any, Any]]:
+    """(dotted key, type, value) for every field of the dataclass ``owner`` that ``values`` sets."""
+    hints = get_type_hints(owner)
+    for key, value in values.items():
+        name, *rest = str(key).split(".")
+        if name not in hints:
+            raise _unknown(str(key), owner, prefix)
+        for part in reversed(rest):
+            value = {part: value}
+        if not is_dataclass(hints[name]):
+            yield f"{prefix}{name}", hints[name], value
+        elif isinstance(value, Mapping) or value is None:  # None: a section of a file with nothing in it
+            yield from _leaves(hints[name], value or {}, f"{prefix}{name}.")
+        else:
+            keys = list(get_type_hints(hints[name]))
+            example = f"(write for example {prefix}{name}.{keys[0]}=...)"
+            raise _refused(f"{prefix}{name}", value, f"the keys {', '.join(keys)} below it {example}")
+
+
+def _value_of(key: str, hint: Any, value: Any) -> Any:
+    if isinstance(value, _Typed):
+        value = _parse_typed(key, hint, value)
+    if isinstance(value, Mapping):
+        inner = get_args(hint)[-1] if get_origin(hint) is dict else Any
+        return {str(name): _value_of(f"{key}.{name}", inner, item) for name, item in value.items()}
+    if isinstance(value, tuple):
+        return list(value)
+    # OmegaConf 2.3 takes a whole number for a float, but not inside a mapping.
+    return float(value) if hint is float and type(value) is int else value
+
+
+def _parse_typed(key: str, hint: Any, text: _Typed) -> Any:
+    wants_text = hint is str or (_is_union(hint) and str in get_args(hint))
+    try:
+        parsed = OmegaConf.to_container(OmegaConf.from_dotlist([f"value={text}"]))["value"]
+    except (yaml.YAMLError, OmegaConfBaseException):
+        if not wants_text:
+            raise ConfigError(f"{key}={text!s} is not valid YAML; it takes {_type_name(hint)}") from None
+        parsed = str(text)
+    if wants_text and not isinstance(parsed, str) and text not in ("", "~", "null"):
+        return str(text)
+    if isinstance(parsed, str) and _is_list(hint):
+        return [part.strip() for part in parsed.split(",")]
+    return parsed
+
+
+def _unknown(key: str, owner: type, prefix: str) -> ConfigError:
+    allowed = list(get_type_hints(owner))
+    name = key.split(".")[-1]
+    sections = {section: hint for section, hint in get_type_hints(Config).items() if is_dataclass(hint)}
+    elsewhere = [f"{section}.{name}" for section, hint in sections.items() if name in get_type_hints(hint)]
+    near = f" (did you mean {' or '.join(elsewhere)}?)" if elsewhere else _near(key.split(".")[0], allowed, prefix)
+    where = f"section {prefix[:-1]}" if prefix else "the top level"
+    return ConfigError(f"unknown configuration key '{prefix}{key}'{near}; {where} takes {', '.join(allowed)}")
+
+
+def _near(value: str, allowed: Sequence[str], prefix: str = "") -> str:
+    close = difflib.get_close_matches(value, allowed, n=2, cutoff=0.65)
+    return f" (did you mean {' or '.join(prefix + name for name in close)}?)" if close else ""
+
+
+def _get(config: Config, key: str) -> Any:
+    for part in key.split("."):
+        config = getattr(config, part)
+    return config
+
+
+def _is_union(hint: Any) -> bool:
+    return get_origin(hint) in (Union, UnionType)
+
+
+def _is_list(hint: Any) -> bool:
+    return get_origin(hint) is list or any(get_origin(arg) is list for arg in get_args(hint))
+
+
+def _type_name(hint: Any) -> str:
+    """A type in words."""
+    if _is_union(hint):
+        return " or ".join(_type_name(arg) for arg in get_args(hint))
+    if get_origin(hint) is dict:
+        return f"a mapping of names to {_type_name(get_args(hint)[1])}"
+    if get_origin(hint) is list:
+        return "a list such as [a, b]"
+    names = {int: "a whole number", float: "a number", bool: "true or false", str: "text", type(None): "null"}
+    return names.get(hint, "any value")
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).splitlines()[0]

@@ -1,0 +1,106 @@
+"""The end of a run: the best model scored on validation and test data, the report, the plots, the page."""
+
+from __future__ import annotations
+
+import platform
+from typing import Any
+
+import torch
+
+from .. import (
+    backends,
+    ops,  # noqa: F401  (importing the ops registers their backends)
+)
+from ..data import Loader
+from ..env import git_commit, versions
+from .assembly import Run
+from .evaluation import collect, measure
+from .folder import RunFolder
+from .loop import Training
+from .predictions import Predictions
+from .reports import build_report, mean_shares, read_jsonl, write_json, write_page
+
+__all__ = ["describe", "finish", "served_by"]
+
+
+def served_by(device: torch.device) -> dict[str, str]:
+    """op -> the backend that takes its calls on ``device`` (float32, shapes aside)."""
+    return {op: backends.chosen(op, device.type) for op in backends.implementations(device.type)}
+
+
+def describe(parts: Run) -> dict[str, Any]:
+    """What config.yaml records of the surroundings of a run."""
+    return {
+        "versions": versions(),
+        "git_commit": git_commit(),
+        "device": device_name(parts.ranks.device),
+        "processes": parts.ranks.world,
+        "threads": torch.get_num_threads(),
+        "backend": served_by(parts.ranks.device),
+        "data": parts.features.name,
+    }
+
+
+def device_name(device: torch.device) -> str:
+    """The name of a CUDA device, or the architecture of the CPU."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else f"cpu ({platform.machine()})"
+
+
+def finish(parts: Run, folder: RunFolder, training: Training) -> dict[str, Any]:
+    """Score the model that training ended with and write what is to be read; report.json last: it means done.
+
+    Returns:
+        The report, on every rank.
+    """
+    has_test = len(parts.features.rows("test")) > 0
+    plots = parts.config.train.plots
+    valid = _predict(parts, training.valid, features=plots and not has_test)
+    test = _predict(parts, parts.loader("test"), features=plots) if has_test else None
+    return parts.ranks.on_main(lambda: _write(parts, folder, training, valid, test))
+
+
+def _predict(parts: Run, loader: Loader, features: bool) -> Predictions | None:
+    return collect(
+        parts.method,
+        loader.batches(0),
+        parts.ranks,
+        count=len(loader),
+        precision=parts.config.train.precision,
+        features=features,
+    )
+
+
+def _write(
+    parts: Run, folder: RunFolder, training: Training, valid: Predictions, test: Predictions | None
+) -> dict[str, Any]:
+    config, spec, position = parts.config, parts.spec, training.position
+    shown = valid if test is None else test
+    report = build_report(
+        method=config.method,
+        data=parts.features.name,
+        task=spec.task,
+        seed=config.train.seed,
+        epochs=position.epoch,
+        best_epoch=training.best.epoch,
+        backend=served_by(parts.ranks.device),
+        valid=measure(valid, spec.task, spec.num_outputs),
+        test={} if test is None else measure(test, spec.task, spec.num_outputs),
+        shares=mean_shares(shown),
+        timing={
+            "seconds": position.seconds,
+            "seconds_per_epoch": position.seconds / max(position.epoch, 1),
+            "samples_per_s": training.train.num_rows * position.epoch / max(position.train_seconds, 1e-9),
+            "device": device_name(parts.ranks.device),
+        },
+    )
+    report["skipped_steps"] = position.skipped
+    report["parameters"] = sum(p.numel() for p in parts.method.parameters())
+    report["processes"] = parts.ranks.world
+    plots: list[str] = []
+    if config.train.plots:
+        from .plots import draw_run
+
+        plots = draw_run(folder.path, read_jsonl(folder.metrics), report, shown, spec, parts.features.class_names)
+    write_page(folder.path, report, plots)
+    write_json(folder.report, report)
+    return report

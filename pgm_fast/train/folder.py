@@ -1,0 +1,83 @@
+"""The folder of a run: what lies where, and who may write into it."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+from ..errors import CheckpointError, ConfigError
+from .files import atomic_write
+
+__all__ = ["RunFolder"]
+
+
+class RunFolder:
+    """Paths inside a run folder. Making one touches nothing.
+
+    Args:
+        path: of the folder.
+    """
+
+    def __init__(self, path: str | Path):
+        self.path = Path(path)
+        self.config = self.path / "config.yaml"
+        self.metrics = self.path / "metrics.jsonl"
+        self.report = self.path / "report.json"
+        self.page = self.path / "report.html"
+        self.last = self.path / "checkpoints" / "last.pt"
+        self.best = self.path / "checkpoints" / "best.pt"
+        self.plots = self.path / "plots"
+        self.events = self.path / "tensorboard"
+
+    def __str__(self) -> str:
+        return str(self.path)
+
+    @property
+    def started(self) -> bool:
+        """Whether a run has written here."""
+        return any(path.exists() for path in (self.config, self.metrics, self.report, self.last, self.best))
+
+    def claim(self, overwrite: bool = False) -> None:
+        """Make sure that a new run may write here.
+
+        Args:
+            overwrite: remove the files of the run that is here (and nothing else).
+
+        Raises:
+            ConfigError: a run is here already, or the path is a file.
+            CheckpointError: the old files cannot be removed.
+        """
+        if self.path.exists() and not self.path.is_dir():
+            raise ConfigError(f"out={self.path} is a file; name a folder that does not exist yet")
+        if not self.started:
+            return
+        if not overwrite:
+            state = "a finished" if self.report.exists() else "a started"
+            raise ConfigError(
+                f"out={self.path} holds {state} run already; choose another out, continue it with "
+                f"`pgm-fast resume {self.path}`, or "
+                "replace it with --overwrite (overwrite=True)"
+            )
+        try:
+            # The configuration goes last: a folder whose removal was cut short still says what it was.
+            for path in (self.report, self.page, self.plots, self.events, self.last.parent, self.metrics, self.config):
+                if path.is_dir():
+                    shutil.rmtree(path)
+                else:
+                    path.unlink(missing_ok=True)
+        except OSError as error:
+            raise CheckpointError(
+                f"cannot remove the old run in {self.path}: {error.strerror}; choose another out"
+            ) from error
+
+    def write_config(self, text: str) -> None:
+        """The first file of a run. Raises CheckpointError where the file system refuses."""
+        with atomic_write(self.config, "w") as file:
+            file.write(text)
+
+    def require(self) -> None:
+        """Raises CheckpointError unless a run has written its configuration here."""
+        if not self.config.is_file():
+            raise CheckpointError(
+                f"{self.path} is not the folder of a run: there is no {self.config.name} in it; give the out of a run"
+            )

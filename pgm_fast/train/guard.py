@@ -1,0 +1,82 @@
+"""Updates that are safe without the host waiting for them: clipping, and skipping what is not finite."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn.utils import clip_grads_with_norm_, get_total_norm
+from torch.optim import Optimizer
+
+from .distributed import Ranks
+
+__all__ = ["DelayedReading", "UpdateGuard"]
+
+
+class UpdateGuard:
+    """Clips gradients and skips updates that are not finite, all on the device.
+
+    A step whose total loss or global gradient norm is NaN or infinite changes neither parameters nor optimizer state
+    (nor the optimizer's step counts): the flag goes to the optimizer as ``found_inf``, the protocol of torch's fused
+    optimizers. No rank updates where one must not. The host learns of it from :meth:`read`, when it asks.
+
+    Args:
+        optimizer: one that obeys ``found_inf``.
+        clip_norm: largest global gradient norm; 0 for none.
+        ranks: whose flags are joined.
+    """
+
+    def __init__(self, optimizer: Optimizer, clip_norm: float, ranks: Ranks):
+        self.optimizer = optimizer
+        self.clip_norm = clip_norm
+        self.ranks = ranks
+        self.parameters = [p for group in optimizer.param_groups for p in group["params"]]
+        # [skipped, skipped in a row now, longest such row, a rank was asked to stop]
+        self.counts = torch.zeros(4, device=ranks.device)
+
+    def update(self, loss: Tensor, stop: bool = False) -> None:
+        """One step of the optimizer from the gradients at hand.
+
+        Args:
+            loss: the scalar that backward started from.
+            stop: whether this rank was asked to stop; with several ranks, any one's wish shows in :meth:`read` on all.
+        """
+        norm = get_total_norm([p.grad for p in self.parameters if p.grad is not None])
+        finite = torch.isfinite(loss.detach().float()) & torch.isfinite(norm)
+        if self.ranks.world == 1:
+            skip = (~finite).float()
+            stopping = self.counts[3]
+        else:
+            flags = torch.stack([(~finite).float(), torch.full_like(norm, float(stop), dtype=torch.float32)])
+            skip, stopping = self.ranks.maximum_(flags)
+        if self.clip_norm:
+            clip_grads_with_norm_(self.parameters, self.clip_norm, norm)
+        self.optimizer.grad_scale = None
+        self.optimizer.found_inf = skip
+        self.optimizer.step()
+        skipped, row, longest, _ = self.counts
+        row = (row + 1.0) * skip
+        self.counts = torch.stack([skipped + skip, row, torch.maximum(longest, row), stopping])
+
+
+class DelayedReading:
+    """Values of a small device tensor on the host, one call late, so that nobody waits; at once on the CPU."""
+
+    def __init__(self, device: torch.device):
+        self._cuda = device.type == "cuda"
+        self._pending: tuple[Tensor, torch.cuda.Event] | None = None
+
+    def __call__(self, tensor: Tensor) -> list[float] | None:
+        """Hand in the present values; get those of the call before (None at first), on the CPU the present ones."""
+        if not self._cuda:
+            return tensor.tolist()
+        values = None
+        if self._pending is not None:
+            host, event = self._pending
+            event.synchronize()
+            values = host.tolist()
+        host = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
+        host.copy_(tensor, non_blocking=True)
+        event = torch.cuda.Event()
+        event.record()
+        self._pending = (host, event)
+        return values

@@ -1,0 +1,119 @@
+"""Optimizers and learning rate schedules by name."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch.optim import SGD, AdamW, Optimizer
+from torch.optim.lr_scheduler import LambdaLR, ReduceLROnPlateau
+
+from ..errors import ConfigError
+
+__all__ = ["OPTIMIZERS", "SCHEDULES", "Schedule", "build_optimizer", "cosine_factor"]
+
+MOMENTUM = 0.9
+PLATEAU_FACTOR = 0.3
+PLATEAU_PATIENCE = 5  # epochs
+FINAL_FACTOR = 0.01  # the cosine ends at this part of the base rate
+
+SCHEDULES = ("constant", "cosine", "plateau")
+
+
+def _adamw(groups: list[dict], weight_decay: float) -> Optimizer:
+    return AdamW(groups, weight_decay=weight_decay, fused=True)
+
+
+def _sgd(groups: list[dict], weight_decay: float) -> Optimizer:
+    optimizer = SGD(groups, momentum=MOMENTUM, weight_decay=weight_decay, fused=True)
+    # torch allocates the momentum uninitialised at the first step and lets the kernel fill it; a first step that is
+    # skipped would leave it so, and the second would read it. Zeros give the same first step: 0.9 * 0 + gradient.
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+    return optimizer
+
+
+OPTIMIZERS: dict[str, Callable[[list[dict], float], Optimizer]] = {"adamw": _adamw, "sgd": _sgd}
+"""name -> builder from param groups and weight decay. All obey ``found_inf`` as torch's fused ones do."""
+
+
+def build_optimizer(name: str, groups: list[dict], weight_decay: float) -> Optimizer:
+    """The optimizer called ``name`` over param groups that bring their own ``lr`` and ``name``.
+
+    ``weight_decay`` holds where a group does not say its own. ``sgd`` has momentum 0.9.
+
+    Raises:
+        ConfigError: unknown name, or no parameter to train.
+    """
+    if name not in OPTIMIZERS:
+        raise ConfigError(f"train.optimizer is {name!r}, must be one of {', '.join(OPTIMIZERS)}")
+    if not any(len(group["params"]) for group in groups):
+        raise ConfigError("there is no parameter to train in this stage; check the rates and the encoders")
+    return OPTIMIZERS[name]([{**group, "params": list(group["params"])} for group in groups], weight_decay)
+
+
+def cosine_factor(step: int, total: int, warmup: int) -> float:
+    """Part of the base rate at ``step`` of ``total``: linear up over ``warmup`` steps, then half a cosine down to 0.01.
+
+    Loshchilov & Hutter 2017 (SGDR) without restarts; the warm-up as in Goyal et al. 2017.
+    """
+    if step < warmup:
+        return (step + 1) / warmup
+    done = min(1.0, (step - warmup) / max(1, total - warmup))
+    return FINAL_FACTOR + (1.0 - FINAL_FACTOR) * 0.5 * (1.0 + math.cos(math.pi * done))
+
+
+class Schedule:
+    """The learning rates of one stage.
+
+    Args:
+        name: ``constant``; ``cosine`` with warm-up, per step; ``plateau``: times 0.3 after 5 epochs without a better
+            validation score.
+        optimizer: its groups' present rates are the base rates.
+        total_steps: steps of the stage.
+        warmup_steps: cosine only; at most half of the stage.
+
+    Raises:
+        ConfigError: unknown name.
+    """
+
+    def __init__(self, name: str, optimizer: Optimizer, total_steps: int, warmup_steps: int = 0):
+        if name not in SCHEDULES:
+            raise ConfigError(f"train.schedule is {name!r}, must be one of {', '.join(SCHEDULES)}")
+        self._per_step: LambdaLR | None = None
+        self._per_epoch: ReduceLROnPlateau | None = None
+        if name == "cosine":
+            warmup = min(warmup_steps, total_steps // 2)
+            self._per_step = LambdaLR(optimizer, lambda step: cosine_factor(step, total_steps, warmup))
+        elif name == "plateau":
+            # Scores may be negative (an error, negated), where a relative threshold would call an equal score better.
+            self._per_epoch = ReduceLROnPlateau(
+                optimizer,
+                mode="max",
+                factor=PLATEAU_FACTOR,
+                patience=PLATEAU_PATIENCE,
+                threshold=1e-6,
+                threshold_mode="abs",
+            )
+
+    def step(self) -> None:
+        """After every training step."""
+        if self._per_step is not None:
+            self._per_step.step()
+
+    def epoch(self, score: float) -> None:
+        """After every validation, with its score (larger is better)."""
+        if self._per_epoch is not None:
+            self._per_epoch.step(score)
+
+    def state_dict(self) -> dict[str, Any]:
+        active = self._per_step or self._per_epoch
+        return {} if active is None else active.state_dict()
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        active = self._per_step or self._per_epoch
+        if active is not None:
+            active.load_state_dict(state)

@@ -1,0 +1,103 @@
+"""A checkpoint is whole or the one before it, and one that is not whole is named with what to do."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import resource
+
+import pytest
+import torch
+
+from pgm_fast.errors import CheckpointError
+from pgm_fast.train import checkpoints
+
+STATE = {
+    "model": {"w": torch.arange(5000.0)},
+    "position": {"epoch": 3},
+    "names": ["a"],
+    "score": float("-inf"),
+    "none": None,
+}
+
+
+def test_a_state_comes_back_as_it_was(tmp_path):
+    path = tmp_path / "checkpoints" / "last.pt"
+    checkpoints.save(path, STATE)
+    loaded = checkpoints.load(path)
+    assert torch.equal(loaded.pop("model")["w"], STATE["model"]["w"])
+    assert loaded == {"format": checkpoints.FORMAT, **{k: v for k, v in STATE.items() if k != "model"}}
+    assert os.listdir(path.parent) == ["last.pt"]
+
+
+@pytest.mark.parametrize("kept", [0, 1, 100, -1, -1000])
+def test_a_truncated_checkpoint_is_refused_and_the_whole_one_beside_it_named(tmp_path, kept):
+    for name in ("last.pt", "best.pt"):
+        checkpoints.save(tmp_path / "checkpoints" / name, STATE)
+    path = tmp_path / "checkpoints" / "last.pt"
+    path.write_bytes(path.read_bytes()[:kept])
+    with pytest.raises(
+        CheckpointError, match=r"last\.pt cannot be read.*best\.pt beside it is whole.*evaluate"
+    ) as caught:
+        checkpoints.load(path)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_damaged_byte_is_refused(tmp_path):
+    path = tmp_path / "last.pt"
+    checkpoints.save(path, STATE)
+    data = bytearray(path.read_bytes())
+    at = data.index(b"data.pkl") + 40
+    data[at : at + 20] = bytes(20)
+    path.write_bytes(data)
+    with pytest.raises(CheckpointError, match=r"last\.pt"):
+        checkpoints.load(path)
+
+
+class _Evil:
+    def __reduce__(self):
+        return (os.system, ("touch pwned",))
+
+
+def test_a_checkpoint_cannot_run_code(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    torch.save({"format": checkpoints.FORMAT, "model": _Evil()}, tmp_path / "zip.pt")
+    (tmp_path / "plain.pt").write_bytes(pickle.dumps(_Evil()))
+    for name in ("zip.pt", "plain.pt"):
+        with pytest.raises(CheckpointError, match=name):
+            checkpoints.load(tmp_path / name)
+    assert not (tmp_path / "pwned").exists()
+
+
+def test_a_foreign_or_missing_file_is_named(tmp_path):
+    torch.save({"state_dict": {}}, tmp_path / "foreign.pt")
+    with pytest.raises(CheckpointError, match=r"foreign\.pt is not a checkpoint of this engine"):
+        checkpoints.load(tmp_path / "foreign.pt")
+    torch.save(torch.ones(2), tmp_path / "tensor.pt")
+    with pytest.raises(CheckpointError, match=r"tensor\.pt is not a checkpoint of this engine"):
+        checkpoints.load(tmp_path / "tensor.pt")
+    with pytest.raises(CheckpointError, match=r"none\.pt does not exist"):
+        checkpoints.load(tmp_path / "none.pt")
+
+
+def test_a_refusing_disk_leaves_the_checkpoint_that_was_there(tmp_path):
+    path = tmp_path / "last.pt"
+    checkpoints.save(path, STATE)
+    before = path.read_bytes()
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    # A file size limit refuses the write in the middle, as a full disk does.
+    resource.setrlimit(resource.RLIMIT_FSIZE, (30_000, limits[1]))
+    try:
+        with pytest.raises(CheckpointError, match=r"cannot write .*last\.pt"):
+            checkpoints.save(path, {"model": {"w": torch.zeros(100_000)}})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert path.read_bytes() == before
+    assert os.listdir(tmp_path) == ["last.pt"]
+
+
+def test_what_is_not_plain_is_refused_when_it_is_written_or_read(tmp_path):
+    path = tmp_path / "last.pt"
+    checkpoints.save(path, {"thing": object})
+    with pytest.raises(CheckpointError, match="holds more than tensors"):
+        checkpoints.load(path)

@@ -1,0 +1,222 @@
+"""Two processes train what one trains, score every row once, write once, and stop together."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+
+from pgm_fast.errors import ConfigError, TrainingStopped
+from pgm_fast.train.distributed import Ranks, connect, current_ranks
+
+# One process warms up and forks the ranks, which spares importing torch for each of them; so it may have no CUDA and
+# no threads.
+SCRIPT = """
+import json, os, signal, socket, sys, traceback
+from pathlib import Path
+import torch
+torch.set_num_threads(1)
+from torch import nn
+from pgm_fast.errors import PgmFastError
+from pgm_fast.train import evaluate, fit, resume
+from pgm_fast.train.guard import UpdateGuard
+source, root = sys.argv[1], Path(sys.argv[2])
+SETTINGS = {
+    "data.source": source, "method": "pgm", "model.dim": 8, "model.hidden": 8, "model.dropout": 0.0,
+    "train.epochs": 3, "train.batch_size": 16, "train.eval_batch_size": 16, "train.lr": 0.05, "train.optimizer": "sgd",
+    "train.device": "cpu", "train.threads": 1, "train.plots": False, "train.tensorboard": False,
+}
+
+def launch(name, world, action):
+    # Run action(rank) in `world` forked ranks; their statuses and last lines.
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    pids = []
+    for rank in range(world):
+        pid = os.fork()
+        if pid == 0:
+            place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": world, "MASTER_PORT": port}
+            os.environ.update({key: str(value) for key, value in place.items()}, MASTER_ADDR="127.0.0.1")
+            status, text = 0, ""
+            try:
+                action(rank)
+            except SystemExit as stop:
+                status, text = 10 + stop.code, "exit"
+            except PgmFastError as error:
+                status, text = 2, f"{type(error).__name__}: {error}"
+            except BaseException as error:
+                status, text = 1, f"{type(error).__name__}: {error}"
+                if not isinstance(error, ValueError): traceback.print_exc()
+            (root / f"{name}-{rank}.txt").write_text(text)
+            os._exit(status)
+        pids.append(pid)
+    statuses = [os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in pids]
+    return {"statuses": statuses, "texts": [(root / f"{name}-{rank}.txt").read_text() for rank in range(world)]}
+
+def train(out, **more):
+    return lambda rank: fit({**SETTINGS, **more}, out=str(root / out))
+
+def signalled(rank):
+    original, count = UpdateGuard.update, [0]
+    def update(self, *args, **kwargs):
+        count[0] += 1
+        if rank == 1 and count[0] == 8:
+            os.kill(os.getpid(), signal.SIGTERM)
+        original(self, *args, **kwargs)
+    UpdateGuard.update = update
+    fit({**SETTINGS, "model.dropout": 0.3}, out=str(root / "cut"))
+
+class Breaks(nn.Module):
+    def __init__(self, rank):
+        super().__init__()
+        self.linear, self.rank, self.calls = nn.Linear(5, 8), rank, 0
+    def forward(self, x):
+        self.calls += 1
+        if self.rank == 1 and self.calls == 4:
+            raise ValueError("broken on rank 1")
+        return self.linear(x)
+
+def not_finite(rank):
+    class Inf(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.linear, self.calls = nn.Linear(5, 8), 0
+        def forward(self, x):
+            self.calls += 1
+            return self.linear(x) * (float("nan") if rank == 1 and self.calls == 4 else 1.0)
+    fit(SETTINGS, encoders={"a": Inf()}, out=str(root / "nan"))
+
+def other_data(rank):
+    fit({**SETTINGS, **({"data.source": str(root / "none.npz")} if rank == 1 else {})}, out=str(root / "other"))
+
+fit(SETTINGS, out=str(root / "one"))
+results = {
+    "two": launch("two", 2, train("two")),
+    "again": launch("again", 2, train("two")),
+    "whole": launch("whole", 2, train("whole", **{"model.dropout": 0.3})),
+    "cut": launch("cut", 2, signalled),
+    "resumed": launch("resumed", 2, lambda rank: resume(root / "cut")),
+    "breaks": launch("breaks", 2, lambda rank: fit(SETTINGS, encoders={"a": Breaks(rank)}, out=str(root / "breaks"))),
+    "nan": launch("nan", 2, not_finite),
+    "other": launch("other", 2, other_data),
+}
+print(json.dumps(results))
+"""
+
+
+@pytest.fixture(scope="module")
+def campaign(tmp_path_factory):
+    root = tmp_path_factory.mktemp("ranks")
+    rng = np.random.default_rng(0)
+    label = np.arange(151) % 3  # an odd number of rows: the last batches need padding
+    arrays = {m: (rng.normal(size=(151, d)) + label[:, None]).astype(np.float32) for m, d in (("a", 5), ("b", 7))}
+    split = np.array(["train"] * 91 + ["valid"] * 29 + ["test"] * 31)
+    np.savez(root / "tiny.npz", **arrays, label=label, split=split)
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    command = [sys.executable, "-c", SCRIPT, str(root / "tiny.npz"), str(root)]
+    result = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300)
+    assert result.returncode == 0, result.stderr
+    return root, json.loads(result.stdout.splitlines()[-1]), result.stderr
+
+
+def records(out):
+    return [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+
+
+def state(out, name="last.pt"):
+    return torch.load(out / "checkpoints" / name, weights_only=True)
+
+
+def test_two_processes_train_what_one_trains(campaign):
+    root, results, stderr = campaign
+    assert results["two"]["statuses"] == [0, 0], stderr
+    one, two = records(root / "one"), records(root / "two")
+    assert len(one) == len(two) == 3
+    # Sums of 16 rows in another order, each good to 2^-24, over 18 steps of SGD: 18 * 16 * 2^-24 = 2e-5 relative.
+    for a, b in zip(one, two, strict=True):
+        assert a["train"] == pytest.approx(b["train"], rel=2e-5)
+        assert a["valid"]["losses"] == pytest.approx(b["valid"]["losses"], rel=2e-5)
+    for key, value in state(root / "one")["model"].items():
+        torch.testing.assert_close(state(root / "two")["model"][key], value, rtol=1e-3, atol=2e-5)
+
+
+def test_every_row_is_scored_once_and_the_report_written_once(campaign):
+    root, _, _ = campaign
+    reports = [json.loads((root / name / "report.json").read_text()) for name in ("one", "two")]
+    assert reports[1]["processes"] == 2
+    for split in ("valid", "test"):
+        one, two = (report[split] for report in reports)
+        assert one["fused"]["accuracy"] == two["fused"]["accuracy"]  # a multiple of 1/29 or 1/31
+        assert one["fused"]["nll"] == pytest.approx(two["fused"]["nll"], rel=1e-4)
+        assert one["losses"] == pytest.approx(two["losses"], rel=1e-4)
+    assert sorted(p.name for p in (root / "two" / "checkpoints").iterdir()) == ["best.pt", "last.pt"]
+    assert [line["epoch"] for line in records(root / "two")] == [1, 2, 3]
+
+
+def test_what_only_rank_0_sees_every_rank_says(campaign):
+    _, results, _ = campaign
+    assert results["again"]["statuses"] == [2, 2]
+    assert all("holds a finished run already" in text for text in results["again"]["texts"])
+
+
+def test_a_signal_to_one_rank_stops_all_at_the_same_step_and_resume_is_exact(campaign):
+    root, results, stderr = campaign
+    assert results["cut"]["statuses"] == [10, 10], stderr  # SystemExit(0) on both
+    assert results["whole"]["statuses"] == results["resumed"]["statuses"] == [0, 0], stderr
+    for name in ("last.pt", "best.pt"):
+        whole, cut = state(root / "whole", name), state(root / "cut", name)
+        assert all(torch.equal(value, cut["model"][key]) for key, value in whole["model"].items())
+    assert [line["train"] for line in records(root / "whole")] == [line["train"] for line in records(root / "cut")]
+    assert [line["valid"] for line in records(root / "whole")] == [line["valid"] for line in records(root / "cut")]
+
+
+def test_a_failure_on_one_rank_ends_all(campaign):
+    _, results, stderr = campaign
+    statuses, texts = results["breaks"]["statuses"], results["breaks"]["texts"]
+    assert all(statuses) and "broken on rank 1" in texts[1], stderr
+    assert texts[0].startswith("TrainingStopped: another process of this run ended")
+    assert results["other"]["statuses"] == [2, 2]
+    assert "rank 1" in results["other"]["texts"][0] and "none.npz" in results["other"]["texts"][1]
+
+
+def test_a_loss_that_is_not_finite_on_one_rank_is_skipped_on_all(campaign):
+    root, results, stderr = campaign
+    assert results["nan"]["statuses"] == [0, 0], stderr
+    assert [line["skipped_steps"] for line in records(root / "nan")] == [1, 0, 0]
+    assert all(torch.isfinite(value).all() for value in state(root / "nan")["model"].values())
+
+
+def test_a_run_of_two_is_not_resumed_by_one(campaign, tmp_path):
+    from pgm_fast.errors import CheckpointError
+    from pgm_fast.train import resume
+
+    root, _, _ = campaign
+    (root / "two" / "report.json").rename(root / "two" / "report.kept")
+    with pytest.raises(CheckpointError, match="trained by 2 processes, now there are 1"):
+        resume(root / "two")
+
+
+def test_alone_everything_is_oneself():
+    with connect("cpu") as ranks:
+        assert ranks == Ranks() == current_ranks("cpu") and ranks.is_main
+        assert ranks.gather(3) == ranks.collect(3) == [3] and ranks.on_main(lambda: 4) == 4
+        module = torch.nn.Linear(2, 2)
+        assert ranks.wrap(module) is module
+        assert torch.equal(ranks.sum_(torch.ones(2)), torch.ones(2))
+        with pytest.raises(TrainingStopped, match="mine"), ranks.all_or_none():
+            raise TrainingStopped("mine")
+
+
+def test_a_device_that_is_not_there_is_named(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    with pytest.raises(ConfigError, match=r"train\.device is cuda:3, but torch sees no CUDA device"):
+        current_ranks("cuda:3")
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    with pytest.raises(ConfigError, match="cuda:3 is wanted, but there are 2"):
+        current_ranks("cuda:3")

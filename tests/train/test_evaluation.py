@@ -1,0 +1,74 @@
+"""Predictions hold every row once, in order, with nothing of the padding."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from pgm_fast.data import Batch
+from pgm_fast.methods.base import Output
+from pgm_fast.train.distributed import Ranks
+from pgm_fast.train.evaluation import collect
+
+
+class Echo(nn.Module):
+    """Answers with what it is given."""
+
+    def forward(self, batch, report=False):
+        assert report and not self.training and torch.is_inference_mode_enabled()
+        x = batch.inputs["a"]
+        return Output(
+            logits=x,
+            unimodal={"a": x + 1},
+            losses={"total": (x[:, 0] * batch.weight).sum()},
+            shares={"a": torch.stack([x[:, 0], 1 - x[:, 0]], 1)},
+            features={"a/uni": x * 2},
+        )
+
+
+def batches(presence=False):
+    rows = torch.tensor([[7, 2, -1], [0, 9, 4], [5, -1, -1]])
+    for number, index in enumerate(rows):
+        real = (index >= 0).float()
+        values = torch.where(index >= 0, index.float(), 1e6)[:, None] / 10
+        batch = Batch(inputs={"a": values}, weight=real / real.sum(), index=index, labels=index.clone())
+        if presence and number == 1:
+            batch.presence = {"a": torch.tensor([True, False, True])}
+        yield batch
+
+
+def test_rows_are_sorted_and_padding_is_dropped():
+    method = Echo().train()
+    predictions = collect(method, batches(), Ranks(), count=3, features=True)
+    assert method.training
+    index = np.array([0, 2, 4, 5, 7, 9])
+    assert np.array_equal(predictions.index, index) and np.array_equal(predictions.labels, index)
+    for got, wanted in (
+        (predictions.logits[:, 0], index / 10),
+        (predictions.unimodal["a"][:, 0], index / 10 + 1),
+        (predictions.shares["a"][:, 1], 1 - index / 10),
+        (predictions.features["a/uni"][:, 0], index / 5),
+    ):
+        np.testing.assert_allclose(got, wanted, rtol=1e-6)
+    assert predictions.losses["total"] == pytest.approx(index.mean() / 10)
+
+
+def test_presence_that_only_some_batches_name_is_true_in_the_others():
+    predictions = collect(Echo(), batches(presence=True), Ranks(), count=3)
+    assert dict(zip(predictions.index.tolist(), predictions.presence["a"].tolist(), strict=True)) == {
+        0: True, 2: True, 4: True, 5: True, 7: True, 9: False
+    }  # fmt: skip
+    assert predictions.features == {}
+
+
+def test_the_method_is_left_in_its_mode_even_where_it_fails():
+    class Failing(Echo):
+        def forward(self, batch, report=False):
+            raise ValueError("broken")
+
+    method = Failing().train()
+    with pytest.raises(ValueError, match="broken"):
+        collect(method, batches(), Ranks(), count=3)
+    assert method.training

@@ -1,0 +1,94 @@
+"""An update that is not finite changes nothing and is counted; every other is clipped as torch clips."""
+
+from __future__ import annotations
+
+import copy
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from pgm_fast.train.distributed import Ranks
+from pgm_fast.train.guard import UpdateGuard
+from pgm_fast.train.optimizers import OPTIMIZERS, build_optimizer
+
+
+def parts(name="adamw", clip=1.0):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 5), nn.Linear(5, 2))
+    optimizer = build_optimizer(name, [{"params": list(model.parameters()), "lr": 0.1, "name": "all"}], 0.01)
+    return model, optimizer, UpdateGuard(optimizer, clip, Ranks())
+
+
+def step(model, optimizer, guard, factor=1.0, seed=1):
+    optimizer.zero_grad(set_to_none=True)
+    generator = torch.Generator().manual_seed(seed)
+    loss = (model(torch.randn(8, 4, generator=generator)) ** 2).mean() * factor
+    loss.backward()
+    guard.update(loss)
+    return loss
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_a_bad_step_changes_neither_weights_nor_optimizer_state(name, bad):
+    model, optimizer, guard = parts(name)
+    step(model, optimizer, guard)
+    weights, state = copy.deepcopy(model.state_dict()), copy.deepcopy(optimizer.state_dict())
+    step(model, optimizer, guard, factor=bad, seed=2)
+    assert all(torch.equal(value, model.state_dict()[key]) for key, value in weights.items())
+    for number, entry in state["state"].items():
+        for key, value in entry.items():
+            assert torch.equal(value, optimizer.state_dict()["state"][number][key]), key
+    step(model, optimizer, guard, seed=3)
+    assert not torch.equal(weights["0.weight"], model[0].weight)
+    assert guard.counts.tolist()[:3] == [1.0, 0.0, 1.0]
+
+
+def test_a_finite_loss_with_a_gradient_that_is_not_is_skipped_too():
+    model, optimizer, guard = parts()
+    weights = copy.deepcopy(model.state_dict())
+    optimizer.zero_grad()
+    loss = (
+        model[0].weight.sum() * 0.0 + (model(torch.ones(1, 4)) * 0.0).sum().abs().sqrt()
+    )  # d sqrt(x) at 0 is infinite
+    loss.backward()
+    assert torch.isfinite(loss)
+    guard.update(loss)
+    assert all(torch.equal(value, model.state_dict()[key]) for key, value in weights.items())
+    assert guard.counts[0] == 1.0
+
+
+def test_the_longest_row_of_skipped_steps_is_known_after_it_ended():
+    model, optimizer, guard = parts()
+    for number, bad in enumerate([0, 1, 1, 1, 0, 1, 0, 1, 1, 0]):
+        step(model, optimizer, guard, factor=math.nan if bad else 1.0, seed=number)
+    assert guard.counts.tolist() == [6.0, 0.0, 3.0, 0.0]
+
+
+@pytest.mark.parametrize("clip", [0.0, 0.05, 1e6])
+def test_gradients_are_clipped_to_the_global_norm(clip):
+    model, optimizer, guard = parts(clip=clip)
+    twin = copy.deepcopy(model)
+    step(model, optimizer, guard)
+    generator = torch.Generator().manual_seed(1)
+    (twin(torch.randn(8, 4, generator=generator)) ** 2).mean().backward()
+    if clip:
+        nn.utils.clip_grad_norm_(twin.parameters(), clip)
+    for ours, theirs in zip(model.parameters(), twin.parameters(), strict=True):
+        torch.testing.assert_close(ours.grad, theirs.grad)
+    norm = torch.nn.utils.get_total_norm([p.grad for p in model.parameters()])
+    assert norm <= (clip or math.inf) * 1.0001
+
+
+def test_an_update_asks_nothing_of_the_device(monkeypatch):
+    model, optimizer, guard = parts()
+    step(model, optimizer, guard)
+
+    def refuse(*args, **kwargs):
+        raise AssertionError("the host read a device value")
+
+    for name in ("item", "tolist", "__bool__", "__float__", "__int__", "cpu", "numpy", "nonzero"):
+        monkeypatch.setattr(torch.Tensor, name, refuse)
+    step(model, optimizer, guard, seed=2)

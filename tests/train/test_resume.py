@@ -1,0 +1,306 @@
+"""A run that is interrupted, however it is interrupted, ends as one that never was: bitwise, clocks aside."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from pgm_fast.errors import CheckpointError, ConfigError, DataError
+from pgm_fast.train import Config, fit, resume
+from pgm_fast.train.configure import make_config
+from pgm_fast.train.guard import UpdateGuard
+
+STEPS = 6  # per epoch
+EPOCHS = 3
+
+SETTINGS = {
+    "method": "pgm",
+    "model.dim": 8,
+    "model.hidden": 8,
+    "model.dropout": 0.3,
+    "data.modality_dropout": 0.3,
+    "train.epochs": EPOCHS,
+    "train.batch_size": 16,
+    "train.lr": 0.01,
+    "train.device": "cpu",
+    "train.threads": 1,
+    "train.plots": False,
+    "train.tensorboard": False,
+}
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory) -> str:
+    rng = np.random.default_rng(0)
+    label = np.arange(150) % 3
+    arrays = {m: (rng.normal(size=(150, d)) + label[:, None]).astype(np.float32) for m, d in (("a", 5), ("b", 7))}
+    split = np.array(["train"] * 90 + ["valid"] * 30 + ["test"] * 30)
+    path = tmp_path_factory.mktemp("data") / "tiny.npz"
+    np.savez(path, **arrays, label=label, split=split)
+    return str(path)
+
+
+@pytest.fixture(scope="module")
+def reference(source, tmp_path_factory) -> Path:
+    out = tmp_path_factory.mktemp("runs") / "whole"
+    fit(data=source, out=str(out), **SETTINGS)
+    return out
+
+
+CLOCKS = {"seconds", "train_seconds", "samples_per_s", "timing", "seconds_per_epoch"}
+
+
+def timeless(value):
+    """The value without what differs between two equal runs: clocks, and the folder's name inside the configuration."""
+    if isinstance(value, dict):
+        return {k: timeless(v) for k, v in value.items() if k not in CLOCKS and k != "config"}
+    return [timeless(v) for v in value] if isinstance(value, (list, tuple)) else value
+
+
+def assert_equal(a, b, where=""):
+    assert type(a) is type(b), where
+    if isinstance(a, dict):
+        assert list(a) == list(b), where
+        for key in a:
+            assert_equal(a[key], b[key], f"{where}/{key}")
+    elif isinstance(a, list):
+        assert len(a) == len(b), where
+        for number, pair in enumerate(zip(a, b, strict=True)):
+            assert_equal(*pair, f"{where}/{number}")
+    elif isinstance(a, torch.Tensor):
+        assert a.dtype == b.dtype and torch.equal(a, b), where
+    else:
+        assert a == b, where
+
+
+def assert_same_run(one: Path, other: Path):
+    for name in ("last.pt", "best.pt"):
+        states = [torch.load(run / "checkpoints" / name, weights_only=True) for run in (one, other)]
+        assert_equal(*map(timeless, states), name)
+    records = [
+        [timeless(json.loads(line)) for line in (run / "metrics.jsonl").read_text().splitlines()]
+        for run in (one, other)
+    ]
+    assert_equal(*records, "metrics")
+    assert_equal(*(timeless(json.loads((run / "report.json").read_text())) for run in (one, other)), "report")
+
+
+def stop_at(monkeypatch, update: int, number=signal.SIGTERM):
+    """Send this process a signal while update ``update`` (counted from 1) runs."""
+    original, count = UpdateGuard.update, [0]
+
+    def with_signal(self, *args, **kwargs):
+        count[0] += 1
+        if count[0] == update:
+            os.kill(os.getpid(), number)
+        return original(self, *args, **kwargs)
+
+    monkeypatch.setattr(UpdateGuard, "update", with_signal)
+
+
+@pytest.mark.parametrize("update", [1, 4, STEPS, STEPS + 1, STEPS * EPOCHS])
+def test_a_signal_writes_last_and_exits_0_with_the_command_that_goes_on(
+    source, reference, tmp_path, monkeypatch, capsys, update
+):
+    out = tmp_path / "run"
+    before = signal.getsignal(signal.SIGTERM)
+    with monkeypatch.context() as patch, pytest.raises(SystemExit) as stopped:
+        stop_at(patch, update, signal.SIGINT if update == 4 else signal.SIGTERM)
+        fit(data=source, out=str(out), **SETTINGS)
+    assert stopped.value.code == 0
+    assert f"pgm-fast resume {out}" in capsys.readouterr().out
+    assert signal.getsignal(signal.SIGTERM) is before
+    position = torch.load(out / "checkpoints" / "last.pt", weights_only=True)["position"]
+    assert position["epoch"] * STEPS + position["step"] == update
+    assert not (out / "report.json").exists()
+    resume(out)
+    assert_same_run(out, reference)
+
+
+def test_a_run_interrupted_again_and_again_is_still_the_same(source, reference, tmp_path, monkeypatch):
+    out, calls = tmp_path / "run", 0
+    while not (out / "report.json").exists():
+        with monkeypatch.context() as patch:
+            stop_at(patch, 5)
+            try:
+                resume(out) if calls else fit(data=source, out=str(out), **SETTINGS)
+            except SystemExit:
+                calls += 1
+    assert calls == STEPS * EPOCHS // 5
+    assert_same_run(out, reference)
+
+
+def test_metrics_of_epochs_that_last_does_not_know_are_taken_back(source, reference, tmp_path, monkeypatch):
+    out = tmp_path / "run"
+    with monkeypatch.context() as patch, pytest.raises(SystemExit):
+        stop_at(patch, STEPS + 2)
+        fit(data=source, out=str(out), **SETTINGS)
+    with open(out / "metrics.jsonl", "a") as file:
+        file.write('{"epoch": 2, "stage": "main", "train": {"total": 7.0}}\n{"epoch": 3, "st')
+    resume(out)
+    assert_same_run(out, reference)
+
+
+def test_lost_metrics_are_not_papered_over(source, tmp_path, monkeypatch):
+    out = tmp_path / "run"
+    with monkeypatch.context() as patch, pytest.raises(SystemExit):
+        stop_at(patch, STEPS + 2)
+        fit(data=source, out=str(out), **SETTINGS)
+    (out / "metrics.jsonl").unlink()
+    with pytest.raises(CheckpointError, match="has 0 of the 1 epochs"):
+        resume(out)
+
+
+def test_before_the_first_checkpoint_a_run_begins(source, reference, tmp_path, monkeypatch):
+    from pgm_fast.train import checkpoints
+
+    out = tmp_path / "run"
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(checkpoints, "save", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        fit(data=source, out=str(out), **SETTINGS)
+    assert [p.name for p in out.iterdir()] == ["config.yaml"]
+    resume(out)
+    assert_same_run(out, reference)
+
+
+def test_a_finished_run_is_left_alone_and_a_lost_report_is_written_again(source, tmp_path):
+    out = tmp_path / "run"
+    report = fit(data=source, out=str(out), **SETTINGS)
+    files = {p: p.stat().st_mtime_ns for p in out.rglob("*") if p.is_file()}
+    assert resume(out) == report
+    assert {p: p.stat().st_mtime_ns for p in out.rglob("*") if p.is_file()} == files
+    (out / "report.json").unlink()
+    assert resume(out) == report
+    assert json.loads((out / "report.json").read_text()) == report
+
+
+@pytest.fixture
+def halfway(source, tmp_path, monkeypatch) -> Path:
+    out = tmp_path / "run"
+    with monkeypatch.context() as patch, pytest.raises(SystemExit):
+        stop_at(patch, STEPS + 2)
+        fit(data=source, out=str(out), **SETTINGS)
+    return out
+
+
+def test_a_truncated_checkpoint_is_named_and_nothing_is_lost(halfway):
+    last = halfway / "checkpoints" / "last.pt"
+    last.write_bytes(last.read_bytes()[:-100])
+    files = {p: p.read_bytes() for p in halfway.rglob("*") if p.is_file()}
+    with pytest.raises(CheckpointError, match=r"last\.pt cannot be read.*best\.pt"):
+        resume(halfway)
+    last.unlink()
+    with pytest.raises(CheckpointError, match=r"last\.pt does not exist.*best\.pt"):
+        resume(halfway)
+    assert all(p.read_bytes() == data for p, data in files.items() if p != last)
+
+
+@pytest.mark.parametrize("change", ["label", "a", "split", "rows"])
+def test_other_data_is_refused_by_name(halfway, source, tmp_path, change):
+    with np.load(source) as archive:
+        arrays = dict(archive)
+    if change == "rows":
+        arrays = {key: value[:-1] for key, value in arrays.items()}
+    elif change == "split":
+        arrays["split"] = np.roll(arrays["split"], 1)
+    else:
+        arrays[change] = arrays[change][::-1]
+    np.savez(tmp_path / "other.npz", **arrays)
+    with pytest.raises(
+        DataError, match={"label": "labels", "a": "modality a", "split": "splits", "rows": "rows"}[change]
+    ):
+        resume(halfway, data=str(tmp_path / "other.npz"))
+
+
+def test_what_is_no_run_is_refused(tmp_path):
+    with pytest.raises(CheckpointError, match="is not the folder of a run"):
+        resume(tmp_path)
+
+
+def test_a_started_run_is_not_started_again(halfway, source):
+    with pytest.raises(ConfigError, match=rf"holds a started run already.*pgm-fast resume {halfway}.*overwrite"):
+        fit(data=source, out=str(halfway), **SETTINGS)
+
+
+def test_the_configuration_in_the_folder_is_the_one_that_ran(reference, source):
+    written = make_config(reference / "config.yaml")
+    assert isinstance(written, Config)
+    assert written == make_config(None, {**SETTINGS, "data.source": source, "out": str(reference)})
+
+
+# One thread and no CUDA: a process that forks must have started no threads of its own.
+ALONE = {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+
+KILLER = """
+import json, os, random, signal, sys, time
+from pathlib import Path
+import torch
+torch.set_num_threads(1)
+from pgm_fast.train import fit, resume
+source, root, settings, kills = sys.argv[1], Path(sys.argv[2]), json.loads(sys.argv[3]), int(sys.argv[4])
+
+def start(out):
+    pid = os.fork()
+    if pid:
+        return pid
+    status = 1
+    try:
+        if (out / "config.yaml").exists():
+            resume(out)
+        else:
+            fit(data=source, out=str(out), **settings)
+        status = 0
+    except BaseException:
+        import traceback
+        traceback.print_exc()
+    finally:
+        os._exit(status)
+
+def wait(pid):
+    status = os.waitpid(pid, 0)[1]
+    if os.WIFEXITED(status) and os.WEXITSTATUS(status):
+        sys.exit("a child failed")
+    return os.WIFSIGNALED(status)
+
+fit(data=source, out=str(root / "warm"), **settings)  # whatever is imported at first use is there before the first fork
+began = time.perf_counter()
+wait(start(root / "timed"))
+length = time.perf_counter() - began
+draw, done, unborn, runs = random.Random(0), 0, 0, 0
+while done < kills:
+    out = root / f"run{runs}"
+    runs += 1
+    while not (out / "report.json").exists():
+        pid = start(out)
+        if done < kills:
+            time.sleep(draw.uniform(0.02, 0.7) * length)
+            os.kill(pid, signal.SIGKILL)
+        killed = wait(pid)
+        done += killed
+        for file in (out / "checkpoints").glob("*.pt"):
+            torch.load(file, weights_only=True)
+        unborn += killed and not (out / "checkpoints").exists()
+print(json.dumps({"kills": done, "unborn": unborn, "runs": runs}))
+"""
+
+
+def test_twenty_kills_at_random_moments_leave_every_checkpoint_readable_and_the_result_the_same(
+    source, reference, tmp_path
+):
+    settings = {**SETTINGS, "train.checkpoint_every_steps": 1}
+    command = [sys.executable, "-c", KILLER, source, str(tmp_path), json.dumps(settings), "20"]
+    result = subprocess.run(command, capture_output=True, text=True, env={**os.environ, **ALONE})
+    assert result.returncode == 0, result.stderr
+    summary = json.loads(result.stdout.splitlines()[-1])
+    assert summary["kills"] == 20
+    assert summary["unborn"] < 10  # most kills hit a run that had something to lose
+    for number in range(summary["runs"]):
+        assert_same_run(tmp_path / f"run{number}", reference)
