@@ -1,0 +1,117 @@
+"""The contract between a method (model + losses + stages) and the training loop."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+from torch import Tensor, nn
+
+from ..data.batch import Batch
+from ..data.feature_set import DataSpec
+
+__all__ = ["Method", "ModelConfig", "Output", "Stage"]
+
+
+@dataclass
+class ModelConfig:
+    """Sizes and settings that every method shares, so that comparisons are fair.
+
+    Attributes:
+        dim: width d of each modality's representation.
+        encoder: ``auto`` (mlp for vectors, gru for sequences), ``mlp``, ``gru`` or ``transformer``; one name for all
+            modalities.
+        hidden: width inside the encoder.
+        layers: number of hidden layers of the encoder.
+        heads: attention heads, where there is attention. Must divide ``hidden`` and ``dim``.
+        dropout: in [0, 1).
+        contrastive_temperature: of the similarities in the retrieval loss, > 0.
+    """
+
+    dim: int = 64
+    encoder: str = "auto"
+    hidden: int = 128
+    layers: int = 1
+    heads: int = 4
+    dropout: float = 0.1
+    contrastive_temperature: float = 0.1
+
+
+@dataclass
+class Stage:
+    """One phase of training with its own optimizer.
+
+    Attributes:
+        name: written to metrics and checkpoints.
+        epochs: how many, None for ``train.epochs``.
+        groups: param groups for the optimizer (each with ``params``, ``lr``, ``name``); parameters in none of them are
+            frozen.
+        optimizer: name registered in ``train/optimizers.py``, None for ``train.optimizer``.
+    """
+
+    name: str
+    groups: list[dict]
+    epochs: int | None = None
+    optimizer: str | None = None
+
+
+@dataclass
+class Output:
+    """What one forward pass of a method gives. Rows as in :class:`~pgm_fast.data.batch.Batch`.
+
+    Attributes:
+        logits: fused ``[n, num_outputs]``; None for retrieval.
+        unimodal: modality -> ``[n, num_outputs]``: the prediction from that modality alone.
+        embeddings: retrieval: modality -> ``[n, e]``, unit length.
+        losses: named scalars, unweighted, plus ``total``, the one to minimise. Empty without labels.
+        shares: modality -> ``[n, K]`` gate mass per partition and row (K = 2: uni, paired; K = 4: uni-only,
+            paired-only, shared, unused). Only when asked for with ``report=True``; empty for methods without a
+            partitioner.
+        features: ``<modality>/<uni|paired>`` -> ``[n, *]``, for projections and ``extract_features``. Only with
+            ``report=True``.
+    """
+
+    logits: Tensor | None = None
+    unimodal: dict[str, Tensor] = field(default_factory=dict)
+    embeddings: dict[str, Tensor] = field(default_factory=dict)
+    losses: dict[str, Tensor] = field(default_factory=dict)
+    shares: dict[str, Tensor] = field(default_factory=dict)
+    features: dict[str, Tensor] = field(default_factory=dict)
+
+
+class Method(nn.Module):
+    """Base of the systems. A subclass is an ``nn.Module`` whose forward maps a batch to an :class:`Output`.
+
+    Args:
+        spec: what the data looks like.
+        model: the shared sizes.
+        config: the method's own dataclass.
+        encoders: modality -> module that replaces the built-in encoder. Called as ``module(x)`` for vectors and
+            ``module(x, lengths)`` for sequences; returns ``[B, dim]``, or ``[B, T, dim]`` where ``spec.per_step``.
+    """
+
+    name: ClassVar[str]
+    config_class: ClassVar[type]
+
+    def __init__(self, spec: DataSpec, model: ModelConfig, config, encoders: Mapping[str, nn.Module] | None = None):
+        super().__init__()
+        self.spec = spec
+        self.model_config = model
+        self.config = config
+
+    def forward(self, batch: Batch, report: bool = False) -> Output:
+        """One pass. Losses are present when ``batch.labels`` is, and always for retrieval. No host synchronisation."""
+        raise NotImplementedError
+
+    def stages(self, lr: float) -> list[Stage]:
+        """The phases of training at base learning rate ``lr``; most methods have one. Raises ConfigError for wrong
+        rates."""
+        raise NotImplementedError
+
+    def begin_stage(self, index: int) -> None:
+        """Called before a stage's first step and after a checkpoint of that stage is loaded: freeze what must be
+        frozen."""
+
+    def after_validation(self, scores: Mapping[str, float]) -> None:
+        """Receives each modality's primary validation score (larger is better) after every validation."""

@@ -1,0 +1,171 @@
+"""Baselines with PgM's encoders and heads: each modality alone, all of them concatenated, and the mean of their
+predictions."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+from ..data.batch import Batch
+from ..data.feature_set import DataSpec
+from ..errors import ConfigError
+from ..nn.contrastive import cross_modal_info_nce
+from ..nn.parts import SHARED, modality_dict
+from ..optim.groups import multi_rate_groups
+from .base import Method, ModelConfig, Output, Stage
+from .components import Head, build_encoders, check_model, encode, fuse, fuse_only
+from .tasks import task_loss
+
+__all__ = ["BaselineConfig", "Ensemble", "Joint", "Unimodal"]
+
+
+@dataclass
+class BaselineConfig:
+    """Settings of the baselines; their sizes are those of :class:`~pgm_fast.methods.base.ModelConfig`."""
+
+    # {modality, shared or "*": {encoder or head: factor on train.lr}}
+    rates: dict[str, dict[str, float]] = field(default_factory=dict)
+
+
+class _Baseline(Method):
+    config_class = BaselineConfig
+
+    def __init__(
+        self,
+        spec: DataSpec,
+        model: ModelConfig,
+        config: BaselineConfig,
+        encoders: Mapping[str, nn.Module] | None = None,
+    ):
+        super().__init__(spec, model, config, encoders)
+        check_model(model)
+        self.encoders = build_encoders(spec, model, encoders)
+
+    def stages(self, lr: float) -> list[Stage]:
+        return [Stage("main", multi_rate_groups(self, lr, self.config.rates, default=1.0))]
+
+
+class Joint(_Baseline):
+    """One head on the concatenated representations, one loss.
+
+    Retrieval: a dual encoder, one embedding head per modality, InfoNCE.
+    ``Output.unimodal[m]`` is the head with only m present, in evaluation. Losses: ``task``, ``total``.
+    """
+
+    name = "joint"
+
+    def __init__(
+        self,
+        spec: DataSpec,
+        model: ModelConfig,
+        config: BaselineConfig,
+        encoders: Mapping[str, nn.Module] | None = None,
+    ):
+        super().__init__(spec, model, config, encoders)
+        self.head = self.embedding_heads = None
+        if spec.task != "retrieval":
+            self.head = Head(model.dim * len(spec.modalities), spec.num_outputs, model, SHARED)
+            return
+        if len(spec.modalities) < 2:
+            raise ConfigError(f"retrieval needs two modalities or more, the data has {', '.join(spec.modalities)}")
+        self.embedding_heads = modality_dict({m: Head(model.dim, model.dim, model, m) for m in spec.modalities})
+
+    def forward(self, batch: Batch, report: bool = False) -> Output:
+        h = encode(self.encoders, batch, self.spec, self.model_config.dim)
+        out = Output()
+        if self.embedding_heads is not None:
+            out.embeddings = {
+                m: nn.functional.normalize(head(h[m]), dim=-1) for m, head in self.embedding_heads.items()
+            }
+            loss = cross_modal_info_nce(
+                out.embeddings, self.model_config.contrastive_temperature, batch.weight, batch.presence
+            )
+            out.losses = {"task": loss, "total": loss}
+            return out
+        out.logits = self.head(fuse(h))
+        if not self.training:
+            out.unimodal = {m: self.head(fuse_only(h, m)) for m in h}
+        if batch.labels is not None:
+            loss = task_loss(self.spec.task, out.logits, batch.labels, batch.weight)
+            out.losses = {"task": loss, "total": loss}
+        return out
+
+
+class _Separate(_Baseline):
+    """A model per modality, each trained by its own loss only; subclasses say how they answer together.
+
+    Losses: ``uni/<m>``, and ``total``, their sum, so that every modality trains as it would alone.
+    """
+
+    def __init__(
+        self,
+        spec: DataSpec,
+        model: ModelConfig,
+        config: BaselineConfig,
+        encoders: Mapping[str, nn.Module] | None = None,
+    ):
+        if spec.task == "retrieval":
+            raise ConfigError(
+                f"method {self.name} cannot do retrieval, which has no labels to train one modality: use joint or pgm"
+            )
+        super().__init__(spec, model, config, encoders)
+        self.heads = modality_dict({m: Head(model.dim, spec.num_outputs, model, m) for m in spec.modalities})
+
+    def forward(self, batch: Batch, report: bool = False) -> Output:
+        h = encode(self.encoders, batch, self.spec, self.model_config.dim)
+        out = Output(unimodal={m: head(h[m]) for m, head in self.heads.items()})
+        out.logits = self._together(torch.stack(list(out.unimodal.values())), batch)
+        if batch.labels is not None:
+            out.losses = {
+                f"uni/{m}": task_loss(self.spec.task, logits, batch.labels, batch.weight_of(m))
+                for m, logits in out.unimodal.items()
+            }
+            out.losses["total"] = torch.stack(list(out.losses.values())).sum()
+        return out
+
+    def _together(self, logits: Tensor, batch: Batch) -> Tensor:
+        """``[M, n, C]`` -> ``[n, C]``."""
+        raise NotImplementedError
+
+
+class Unimodal(_Separate):
+    """Every modality alone; the fused output is that of the modality with the best latest validation score.
+
+    Where that modality is absent, so is the answer: it then comes from zeros.
+    """
+
+    name = "unimodal"
+
+    def __init__(
+        self,
+        spec: DataSpec,
+        model: ModelConfig,
+        config: BaselineConfig,
+        encoders: Mapping[str, nn.Module] | None = None,
+    ):
+        super().__init__(spec, model, config, encoders)
+        self.register_buffer("best", torch.zeros(1, dtype=torch.int64))
+
+    def _together(self, logits: Tensor, batch: Batch) -> Tensor:
+        return logits.index_select(0, self.best).squeeze(0)
+
+    def after_validation(self, scores: Mapping[str, float]) -> None:
+        modalities = list(self.spec.modalities)
+        finite = {m: scores[m] for m in modalities if m in scores and math.isfinite(scores[m])}
+        if finite:
+            self.best.fill_(modalities.index(max(finite, key=finite.get)))
+
+
+class Ensemble(_Separate):
+    """Mean of the present modalities' logits, each modality trained alone."""
+
+    name = "ensemble"
+
+    def _together(self, logits: Tensor, batch: Batch) -> Tensor:
+        if not batch.presence:
+            return logits.mean(0)
+        everywhere = torch.ones_like(batch.weight, dtype=torch.bool)
+        present = torch.stack([batch.presence.get(m, everywhere) for m in self.spec.modalities]).unsqueeze(-1)
+        return (logits * present).sum(0) / present.sum(0).clamp(min=1)

@@ -1,0 +1,125 @@
+"""What all methods build in the same way and size: encoders of a batch, heads, fused inputs."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from ..data.batch import Batch
+from ..data.feature_set import DataSpec
+from ..errors import ConfigError
+from ..nn.encoders import ENCODERS, make_encoder
+from ..nn.parts import mark_part, modality_dict
+from .base import ModelConfig
+
+__all__ = ["Head", "build_encoders", "check_model", "encode", "fuse", "fuse_only"]
+
+
+def check_model(model: ModelConfig) -> None:
+    """Raises ConfigError for sizes that no method can use."""
+    for name in ("dim", "hidden", "heads"):
+        if getattr(model, name) < 1:
+            raise ConfigError(f"model.{name} is {getattr(model, name)}, must be at least 1")
+    if model.layers < 0:
+        raise ConfigError(f"model.layers is {model.layers}, must be at least 0")
+    if not 0.0 <= model.dropout < 1.0:
+        raise ConfigError(f"model.dropout is {model.dropout}, must be in [0, 1)")
+    if not 0.0 < model.contrastive_temperature < float("inf"):
+        raise ConfigError(
+            f"model.contrastive_temperature is {model.contrastive_temperature}, must be positive and finite"
+        )
+    if model.encoder not in ("auto", *ENCODERS):
+        near = difflib.get_close_matches(str(model.encoder), ENCODERS, n=1)
+        hint = f"; did you mean {near[0]}?" if near else ""
+        raise ConfigError(f"model.encoder is {model.encoder!r}, must be one of auto, {', '.join(ENCODERS)}{hint}")
+
+
+def build_encoders(spec: DataSpec, model: ModelConfig, encoders: Mapping[str, nn.Module] | None) -> nn.ModuleDict:
+    """One encoder per modality, the user's where there is one.
+
+    Vectors always take the MLP, whatever ``model.encoder`` says: a recurrent or attention encoder has nothing to run
+    over.
+
+    Raises:
+        ConfigError: ``encoders`` names no modality of the data, or ``model.encoder`` reads sequences and there are
+            none.
+    """
+    encoders = dict(encoders or {})
+    for name in encoders:
+        if name not in spec.modalities:
+            near = difflib.get_close_matches(str(name), spec.modalities, n=1)
+            hint = f" (did you mean {near[0]}?)" if near else ""
+            raise ConfigError(f"encoders name {name!r}{hint}; the data has {', '.join(spec.modalities)}")
+    own = [m for m in spec.modalities if m not in encoders]
+    if own and model.encoder in ("gru", "transformer") and not any(s.sequence for s in spec.modalities.values()):
+        raise ConfigError(
+            f"model.encoder is {model.encoder}, which reads sequences; {', '.join(own)} hold vectors: use auto or mlp"
+        )
+    modules = {}
+    for m, s in spec.modalities.items():
+        kind = "mlp" if not s.sequence else "gru" if model.encoder == "auto" else model.encoder
+        if m in encoders:
+            modules[m] = encoders[m]
+        else:
+            modules[m] = make_encoder(
+                kind,
+                s.dim,
+                model.dim,
+                hidden=model.hidden,
+                layers=model.layers,
+                heads=model.heads,
+                dropout=model.dropout,
+                per_step=spec.per_step,
+            )
+        mark_part(modules[m], m, "encoder")
+    return modality_dict(modules)
+
+
+def encode(encoders: nn.ModuleDict, batch: Batch, spec: DataSpec, dim: int) -> dict[str, Tensor]:
+    """modality -> ``[n, dim]``: a representation per row, zeros in rows where the modality is absent.
+
+    Raises:
+        ConfigError: an encoder returned another shape.
+    """
+    encoded = {}
+    for m, encoder in encoders.items():
+        x = batch.inputs[m]
+        h = encoder(x, batch.lengths.get(m)) if spec.modalities[m].sequence else encoder(x)
+        wanted = (*x.shape[:2], dim) if spec.per_step else (x.shape[0], dim)
+        if tuple(h.shape) != wanted:
+            raise ConfigError(
+                f"the encoder of {m} returned shape {list(h.shape)} for input {list(x.shape)}, must be {list(wanted)} "
+                f"(model.dim is {dim})"
+            )
+        if batch.steps is not None:
+            h = h.flatten(0, 1).index_select(0, batch.steps)
+        if m in batch.presence:
+            h = h.masked_fill(~batch.presence[m].unsqueeze(-1), 0.0)
+        encoded[m] = h
+    return encoded
+
+
+class Head(nn.Sequential):
+    """One hidden layer and an output: the same form and width wherever a method predicts or embeds."""
+
+    def __init__(self, in_features: int, out_features: int, model: ModelConfig, modality: str):
+        super().__init__(
+            nn.Linear(in_features, model.hidden),
+            nn.GELU(),
+            nn.Dropout(model.dropout),
+            nn.Linear(model.hidden, out_features),
+        )
+        mark_part(self, modality, "head")
+
+
+def fuse(representations: Mapping[str, Tensor]) -> Tensor:
+    """``[n, sum of widths]``, in the order of the modalities."""
+    return torch.cat(list(representations.values()), dim=-1)
+
+
+def fuse_only(representations: Mapping[str, Tensor], modality: str) -> Tensor:
+    """:func:`fuse` as if only one modality were present."""
+    return torch.cat([x if m == modality else torch.zeros_like(x) for m, x in representations.items()], dim=-1)

@@ -1,0 +1,239 @@
+"""PgM: Partitioner Guided Modal Learning.
+
+Hu et al., ACM MM 2025, arXiv 2507.11661. Public are the idea and its four parts: a modal partitioner, a uni-modal
+learner, a paired-modal learner and a uni-paired decoder, with learning rates that differ across them. The formulas here
+are our reconstruction:
+
+    h_m = encoder_m(x_m),  (uni_m, paired_m) = the parts of h_m under a learned gate
+    f^u_m = MLP(uni_m),  f^p_m = MLP(paired_m),  decoded_m = W_u f^u_m + W_p f^p_m + b
+    loss = L_task(head([decoded_1 ... decoded_M]))
+           + uni_weight * mean_m L_uni,m + paired_weight * L_paired + align_weight * L_align
+           + reconstruction_weight * mean_m |decoded_m - stopgrad(h_m)|^2 + share_weight * mean_m (share_m - target_m)^2
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+from ..data.batch import Batch
+from ..data.feature_set import DataSpec
+from ..errors import ConfigError
+from ..nn.block import BlockOutput, PgMBlock
+from ..nn.contrastive import cross_modal_info_nce
+from ..nn.interaction import INTERACTIONS, PairedInteraction
+from ..nn.parts import SHARED, modality_dict
+from ..optim.groups import multi_rate_groups
+from .base import Method, ModelConfig, Output, Stage
+from .components import Head, build_encoders, check_model, encode, fuse, fuse_only
+from .tasks import task_loss
+
+__all__ = ["PgM", "PgMConfig"]
+
+
+@dataclass
+class PgMConfig:
+    """Switches and loss weights of PgM. Every weight multiplies a mean over rows and over modalities."""
+
+    gate: str = "single"  # single, dual, sigmoid, fixed, none
+    temperature: float = 1.0  # of the gate's softmax (sigmoid gate: of the sigmoid)
+    chunk: int = 1  # this many neighbouring dimensions share one gate value; must divide model.dim
+    condition_on_others: bool = False  # the gate also sees the mean of the other present modalities' representations
+    uni_learner: bool = True  # False: no uni-modal features and no uni-modal loss
+    paired_learner: bool = True  # False: no paired features, interaction, paired loss or alignment
+    decoder: bool = True  # False: the task head reads the uni-modal and paired features themselves
+    interaction: str = "attention"  # across the modalities' paired features, for the paired loss: attention, concat
+    learner_dim: int = 0  # width of the uni-modal and paired features; 0 for model.dim
+    uni_weight: float = 1.0  # each modality's own task loss on its uni-modal features
+    paired_weight: float = 1.0  # task loss on the interacting paired features
+    align_weight: float = 0.1  # contrastive alignment of the modalities' paired features
+    align_temperature: float = 0.1  # of that alignment
+    reconstruction_weight: float = 0.1  # decoder's output against the encoder's
+    reconstruct_through: bool = False  # True: the reconstruction's gradient also moves its target, the encoder's output
+    share_weight: float = 0.0  # pull of each row's paired share towards share_target
+    share_target: dict[str, float] = field(default_factory=dict)  # modality or "*": wanted paired share in [0, 1]
+    # {modality, shared or "*": {encoder, partitioner, uni, paired, decoder or head: factor on train.lr}}
+    rates: dict[str, dict[str, float]] = field(default_factory=dict)
+
+
+class PgM(Method):
+    """PgM for classification, multilabel, regression and retrieval, for one modality or more.
+
+    - Absent modalities are zeros to the task head and to attention, and weigh nothing in their own losses. The paired
+      loss is taken over rows with two modalities or more.
+    - ``Output.unimodal[m]`` is what the uni-modal head says. Without uni-modal learner (or with ``uni_weight`` 0) there
+      is no such head: then, in evaluation, it is the task head with only m present.
+    - ``condition_on_others`` changes the paired side and what is decoded; the uni-modal loss and prediction are
+      computed with no context, so that nothing of another modality reaches them in value or gradient.
+    - ``share_weight``: with the dual gate the paired share is paired-only plus shared. The penalty is taken per row, so
+      that it is a weighted sum over rows like every other loss.
+    - Retrieval embeds every modality by a head on its own decoded representation. The task loss is InfoNCE over all
+      pairs of modalities; there are no labels, so neither uni-modal nor paired loss.
+    - With one modality there is nothing to pair: no interaction, paired loss or alignment.
+
+    Losses: ``task``, ``uni/<m>``, ``paired``, ``align``, ``reconstruction/<m>``, ``share/<m>``, ``total``.
+    Reconstruction is reported at weight 0 too, the others are then not computed.
+    """
+
+    name = "pgm"
+    config_class = PgMConfig
+
+    def __init__(
+        self, spec: DataSpec, model: ModelConfig, config: PgMConfig, encoders: Mapping[str, nn.Module] | None = None
+    ):
+        super().__init__(spec, model, config, encoders)
+        check_model(model)
+        _check_config(config, spec)
+        modalities = list(spec.modalities)
+        retrieval = spec.task == "retrieval"
+        self.encoders = build_encoders(spec, model, encoders)
+        self.block = PgMBlock(
+            dict.fromkeys(modalities, model.dim),
+            config.learner_dim,
+            gate=config.gate,
+            temperature=config.temperature,
+            chunk=config.chunk,
+            condition_on_others=config.condition_on_others,
+            uni_learner=config.uni_learner,
+            paired_learner=config.paired_learner,
+            decoder=config.decoder,
+            dropout=model.dropout,
+            align_temperature=config.align_temperature if config.align_weight > 0 else None,
+            reconstruct_through=config.reconstruct_through,
+        )
+        widths, features = self.block.out_dims, self.block.features
+        self.head = self.embedding_heads = self.uni_heads = self.interaction = self.paired_head = None
+        if retrieval:
+            self.embedding_heads = modality_dict({m: Head(widths[m], model.dim, model, m) for m in modalities})
+            return
+        self.head = Head(sum(widths.values()), spec.num_outputs, model, SHARED)
+        if config.uni_learner and config.uni_weight > 0:
+            self.uni_heads = modality_dict({m: Head(features, spec.num_outputs, model, m) for m in modalities})
+        if config.paired_learner and config.paired_weight > 0 and len(modalities) > 1:
+            self.interaction = PairedInteraction(len(modalities), features, config.interaction, model.heads)
+            self.paired_head = Head(self.interaction.out_features, spec.num_outputs, model, SHARED)
+
+    def forward(self, batch: Batch, report: bool = False) -> Output:
+        h = encode(self.encoders, batch, self.spec, self.model_config.dim)
+        retrieval = self.embedding_heads is not None
+        learning = retrieval or batch.labels is not None
+        block = self.block.run(
+            h,
+            batch.presence,
+            batch.weight,
+            batch.modality_weight,
+            shares=report or (learning and self.config.share_weight > 0),
+        )
+        out = Output()
+        if retrieval:
+            out.embeddings = {
+                m: nn.functional.normalize(head(block.representations[m]), dim=-1)
+                for m, head in self.embedding_heads.items()
+            }
+        else:
+            out.logits = self.head(fuse(block.representations))
+            out.unimodal = self._unimodal(h, block)
+        if learning:
+            out.losses = self._losses(batch, block, out)
+        if report:
+            out.shares = block.shares
+            out.features = {f"{m}/uni": f for m, f in block.uni_alone.items()}
+            out.features.update({f"{m}/paired": f for m, f in block.paired.items()})
+        return out
+
+    def _unimodal(self, h: dict[str, Tensor], block: BlockOutput) -> dict[str, Tensor]:
+        if self.uni_heads is not None:
+            return {m: head(block.uni_alone[m]) for m, head in self.uni_heads.items()}
+        if self.training:
+            return {}
+        only = (
+            {m: self.block.alone(m, x) for m, x in h.items()}
+            if self.config.condition_on_others
+            else block.representations
+        )
+        return {m: self.head(fuse_only(only, m)) for m in only}
+
+    def _losses(self, batch: Batch, block: BlockOutput, out: Output) -> dict[str, Tensor]:
+        config, task = self.config, self.spec.task
+        losses: dict[str, Tensor] = {}
+        if out.logits is None:
+            losses["task"] = cross_modal_info_nce(
+                out.embeddings, self.model_config.contrastive_temperature, batch.weight, batch.presence
+            )
+        else:
+            losses["task"] = task_loss(task, out.logits, batch.labels, batch.weight)
+        if self.uni_heads is not None:
+            for m, logits in out.unimodal.items():
+                losses[f"uni/{m}"] = task_loss(task, logits, batch.labels, batch.weight_of(m))
+        if self.paired_head is not None:
+            logits, weight = self._paired(batch, block)
+            losses["paired"] = task_loss(task, logits, batch.labels, weight)
+        losses.update(block.losses)
+        if config.share_weight > 0:
+            for m, target in self._share_targets().items():
+                # (uni, paired) or (uni-only, paired-only, shared, unused)
+                paired = block.shares[m][..., 1:3].sum(-1)
+                losses[f"share/{m}"] = ((paired - target).square() * batch.weight_of(m)).sum()
+        weights = {
+            "task": 1.0,
+            "uni": config.uni_weight,
+            "paired": config.paired_weight,
+            "align": config.align_weight,
+            "reconstruction": config.reconstruction_weight,
+            "share": config.share_weight,
+        }
+        total = losses["task"]
+        for kind, weight in weights.items():
+            terms = [loss for name, loss in losses.items() if name.split("/")[0] == kind]
+            if kind != "task" and terms and weight > 0:
+                total = total + (weight / len(terms)) * torch.stack(terms).sum()
+        losses["total"] = total
+        return losses
+
+    def _paired(self, batch: Batch, block: BlockOutput) -> tuple[Tensor, Tensor]:
+        """Logits of the paired head, and row weights: 0 where fewer than two modalities are present."""
+        presence, weight = None, batch.weight
+        if batch.presence:
+            everywhere = torch.ones_like(batch.weight, dtype=torch.bool)
+            presence = [batch.presence.get(m, everywhere) for m in block.paired]
+            weight = weight * (torch.stack(presence).sum(0) > 1)
+        return self.paired_head(self.interaction(list(block.paired.values()), presence)), weight
+
+    def _share_targets(self) -> dict[str, float]:
+        targets = self.config.share_target
+        found = {m: targets.get(m, targets.get("*")) for m in self.spec.modalities}
+        return {m: target for m, target in found.items() if target is not None}
+
+    def stages(self, lr: float) -> list[Stage]:
+        return [Stage("main", multi_rate_groups(self, lr, self.config.rates, default=1.0))]
+
+
+def _check_config(config: PgMConfig, spec: DataSpec) -> None:
+    """Raises ConfigError for what no single module can see."""
+    for name in ("uni_weight", "paired_weight", "align_weight", "reconstruction_weight", "share_weight"):
+        value = getattr(config, name)
+        if not 0.0 <= value < float("inf"):
+            raise ConfigError(f"pgm.{name} is {value}, must be a finite number >= 0")
+    if config.interaction not in INTERACTIONS:
+        raise ConfigError(f"pgm.interaction is {config.interaction!r}, must be one of {', '.join(INTERACTIONS)}")
+    if config.learner_dim < 0:
+        raise ConfigError(f"pgm.learner_dim is {config.learner_dim}, must be 0 (for model.dim) or more")
+    for m, target in config.share_target.items():
+        if m != "*" and m not in spec.modalities:
+            raise ConfigError(f"pgm.share_target names {m!r}; the data has {', '.join(spec.modalities)}, or use '*'")
+        if not 0.0 <= target <= 1.0:
+            raise ConfigError(f"pgm.share_target of {m!r} is {target}, must be in [0, 1]")
+    if config.share_weight > 0 and not config.share_target:
+        raise ConfigError("pgm.share_weight is set and pgm.share_target is empty: add share_target={'*': 0.5}, say")
+    if config.share_weight > 0 and config.gate in ("fixed", "none"):
+        raise ConfigError(
+            f"pgm.share_weight is set and the gate {config.gate} has no share to move: use 0, or another gate"
+        )
+    if spec.task == "retrieval":
+        if len(spec.modalities) < 2:
+            raise ConfigError(f"retrieval needs two modalities or more, the data has {', '.join(spec.modalities)}")
+        if config.condition_on_others:
+            raise ConfigError(
+                "pgm.condition_on_others cannot be used for retrieval: an embedding would see what it is to find"
+            )

@@ -1,0 +1,31 @@
+"""Modules that replace parts of a model of your own, or make up a whole one. They need torch alone."""
+
+from .block import BlockOutput, PgMBlock
+from .contrastive import cross_modal_info_nce
+from .decoder import UniPairedDecoder
+from .encoders import GRUEncoder, MLPEncoder, TransformerEncoder, make_encoder
+from .interaction import PairedInteraction
+from .learners import UniPairedLearners
+from .partitioned_linear import PartitionedLinear
+from .partitioner import ModalPartitioner
+from .parts import PARTS, SHARED, mark_part, modality_dict, parameter_parts
+
+__all__ = [
+    "PARTS",
+    "SHARED",
+    "BlockOutput",
+    "GRUEncoder",
+    "MLPEncoder",
+    "ModalPartitioner",
+    "PairedInteraction",
+    "PartitionedLinear",
+    "PgMBlock",
+    "TransformerEncoder",
+    "UniPairedDecoder",
+    "UniPairedLearners",
+    "cross_modal_info_nce",
+    "make_encoder",
+    "mark_part",
+    "modality_dict",
+    "parameter_parts",
+]

@@ -1,0 +1,222 @@
+"""PgM's unit for existing models: modality representations in, modality representations and losses out."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import ConfigError
+from .contrastive import cross_modal_info_nce
+from .decoder import UniPairedDecoder
+from .learners import UniPairedLearners
+from .partitioner import ModalPartitioner
+from .parts import mark_part, modality_dict
+
+__all__ = ["BlockOutput", "PgMBlock"]
+
+
+@dataclass
+class BlockOutput:
+    """Everything :meth:`PgMBlock.run` knows. Leading dimensions ``...`` as in its input, absent modalities hold zeros.
+
+    Attributes:
+        representations: modality -> ``[..., out_dims[m]]``.
+        uni: modality -> f^u ``[..., features]``; empty without uni-modal learners.
+        uni_alone: the same as if every other modality were absent: identical to ``uni`` but with
+            ``condition_on_others``.
+        paired: modality -> f^p ``[..., features]``; empty without paired learners.
+        shares: modality -> ``[..., K]`` as ``ModalPartitioner.shares``; empty unless asked for.
+        losses: ``reconstruction/<modality>`` and ``align``, scalars.
+    """
+
+    representations: dict[str, Tensor] = field(default_factory=dict)
+    uni: dict[str, Tensor] = field(default_factory=dict)
+    uni_alone: dict[str, Tensor] = field(default_factory=dict)
+    paired: dict[str, Tensor] = field(default_factory=dict)
+    shares: dict[str, Tensor] = field(default_factory=dict)
+    losses: dict[str, Tensor] = field(default_factory=dict)
+
+
+class PgMBlock(nn.Module):
+    """Partition -> uni-modal and paired learners -> decode, for every modality of a model.
+
+    It stands between a model's encoders and whatever reads their outputs, and keeps their widths::
+
+        block = PgMBlock({"text": 128, "audio": 64})
+        representations, losses = block({"text": text, "audio": audio})
+        logits = classifier(torch.cat(list(representations.values()), dim=-1))
+        loss = cross_entropy(logits, y) + 0.1 * sum(losses.values())
+
+    To train the uni-modal learners by the task, as PgM does, use :meth:`run`, which also returns their features, and
+    add a head and a loss on ``out.uni_alone[m]`` for each modality.
+
+    PgM: Hu et al., ACM MM 2025, arXiv 2507.11661; formulas and losses are our reconstruction from its abstract.
+
+    Args:
+        dims: modality -> width of its representation.
+        features: width of the uni-modal and the paired features, 0 for the largest of ``dims``.
+        gate, temperature, chunk: see :class:`ModalPartitioner`.
+        condition_on_others: gates also see the mean representation of the other present modalities; all ``dims`` must
+            be equal. ``uni_alone`` is then computed a second time with no context, so that nothing of the others
+            reaches it.
+        uni_learner, paired_learner: False leaves a learner out.
+        decoder: False returns ``[f^u; f^p]`` instead of a rebuilt representation.
+        dropout: inside the learners.
+        align_temperature: of the contrastive alignment of paired features; None for no such loss.
+        reconstruct_through: the reconstruction loss also moves its target.
+
+    Raises:
+        ConfigError: values that do not fit, naming them.
+    """
+
+    def __init__(
+        self,
+        dims: Mapping[str, int],
+        features: int = 0,
+        *,
+        gate: str = "single",
+        temperature: float = 1.0,
+        chunk: int = 1,
+        condition_on_others: bool = False,
+        uni_learner: bool = True,
+        paired_learner: bool = True,
+        decoder: bool = True,
+        dropout: float = 0.0,
+        align_temperature: float | None = 0.1,
+        reconstruct_through: bool = False,
+    ):
+        super().__init__()
+        if not dims:
+            raise ConfigError("PgMBlock got no modalities, needs at least one")
+        if condition_on_others and (len(dims) < 2 or len(set(dims.values())) > 1):
+            raise ConfigError(f"condition_on_others needs two modalities or more of one width, got {dict(dims)}")
+        if align_temperature is not None and not 0.0 < align_temperature < float("inf"):
+            raise ConfigError(f"align_temperature is {align_temperature}, must be positive and finite")
+        features = features or max(dims.values())
+        self.condition_on_others = condition_on_others
+        self.align_temperature = align_temperature
+        self.reconstruct_through = reconstruct_through
+        self.partitioners = modality_dict(
+            {m: ModalPartitioner(d, gate, temperature, condition_on_others, chunk) for m, d in dims.items()}
+        )
+        self.learners = modality_dict(
+            {
+                m: UniPairedLearners(d, features, dropout, temperature, uni_learner, paired_learner)
+                for m, d in dims.items()
+            }
+        )
+        self.decoders = None
+        uni_features, paired_features = features * uni_learner, features * paired_learner
+        if decoder:
+            self.decoders = modality_dict(
+                {m: UniPairedDecoder(d, uni_features, paired_features) for m, d in dims.items()}
+            )
+        for group in (self.partitioners, self.learners, self.decoders or {}):
+            for m, module in group.items():
+                mark_part(module, modality=m)
+        self.features = features
+        self.out_dims = dict(dims) if decoder else dict.fromkeys(dims, uni_features + paired_features)
+
+    def forward(
+        self,
+        representations: Mapping[str, Tensor],
+        presence: Mapping[str, Tensor] | None = None,
+        weight: Tensor | None = None,
+    ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """``(representations, losses)``: modality -> ``[..., out_dims[m]]``, and named scalars to weigh and add.
+
+        Losses are ``reconstruction/<modality>`` (with a decoder) and ``align`` (with paired learners and two modalities
+        or more). Under ``torch.distributed`` the alignment has all ranks' rows as negatives, so every rank must call
+        with the same number of rows.
+
+        Args:
+            representations: modality -> ``[..., dims[m]]``, the same leading dimensions for all.
+            presence: modality -> bool ``[...]`` for modalities that may be missing; what stands there is then ignored.
+            weight: ``[...]``, weight of each row in the losses; None for the mean.
+        """
+        modality_weight = None
+        if presence:
+            if weight is None:
+                first = next(iter(presence.values()))
+                weight = torch.full(first.shape, 1.0 / max(first.numel(), 1), device=first.device)
+            # sum over m's rows rescaled to the sum over all rows
+            here = {m: weight * p for m, p in presence.items()}
+            modality_weight = {m: w * (weight.sum() / w.sum().clamp(min=1e-12)) for m, w in here.items()}
+        out = self.run(representations, presence, weight, modality_weight)
+        return out.representations, out.losses
+
+    def run(
+        self,
+        representations: Mapping[str, Tensor],
+        presence: Mapping[str, Tensor] | None = None,
+        weight: Tensor | None = None,
+        modality_weight: Mapping[str, Tensor] | None = None,
+        shares: bool = False,
+    ) -> BlockOutput:
+        """As :meth:`forward`, with learners' features, and gate shares where asked for.
+
+        Args:
+            modality_weight: modality -> ``[...]``, weight of each row in that modality's reconstruction loss;
+                ``weight`` where missing. See :class:`~pgm_fast.data.batch.Batch`.
+            shares: also compute ``BlockOutput.shares``.
+        """
+        presence = presence or {}
+        modality_weight = modality_weight or {}
+        out = BlockOutput()
+        inputs = {m: _hide(representations[m], presence.get(m)) for m in self.partitioners}
+        for m, h in inputs.items():
+            present = presence.get(m)
+            partitioner, learners = self.partitioners[m], self.learners[m]
+            context = self._context(m, inputs, presence) if self.condition_on_others else None
+            z = partitioner.logits(h, context)
+            uni, paired = learners(h, z, partitioner)
+            if shares:
+                out.shares[m] = partitioner.shares_of(h, z)
+            decoded, loss = self._decode(m, h, uni, paired, modality_weight.get(m, weight))
+            out.representations[m] = _hide(decoded, present)
+            if loss is not None:
+                out.losses[f"reconstruction/{m}"] = loss
+            if uni is not None:
+                alone = learners.uni_alone(h, partitioner.logits(h), partitioner) if self.condition_on_others else uni
+                out.uni[m] = _hide(uni, present)
+                out.uni_alone[m] = _hide(alone, present)
+            if paired is not None:
+                out.paired[m] = _hide(paired, present)
+        if len(out.paired) > 1 and self.align_temperature is not None:
+            out.losses["align"] = cross_modal_info_nce(
+                {m: f.flatten(0, -2) for m, f in out.paired.items()},
+                self.align_temperature,
+                None if weight is None else weight.flatten(),
+                {m: p.flatten() for m, p in presence.items()},
+            )
+        return out
+
+    def alone(self, modality: str, representation: Tensor) -> Tensor:
+        """``representations[modality]`` ``[..., out_dims[modality]]`` as if every other modality were absent."""
+        partitioner = self.partitioners[modality]
+        uni, paired = self.learners[modality](representation, partitioner.logits(representation), partitioner)
+        return self._decode(modality, representation, uni, paired, None)[0]
+
+    def _decode(
+        self, modality: str, h: Tensor, uni: Tensor | None, paired: Tensor | None, weight: Tensor | None
+    ) -> tuple[Tensor, Tensor | None]:
+        if self.decoders is None:
+            return torch.cat([f for f in (uni, paired) if f is not None], dim=-1), None
+        return self.decoders[modality](uni, paired, h if self.reconstruct_through else h.detach(), weight)
+
+    @staticmethod
+    def _context(modality: str, inputs: Mapping[str, Tensor], presence: Mapping[str, Tensor]) -> Tensor:
+        """Mean of the other present modalities, zeros where there is none."""
+        others = [m for m in inputs if m != modality]
+        total = sum(inputs[m] for m in others)
+        count = sum(presence[m].to(total.dtype) if m in presence else 1.0 for m in others)
+        if not isinstance(count, Tensor):
+            return total / count
+        return total / count.clamp(min=1).unsqueeze(-1)
+
+
+def _hide(x: Tensor, present: Tensor | None) -> Tensor:
+    return x if present is None else x.masked_fill(~present.unsqueeze(-1), 0.0)

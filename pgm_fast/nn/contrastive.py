@@ -1,0 +1,70 @@
+"""Contrastive alignment of the modalities of one sample, over all pairs of modalities and all ranks."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from itertools import combinations
+
+import torch
+import torch.distributed
+from torch import Tensor
+
+from .. import ops
+
+__all__ = ["cross_modal_info_nce"]
+
+
+def _joined(x: Tensor) -> Tensor:
+    """x of all ranks, differentiable; every rank must hold the same number of rows."""
+    from torch.distributed.nn.functional import all_gather
+
+    return torch.cat(all_gather(x.contiguous()))
+
+
+def cross_modal_info_nce(
+    embeddings: Mapping[str, Tensor],
+    temperature: float,
+    weight: Tensor | None = None,
+    presence: Mapping[str, Tensor] | None = None,
+) -> Tensor:
+    """Mean over all pairs of modalities of the symmetric InfoNCE loss (van den Oord et al. 2018; Radford et al. 2021).
+
+    Under ``torch.distributed`` with more than one rank the rows of all ranks are each other's negatives: every rank
+    must call this with the same number of rows, and receives the loss of the joined batch, whose gradient is right
+    after the usual average over ranks.
+
+    Args:
+        embeddings: modality -> ``[n, e]``, the same e for all; normalised here.
+        temperature: of the similarities.
+        weight: ``[n]`` as in :class:`~pgm_fast.data.batch.Batch`; None for 1/n (times the number of ranks).
+        presence: modality -> bool ``[n]`` for modalities that may be missing. A row counts for the pairs that it has.
+
+    Returns:
+        A scalar; 0 with fewer than two modalities.
+    """
+    pairs = list(combinations(embeddings, 2))
+    if not pairs:
+        return next(iter(embeddings.values())).new_zeros(())
+    presence = presence or {}
+    distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
+    world = torch.distributed.get_world_size() if distributed else 1
+    if world > 1:
+        rows = next(iter(embeddings.values()))
+        if weight is None:
+            weight = torch.full(rows.shape[:1], 1.0 / max(rows.shape[0], 1), device=rows.device)
+        embeddings = {m: _joined(x) for m, x in embeddings.items()}
+        presence = {m: _joined(x.to(torch.uint8)) > 0 for m, x in presence.items()}
+        weight = _joined(weight) / world
+    total = None
+    for a, b in pairs:
+        pair_weight = weight
+        for m in (a, b):
+            if m in presence:
+                if pair_weight is None:
+                    pair_weight = torch.full(
+                        presence[m].shape, 1.0 / max(presence[m].numel(), 1), device=presence[m].device
+                    )
+                pair_weight = pair_weight * presence[m]
+        loss = ops.info_nce(embeddings[a], embeddings[b], temperature, normalize=True, weight=pair_weight)
+        total = loss if total is None else total + loss
+    return total / len(pairs)

@@ -1,0 +1,199 @@
+"""Encoders from feature vectors and variable-length feature sequences to representations.
+
+A sequence ``[B, T, d]`` comes with lengths ``[B]``; what stands beyond a sample's length never influences a result or a
+gradient, whatever it holds. Pooled encoders return ``[B, dim]``, per-step ones ``[B, T, dim]`` (undefined beyond the
+length).
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ..errors import ConfigError
+
+__all__ = ["ENCODERS", "GRUEncoder", "MLPEncoder", "TransformerEncoder", "make_encoder"]
+
+ENCODERS = ("mlp", "gru", "transformer")
+
+
+def valid_steps(x: Tensor, lengths: Tensor | None) -> Tensor:
+    """bool ``[B, T]``: the steps before each sample's length; all of them without lengths."""
+    if lengths is None:
+        return torch.ones(x.shape[:2], dtype=torch.bool, device=x.device)
+    return torch.arange(x.shape[1], device=x.device) < lengths.unsqueeze(-1)
+
+
+def hide_padding(x: Tensor, valid: Tensor) -> Tensor:
+    """Zeros beyond the length: a NaN there would reach the weights' gradients even under a zero gradient."""
+    return x.masked_fill(~valid.unsqueeze(-1), 0.0)
+
+
+def masked_mean(x: Tensor, valid: Tensor) -> Tensor:
+    """Mean of x ``[B, T, d]`` over the valid steps."""
+    mask = valid.unsqueeze(-1).to(x.dtype)
+    return (x * mask).sum(1) / mask.sum(1).clamp(min=1)
+
+
+class MLPEncoder(nn.Module):
+    """Hidden layers (linear, GELU, dropout) and a linear layer to ``dim``; on sequences per step, then averaged.
+
+    Args:
+        in_dim: width of the input.
+        dim: width of the representation.
+        hidden: width of the hidden layers.
+        layers: how many hidden layers.
+        dropout: after each.
+        per_step: for sequences, return every step instead of their mean.
+    """
+
+    def __init__(
+        self, in_dim: int, dim: int, hidden: int = 128, layers: int = 1, dropout: float = 0.0, per_step: bool = False
+    ):
+        super().__init__()
+        self.per_step = per_step
+        modules: list[nn.Module] = []
+        width = in_dim
+        for _ in range(layers):
+            modules += [nn.Linear(width, hidden), nn.GELU(), nn.Dropout(dropout)]
+            width = hidden
+        modules.append(nn.Linear(width, dim))
+        self.net = nn.Sequential(*modules)
+
+    def forward(self, x: Tensor, lengths: Tensor | None = None) -> Tensor:
+        """``[B, in_dim]`` -> ``[B, dim]``; ``[B, T, in_dim]`` -> ``[B, dim]`` or, per step, ``[B, T, dim]``."""
+        if x.dim() == 2:
+            return self.net(x)
+        valid = valid_steps(x, lengths)
+        steps = self.net(hide_padding(x, valid))
+        return steps if self.per_step else masked_mean(steps, valid)
+
+
+class GRUEncoder(nn.Module):
+    """A GRU over the padded sequence, the state at each sample's last step (or every state), and a linear layer.
+
+    It runs from the first step on, so padding after a sample's end cannot reach its states; no packing, which would
+    need the lengths on the host.
+    """
+
+    def __init__(
+        self, in_dim: int, dim: int, hidden: int = 128, layers: int = 1, dropout: float = 0.0, per_step: bool = False
+    ):
+        super().__init__()
+        self.per_step = per_step
+        layers = max(layers, 1)
+        self.rnn = nn.GRU(in_dim, hidden, layers, batch_first=True, dropout=dropout if layers > 1 else 0.0)
+        self.dropout = nn.Dropout(dropout)
+        self.out = nn.Linear(hidden, dim)
+
+    def forward(self, x: Tensor, lengths: Tensor | None = None) -> Tensor:
+        """``[B, T, in_dim]`` -> ``[B, dim]`` or, per step, ``[B, T, dim]``."""
+        states, _ = self.rnn(hide_padding(x, valid_steps(x, lengths)))
+        if not self.per_step:
+            if lengths is None:
+                states = states[:, -1]
+            else:
+                last = (lengths - 1).view(-1, 1, 1).expand(-1, 1, states.shape[-1])
+                states = states.gather(1, last).squeeze(1)
+        return self.out(self.dropout(states))
+
+
+class _TransformerLayer(nn.Module):
+    """Pre-norm self-attention and feed-forward (Xiong et al., ICML 2020), masked by validity."""
+
+    def __init__(self, hidden: int, heads: int, dropout: float):
+        super().__init__()
+        self.heads = heads
+        self.norm_attention = nn.LayerNorm(hidden)
+        self.qkv = nn.Linear(hidden, 3 * hidden)
+        self.attention_out = nn.Linear(hidden, hidden)
+        self.norm_feed = nn.LayerNorm(hidden)
+        self.feed = nn.Sequential(
+            nn.Linear(hidden, 2 * hidden), nn.GELU(), nn.Dropout(dropout), nn.Linear(2 * hidden, hidden)
+        )
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+        batch, steps, hidden = x.shape
+        qkv = self.qkv(self.norm_attention(x)).view(batch, steps, 3, self.heads, hidden // self.heads)
+        q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)
+        mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+        x = x + self.dropout(self.attention_out(mixed.transpose(1, 2).reshape(batch, steps, hidden)))
+        return x + self.dropout(self.feed(self.norm_feed(x)))
+
+
+class TransformerEncoder(nn.Module):
+    """Linear layer, sinusoidal positions, pre-norm layers that look both ways, mean over steps.
+
+    Vaswani et al., NeurIPS 2017; Xiong et al., ICML 2020.
+
+    Raises:
+        ConfigError: ``heads`` does not divide ``hidden``.
+    """
+
+    def __init__(
+        self,
+        in_dim: int,
+        dim: int,
+        hidden: int = 128,
+        layers: int = 1,
+        heads: int = 4,
+        dropout: float = 0.0,
+        per_step: bool = False,
+    ):
+        super().__init__()
+        if heads < 1 or hidden % heads:
+            raise ConfigError(f"model.heads is {heads}, must divide model.hidden, {hidden}")
+        self.per_step = per_step
+        self.embed = nn.Linear(in_dim, hidden)
+        self.layers = nn.ModuleList(_TransformerLayer(hidden, heads, dropout) for _ in range(max(layers, 1)))
+        self.norm = nn.LayerNorm(hidden)
+        self.dropout = nn.Dropout(dropout)
+        self.out = nn.Linear(hidden, dim)
+
+    def forward(self, x: Tensor, lengths: Tensor | None = None) -> Tensor:
+        """``[B, T, in_dim]`` -> ``[B, dim]`` or, per step, ``[B, T, dim]``."""
+        valid = valid_steps(x, lengths)
+        steps = self.embed(hide_padding(x, valid))
+        steps = self.dropout(steps + self._positions(steps))
+        mask = valid[:, None, None, :]
+        for layer in self.layers:
+            steps = layer(steps, mask)
+        steps = self.norm(steps)
+        return self.out(self.dropout(steps if self.per_step else masked_mean(steps, valid)))
+
+    @staticmethod
+    def _positions(steps: Tensor) -> Tensor:
+        hidden = steps.shape[-1]
+        time = torch.arange(steps.shape[1], device=steps.device, dtype=torch.float32).unsqueeze(-1)
+        pair = torch.arange((hidden + 1) // 2, device=steps.device, dtype=torch.float32)
+        angle = time * torch.exp(pair * (-2.0 * math.log(10000.0) / hidden))
+        return torch.stack((angle.sin(), angle.cos()), dim=-1).flatten(-2)[:, :hidden].to(steps.dtype)
+
+
+def make_encoder(
+    kind: str,
+    in_dim: int,
+    dim: int,
+    *,
+    hidden: int = 128,
+    layers: int = 1,
+    heads: int = 4,
+    dropout: float = 0.0,
+    per_step: bool = False,
+) -> nn.Module:
+    """The encoder called ``kind``, one of :data:`ENCODERS`.
+
+    Raises:
+        ConfigError: unknown kind, or sizes that do not fit it.
+    """
+    if kind == "mlp":
+        return MLPEncoder(in_dim, dim, hidden, layers, dropout, per_step)
+    if kind == "gru":
+        return GRUEncoder(in_dim, dim, hidden, layers, dropout, per_step)
+    if kind == "transformer":
+        return TransformerEncoder(in_dim, dim, hidden, layers, heads, dropout, per_step)
+    raise ConfigError(f"encoder is {kind!r}, must be one of auto, {', '.join(ENCODERS)}")

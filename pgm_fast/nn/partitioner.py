@@ -1,0 +1,131 @@
+"""The modal partitioner: which part of a representation is uni-modal, which is paired."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from .. import ops
+from ..errors import ConfigError
+from .parts import mark_part
+
+__all__ = ["GATES", "ModalPartitioner"]
+
+GATES = ("single", "dual", "sigmoid", "fixed", "none")
+
+
+class ModalPartitioner(nn.Module):
+    """Splits a representation h ``[..., dim]`` into uni-modal and paired-modal parts of the same shape.
+
+    With z = W [h; c] + b the gate logits, tau the temperature:
+
+    - ``single``: g = cumsoftmax(z / tau), paired = g * h, uni = (1 - g) * h. Exhaustive: uni + paired = h.
+    - ``dual``: e = 1 - cumsoftmax(z_uni / tau), r = cumsoftmax(z_paired / tau), uni = e * h, paired = r * h: what both
+      gates let through is shared, what neither does is unused.
+    - ``sigmoid``: as ``single`` with g = sigmoid(z / tau), each dimension for itself.
+    - ``fixed``: the first half is uni-modal, the second paired; no parameters.
+    - ``none``: uni = paired = h; no parameters.
+
+    The modal partitioner is PgM's (Hu et al., ACM MM 2025, arXiv 2507.11661), whose gate is not published; these gates
+    are our reconstruction from the cumulative softmax of ON-LSTM (Shen et al., ICLR 2019) and the partition filter of
+    PFN (Yan et al., EMNLP 2021). ``sigmoid``, ``fixed`` and ``none`` are there for ablation.
+
+    Args:
+        dim: width of the representation.
+        gate: one of :data:`GATES`.
+        temperature: tau > 0; smaller makes a harder boundary.
+        condition_on_others: the logits also see a context c ``[..., dim]`` (zeros where none is passed).
+        chunk: this many neighbouring dimensions share one gate value; must divide ``dim``.
+
+    Raises:
+        ConfigError: unknown gate, a chunk that does not divide ``dim``, a temperature that is not positive and finite.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        gate: str = "single",
+        temperature: float = 1.0,
+        condition_on_others: bool = False,
+        chunk: int = 1,
+    ):
+        super().__init__()
+        if gate not in GATES:
+            raise ConfigError(f"gate is {gate!r}, must be one of {', '.join(GATES)}")
+        if chunk < 1 or dim % chunk:
+            raise ConfigError(f"chunk is {chunk}, must be a positive divisor of the width {dim}")
+        if not 0.0 < temperature < float("inf"):
+            raise ConfigError(f"gate temperature is {temperature}, must be positive and finite")
+        self.dim = dim
+        self.gate = gate
+        self.temperature = temperature
+        self.condition_on_others = condition_on_others
+        self.chunk = chunk
+        self.projection = None
+        if gate in ("single", "dual", "sigmoid"):
+            gates = 2 if gate == "dual" else 1
+            self.projection = nn.Linear(dim * (2 if condition_on_others else 1), gates * (dim // chunk))
+        mark_part(self, part="partitioner")
+
+    def logits(self, h: Tensor, context: Tensor | None = None) -> Tensor | None:
+        """Gate logits ``[..., dim / chunk]`` (``dual``: ``[..., 2 * dim / chunk]``, uni first); None without a learned
+        gate."""
+        if self.projection is None:
+            return None
+        if self.condition_on_others:
+            h = torch.cat((h, torch.zeros_like(h) if context is None else context), dim=-1)
+        return self.projection(h)
+
+    def split(self, h: Tensor, z: Tensor | None) -> tuple[Tensor, Tensor]:
+        """``(uni, paired)`` for logits that :meth:`logits` gave."""
+        if self.gate == "none":
+            return h, h
+        if self.gate == "fixed":
+            first = torch.arange(self.dim, device=h.device) < self.dim // 2
+            return torch.where(first, h, 0), torch.where(first, 0, h)
+        if self.gate == "sigmoid":
+            gate = torch.sigmoid(z / self.temperature).repeat_interleave(self.chunk, dim=-1).to(h.dtype)
+            paired = gate * h
+            return h - paired, paired
+        if self.gate == "single":
+            return ops.partition(h, z, self.temperature)
+        z_uni, z_paired = z.chunk(2, dim=-1)
+        uni_only, paired_only, shared = ops.partition_dual(h, z_uni, z_paired, self.temperature)
+        return uni_only + shared, paired_only + shared
+
+    def forward(self, h: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """``(uni, paired)``, each ``[..., dim]``.
+
+        Args:
+            h: ``[..., dim]``.
+            context: ``[..., dim]``, used only with ``condition_on_others``.
+        """
+        return self.split(h, self.logits(h, context))
+
+    def shares_of(self, h: Tensor, z: Tensor | None) -> Tensor:
+        """:meth:`shares` for logits that :meth:`logits` gave."""
+        if self.gate == "dual":
+            z_uni, z_paired = z.chunk(2, dim=-1)
+            return ops.partition_share(z_uni, z_paired, self.temperature)
+        if self.gate == "single":
+            return ops.partition_share(z, None, self.temperature)
+        if self.gate == "sigmoid":
+            paired = torch.sigmoid(z / self.temperature).mean(-1)
+            return torch.stack((1 - paired, paired), dim=-1)
+        uni = self.dim // 2 / self.dim if self.gate == "fixed" else 1.0
+        paired = 1.0 - uni if self.gate == "fixed" else 1.0
+        return torch.stack((h.new_full(h.shape[:-1], uni), h.new_full(h.shape[:-1], paired)), dim=-1)
+
+    def shares(self, h: Tensor, context: Tensor | None = None) -> Tensor:
+        """Mean gate mass per row: ``[..., 2]`` (uni, paired), or ``[..., 4]`` for ``dual``.
+
+        The four are uni-only, paired-only, shared and unused.
+        The masses sum to 1, but for ``none``, where both are 1. Differentiable in the gate's parameters.
+        """
+        return self.shares_of(h, self.logits(h, context))
+
+    def extra_repr(self) -> str:
+        return (
+            f"dim={self.dim}, gate={self.gate}, temperature={self.temperature}, "
+            f"condition_on_others={self.condition_on_others}, chunk={self.chunk}"
+        )

@@ -1,0 +1,78 @@
+"""Which modality and which part of the model a parameter belongs to, so that each can have its own learning rate."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from torch import nn
+
+from ..errors import ConfigError
+
+__all__ = ["PARTS", "SHARED", "mark_part", "modality_dict", "parameter_parts"]
+
+PARTS = ("encoder", "partitioner", "uni", "paired", "decoder", "head")
+SHARED = "shared"
+_MARK = "_pgm_fast_part"
+
+
+def mark_part(module: nn.Module, modality: str | None = None, part: str | None = None) -> nn.Module:
+    """Says that the parameters of ``module``, and of everything inside it, belong to a modality and a part.
+
+    Marks are inherited by submodules and the nearest one wins, for modality and part separately: a module marked
+    ``part="uni"`` inside a module marked ``modality="text"`` is ``text.uni``. Modules of this package that know their
+    part (partitioner, learners, decoder, block) carry marks already; in a model of your own, mark the rest::
+
+        mark_part(model.text_encoder, "text", "encoder")
+        mark_part(model.classifier, "shared", "head")
+        optimizer = torch.optim.AdamW(multi_rate_groups(model, 1e-3, {"*": {"encoder": 0.1, "head": 1.0}}))
+
+    Args:
+        module: any module; returned as it is.
+        modality: a modality's name, or :data:`SHARED` for what serves all of them; None leaves it to the enclosing
+            module.
+        part: one of :data:`PARTS`; None leaves it to the enclosing module.
+
+    Raises:
+        ConfigError: unknown part.
+    """
+    if part is not None and part not in PARTS:
+        raise ConfigError(f"part is {part!r}, must be one of {', '.join(PARTS)}")
+    before = getattr(module, _MARK, (None, None))
+    setattr(module, _MARK, (modality if modality is not None else before[0], part if part is not None else before[1]))
+    return module
+
+
+def parameter_parts(model: nn.Module) -> dict[str, tuple[str | None, str | None]]:
+    """Name of each parameter -> (modality, part), None where nothing says; shared parameters once, where first met."""
+    found: dict[str, tuple[str | None, str | None]] = {}
+    seen: set[int] = set()
+
+    def walk(module: nn.Module, prefix: str, modality: str | None, part: str | None) -> None:
+        own_modality, own_part = getattr(module, _MARK, (None, None))
+        modality = own_modality if own_modality is not None else modality
+        part = own_part if own_part is not None else part
+        for name, parameter in module.named_parameters(recurse=False):
+            if id(parameter) not in seen:
+                seen.add(id(parameter))
+                found[prefix + name] = (modality, part)
+        for name, child in module.named_children():
+            walk(child, f"{prefix}{name}.", modality, part)
+
+    walk(model, "", None, None)
+    return found
+
+
+def modality_dict(modules: Mapping[str, nn.Module]) -> nn.ModuleDict:
+    """A ``ModuleDict`` by modality.
+
+    Raises:
+        ConfigError: a name that a module's attribute cannot have.
+    """
+    result = nn.ModuleDict()
+    for name, module in modules.items():
+        if not name or "." in name or hasattr(result, name):
+            raise ConfigError(
+                f"modality name {name!r} cannot name a module (empty, holds a dot, or reserved): rename it"
+            )
+        result[name] = module
+    return result

@@ -1,0 +1,108 @@
+"""Param groups with one learning rate per modality and part of the model."""
+
+from __future__ import annotations
+
+import difflib
+import math
+from collections.abc import Iterable, Mapping
+
+from torch import nn
+
+from ..errors import ConfigError
+from ..nn.parts import PARTS, parameter_parts
+
+__all__ = ["multi_rate_groups"]
+
+
+def multi_rate_groups(
+    model: nn.Module,
+    base_lr: float,
+    rates: Mapping[str, Mapping[str, float]],
+    default: float | None = None,
+) -> list[dict]:
+    """Param groups for any ``torch.optim`` optimizer, one per (modality, part), each at a rate of its own.
+
+    Which parameter belongs where is said by :func:`pgm_fast.nn.mark_part`; the modules of this package are marked, in a
+    model of your own mark your encoders and heads. Learning rates that differ across modalities and partitions: PgM (Hu
+    et al., arXiv 2507.11661).
+
+    Args:
+        model: its trainable parameters are grouped, each once (a shared parameter where ``named_modules`` first meets
+            it).
+        base_lr: learning rate of multiplier 1.
+        rates: ``{modality, "shared" or "*": {part: multiplier}}`` with the parts of :data:`pgm_fast.nn.PARTS`. ``"*"``
+            stands for every modality and for what the modalities share; an exact name wins over it.
+        default: multiplier of what no entry names; None makes that an error.
+
+    Returns:
+        Groups ``{"name": "<modality>.<part>", "lr": float, "params": list}`` in the order in which the model meets
+        them.
+
+    Raises:
+        ConfigError: a parameter that has no mark or (without ``default``) no entry, an entry that names no trainable
+            parameter, a multiplier that is negative or not finite.
+    """
+    owners = parameter_parts(model)
+    parameters = dict(model.named_parameters())
+    grouped: dict[tuple[str, str], list] = {}
+    for name, (modality, part) in owners.items():
+        if not parameters[name].requires_grad:
+            continue
+        if modality is None or part is None:
+            missing = "modality" if modality is None else "part"
+            raise ConfigError(
+                f"parameter {name} belongs to no {missing}: mark its module with "
+                f"pgm_fast.nn.mark_part(module, modality, part), or freeze it with requires_grad_(False)"
+            )
+        grouped.setdefault((modality, part), []).append(parameters[name])
+    modalities = list(dict.fromkeys(modality for modality, _ in grouped))
+    _check_rates(rates, modalities)
+    used: set[tuple[str, str]] = set()
+    groups = []
+    for (modality, part), members in grouped.items():
+        multiplier = default
+        for key in (modality, "*"):
+            if part in rates.get(key, {}):
+                multiplier = rates[key][part]
+                used.add((key, part))
+                break
+        if multiplier is None:
+            raise ConfigError(
+                f"rates have no entry for {modality}.{part} ({len(members)} parameters): add "
+                f"{modality!r}: {{{part!r}: 1.0}} or '*': {{{part!r}: 1.0}}; they have {_entries(rates) or 'none'}"
+            )
+        groups.append({"name": f"{modality}.{part}", "lr": base_lr * multiplier, "params": members})
+    for key, parts in rates.items():
+        for part in parts:
+            if (key, part) not in used:
+                names = [f"{m}.{p}" for m, p in grouped]
+                raise ConfigError(
+                    f"rate {key}.{part} sets the learning rate of no parameter{_near(f'{key}.{part}', names)}; "
+                    f"the model has {', '.join(names) or 'no trainable parameter'}"
+                )
+    return groups
+
+
+def _check_rates(rates: Mapping[str, Mapping[str, float]], modalities: Iterable[str]) -> None:
+    known = ["*", *modalities]
+    for key, parts in rates.items():
+        if key not in known:
+            raise ConfigError(
+                f"rates name {key!r}, which is no modality here{_near(key, known)}; allowed: {', '.join(known)}"
+            )
+        for part, multiplier in parts.items():
+            if part not in PARTS:
+                raise ConfigError(
+                    f"rates of {key!r} name the part {part!r}{_near(part, PARTS)}; allowed: {', '.join(PARTS)}"
+                )
+            if not (isinstance(multiplier, (int, float)) and math.isfinite(multiplier) and multiplier >= 0):
+                raise ConfigError(f"rate {key}.{part} is {multiplier!r}, must be a finite number >= 0")
+
+
+def _near(name: str, known: Iterable[str]) -> str:
+    near = difflib.get_close_matches(str(name), list(known), n=1)
+    return f" (did you mean {near[0]}?)" if near else ""
+
+
+def _entries(rates: Mapping[str, Mapping[str, float]]) -> str:
+    return ", ".join(f"{key}.{part}" for key, parts in rates.items() for part in parts)

@@ -1,0 +1,184 @@
+"""PgMBlock plugs into a model of one's own."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+import torch
+
+from pgm_fast.errors import ConfigError
+from pgm_fast.nn import PgMBlock, parameter_parts
+
+GATES = ("single", "dual", "sigmoid", "fixed", "none")
+
+
+def block(dims=None, **kwargs):
+    torch.manual_seed(0)
+    return PgMBlock(dims or {"text": 8, "audio": 8}, **kwargs).double()
+
+
+def inputs(*leading, widths=(8, 8)):
+    generator = torch.Generator().manual_seed(1)
+    names = ("text", "audio", "vision")
+    return {
+        m: torch.randn(*leading, w, dtype=torch.float64, generator=generator, requires_grad=True)
+        for m, w in zip(names, widths, strict=False)
+    }
+
+
+@pytest.mark.parametrize("leading", [(5,), (2, 3), (0,)])
+def test_keeps_names_widths_and_leading_dimensions(leading):
+    module = PgMBlock({"text": 8, "audio": 4}).double()
+    x = inputs(*leading, widths=(8, 4))
+    representations, losses = module(x)
+    assert {m: r.shape for m, r in representations.items()} == {m: h.shape for m, h in x.items()}
+    assert set(losses) == {"reconstruction/text", "reconstruction/audio", "align"}
+    assert all(loss.shape == () and torch.isfinite(loss) for loss in losses.values())
+    (sum(losses.values()) + sum(r.sum() for r in representations.values())).backward()
+    assert all(p.grad is not None and torch.isfinite(p.grad).all() for p in module.parameters())
+
+
+def test_reconstruction_measures_the_distance_to_the_input_and_leaves_it_alone_unless_told():
+    for through in (False, True):
+        module, x = block(reconstruct_through=through).eval(), inputs(5)
+        representations, losses = module(x)
+        loss = losses["reconstruction/text"]
+        torch.testing.assert_close(loss, (representations["text"] - x["text"]).square().mean())
+        grad = torch.autograd.grad(loss, x["text"], retain_graph=True)[0]
+        by_target = -2 * (representations["text"] - x["text"]) / x["text"].numel()
+        by_input = torch.autograd.grad((representations["text"] - x["text"].detach()).square().mean(), x["text"])[0]
+        torch.testing.assert_close(grad, by_input + by_target if through else by_input)
+
+
+@pytest.mark.parametrize("condition", [False, True])
+def test_an_absent_modality_changes_nothing_for_the_others(condition):
+    module = block({"text": 8, "audio": 8, "vision": 8}, condition_on_others=condition).eval()
+    x = inputs(6, widths=(8, 8, 8))
+    here = torch.tensor([True, False, True, False, True, True])
+    results = []
+    for garbage in (0.0, 1e8):
+        changed = {**x, "audio": torch.where(here.unsqueeze(-1), x["audio"], torch.full_like(x["audio"], garbage))}
+        representations, losses = module(changed, {"audio": here})
+        assert not representations["audio"][~here].any()
+        results.append((representations, losses))
+    torch.testing.assert_close(*results, rtol=0, atol=0)
+    present = module.run({m: h[here] for m, h in x.items()})
+    torch.testing.assert_close(results[0][1]["reconstruction/audio"], present.losses["reconstruction/audio"])
+    for m, r in present.representations.items():
+        torch.testing.assert_close(results[0][0][m][here], r)
+
+
+@pytest.mark.parametrize("condition", [False, True])
+def test_alone_is_what_one_gets_with_the_others_absent(condition):
+    module, x = block(condition_on_others=condition).eval(), inputs(4)
+    nowhere = torch.zeros(4, dtype=torch.bool)
+    out = module.run(x, {"audio": nowhere}, torch.full((4,), 0.25))
+    torch.testing.assert_close(module.alone("text", x["text"]), out.representations["text"])
+    torch.testing.assert_close(module.run(x).uni_alone["text"], out.uni["text"])
+
+
+def test_context_is_the_mean_of_the_present_others():
+    module = block({"text": 8, "audio": 8, "vision": 8}, condition_on_others=True).eval()
+    x = inputs(3, widths=(8, 8, 8))
+    here = torch.tensor([True, False, True])
+    out = module.run(x, {"audio": here}, shares=True)
+    context = torch.where(here.unsqueeze(-1), (x["audio"] + x["vision"]) / 2, x["vision"])
+    torch.testing.assert_close(out.shares["text"], module.partitioners["text"].shares(x["text"], context))
+
+
+@pytest.mark.parametrize("condition", [False, True])
+def test_nothing_of_other_modalities_reaches_the_lone_uni_features(condition):
+    module, x = block(condition_on_others=condition), inputs(4)
+    loss = module.run(x).uni_alone["text"].square().sum()
+    grads = torch.autograd.grad(loss, [x["text"], x["audio"]], allow_unused=True)
+    assert grads[0].abs().sum() > 0
+    assert grads[1] is None or not grads[1].any()
+
+
+@pytest.mark.parametrize(
+    ("gate", "uni", "paired", "decoder"),
+    [c for c in itertools.product(GATES, [True, False], [True, False], [True, False]) if c[1] or c[2]],
+)
+def test_every_switch_gives_what_out_dims_says_and_trains_every_parameter(gate, uni, paired, decoder):
+    module = block(features=6, gate=gate, uni_learner=uni, paired_learner=paired, decoder=decoder)
+    x = inputs(5)
+    out = module.run(x, shares=True)
+    assert {m: r.shape[-1] for m, r in out.representations.items()} == module.out_dims
+    assert bool(out.uni) == uni and bool(out.paired) == paired and ("align" in out.losses) == paired
+    if not decoder:
+        assert module.out_dims["text"] == 6 * (uni + paired)
+    total = sum(r.square().sum() for r in out.representations.values()) + sum(out.losses.values())
+    total.backward()
+    for name, parameter in module.named_parameters():
+        assert parameter.grad.abs().sum() > 0, name
+
+
+def test_parameters_know_modality_and_part():
+    parts = parameter_parts(block())
+    assert set(parts.values()) == {
+        (m, p) for m in ("text", "audio") for p in ("partitioner", "uni", "paired", "decoder")
+    }
+
+
+def test_state_dict_names_are_stable():
+    own = [
+        "partitioners.text.projection.weight",
+        "partitioners.text.projection.bias",
+        "learners.text.split.uni.weight",
+        "learners.text.split.uni.bias",
+        "learners.text.split.paired.weight",
+        "learners.text.split.paired.bias",
+        "learners.text.uni.weight",
+        "learners.text.uni.bias",
+        "learners.text.paired.weight",
+        "learners.text.paired.bias",
+        "decoders.text.uni_weight",
+        "decoders.text.paired_weight",
+        "decoders.text.bias",
+    ]
+    assert list(block({"text": 8}).state_dict()) == own
+
+
+@pytest.mark.parametrize(
+    ("gate", "condition", "missing"), [("single", False, False), ("single", False, True), ("dual", True, True)]
+)
+def test_compiles_whole_and_agrees(gate, condition, missing):
+    module, x = block(gate=gate, condition_on_others=condition).eval(), inputs(4)
+    presence = {"audio": torch.tensor([True, False, True, True])} if missing else None
+    compiled = torch.compile(module, fullgraph=True, backend="aot_eager")
+    results = []
+    for run in (module, compiled):
+        representations, losses = run(x, presence)
+        total = sum(losses.values()) + sum(r.square().sum() for r in representations.values())
+        results.append((representations, losses, torch.autograd.grad(total, list(module.parameters()))))
+    torch.testing.assert_close(*results)
+
+
+def test_runs_under_autocast():
+    torch.manual_seed(0)
+    module = PgMBlock({"text": 8, "audio": 8})
+    x = {m: h.detach().float() for m, h in inputs(5).items()}
+    with torch.autocast("cpu", torch.bfloat16):
+        representations, losses = module(x)
+    assert representations["text"].dtype == torch.bfloat16
+    assert all(loss.dtype == torch.float32 for loss in losses.values())
+    reference, reference_losses = module(x)
+    torch.testing.assert_close(representations["text"].float(), reference["text"], rtol=0.05, atol=0.05)
+    torch.testing.assert_close(losses["align"], reference_losses["align"], rtol=0.05, atol=0.05)
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "message"),
+    [
+        ({"dims": {}}, "no modalities"),
+        ({"dims": {"a": 8, "b": 4}, "condition_on_others": True}, "one width.*'b': 4"),
+        ({"dims": {"a": 8}, "condition_on_others": True}, "two modalities"),
+        ({"dims": {"a": 8}, "uni_learner": False, "paired_learner": False}, "keep at least one"),
+        ({"dims": {"a.b": 8}}, "'a.b'"),
+        ({"dims": {"a": 8}, "align_temperature": 0.0}, "align_temperature is 0.0"),
+    ],
+)
+def test_wrong_arguments_are_named(kwargs, message):
+    with pytest.raises(ConfigError, match=message):
+        PgMBlock(**kwargs)

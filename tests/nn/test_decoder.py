@@ -1,0 +1,43 @@
+"""The decoder is linear in both features, and its loss is the weighted squared error."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from pgm_fast.errors import ConfigError
+from pgm_fast.nn import UniPairedDecoder
+
+
+@pytest.mark.parametrize("widths", [(3, 4), (3, 0), (0, 4)])
+@pytest.mark.parametrize("weighted", [True, False])
+def test_decodes_and_scores_what_is_there(widths, weighted):
+    torch.manual_seed(0)
+    decoder = UniPairedDecoder(6, *widths).double()
+    uni, paired = (torch.randn(5, 2, w, dtype=torch.float64) if w else None for w in widths)
+    target = torch.randn(5, 2, 6, dtype=torch.float64)
+    weight = torch.rand(5, 2, dtype=torch.float64) if weighted else None
+    decoded, loss = decoder(uni, paired, target, weight)
+    expected = decoder.bias
+    if uni is not None:
+        expected = expected + uni @ decoder.uni_weight.T
+    if paired is not None:
+        expected = expected + paired @ decoder.paired_weight.T
+    torch.testing.assert_close(decoded, expected)
+    rows = (expected - target).square().mean(-1)
+    torch.testing.assert_close(loss, (rows * weight).sum() if weighted else rows.mean())
+
+
+@pytest.mark.parametrize("widths", [(3, 4), (3, 0)])
+def test_empty_batch_has_zero_loss_and_gradients(widths):
+    decoder = UniPairedDecoder(6, *widths)
+    uni, paired = (torch.zeros(0, w) if w else None for w in widths)
+    decoded, loss = decoder(uni, paired, torch.zeros(0, 6))
+    loss.backward()
+    assert decoded.shape == (0, 6) and loss == 0
+    assert all(not p.grad.any() for p in decoder.parameters())
+
+
+def test_needs_some_feature():
+    with pytest.raises(ConfigError, match="both widths are 0"):
+        UniPairedDecoder(6, 0, 0)
