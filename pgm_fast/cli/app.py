@@ -1,0 +1,311 @@
+"""The commands of ``pgm-fast``. Each imports what it runs when it runs, so that help and errors come quickly."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Any, Optional
+
+import typer
+
+from ..errors import ConfigError
+from .commands import command_class, reporting_errors
+from .terminal import is_main_process, say, show_table
+
+__all__ = ["app"]
+
+app = typer.Typer(
+    name="pgm-fast",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    rich_markup_mode=None,
+    help="Train multimodal models that split each modality into uni-modal and paired features.",
+    epilog="A run is a folder: config.yaml, metrics.jsonl, report.json, report.html, checkpoints/ and plots/. "
+    "Start with: pgm-fast train --data digits --out runs/demo",
+)
+
+Debug = Annotated[bool, typer.Option("--debug", help="Show the whole traceback of an error.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")]
+Run = Annotated[Path, typer.Argument(help="Folder that pgm-fast train wrote.", metavar="RUN")]
+OtherData = Annotated[
+    Optional[str],
+    typer.Option("--data", help="Other data than the run's own, of the same modalities.", metavar="SOURCE"),
+]
+Checkpoint = Annotated[str, typer.Option(help="best (by validation score) or last.")]
+
+
+def _reference() -> str:
+    from .reference import reference_text
+
+    heading = "Configuration, as key=default; change with key=value arguments, or in a file given to --config:"
+    return f"{heading}\n\n{reference_text()}"
+
+
+@app.command(
+    cls=command_class(
+        [
+            "pgm-fast train --data digits --out runs/demo",
+            "pgm-fast train --data features.npz --out runs/mine data.label=y train.epochs=100 model.dim=128",
+            "pgm-fast train --method joint --data features.npz --seeds 0 1 2 --out runs/joint",
+            "pgm-fast train --config runs/demo/config.yaml --out runs/again pgm.rates.text.encoder=0.1",
+            "pgm-fast train --show-config train.lr=3e-4 > config.yaml",
+            "torchrun --nproc-per-node 2 -m pgm_fast train --data features.npz --out runs/two",
+        ],
+        more=_reference,
+        variadic=["--seeds"],
+    )
+)
+@reporting_errors
+def train(
+    overrides: Annotated[
+        Optional[list[str]],
+        typer.Argument(help="Configuration values, as train.epochs=5; all keys below.", metavar="[KEY=VALUE]..."),
+    ] = None,
+    method: Annotated[Optional[str], typer.Option(help="Short for method=.", metavar="NAME")] = None,
+    data: Annotated[
+        Optional[str],
+        typer.Option(help="Short for data.source=: digits, synthetic, a feature file or a folder.", metavar="SOURCE"),
+    ] = None,
+    out: Annotated[
+        Optional[str], typer.Option(help="Short for out=: the run folder to write.", metavar="FOLDER")
+    ] = None,
+    config: Annotated[Optional[Path], typer.Option(help="YAML file with configuration values.", metavar="FILE")] = None,
+    seeds: Annotated[
+        Optional[str],
+        typer.Option(help="One run per seed, in FOLDER/seed-0 and so on, and FOLDER/summary.json.", metavar="0 1 2"),
+    ] = None,
+    epochs: Annotated[Optional[int], typer.Option(help="Short for train.epochs=.", metavar="N")] = None,
+    seed: Annotated[Optional[int], typer.Option(help="Short for train.seed=.", metavar="N")] = None,
+    device: Annotated[
+        Optional[str], typer.Option(help="Short for train.device=: auto, cpu, cuda, cuda:N.", metavar="NAME")
+    ] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the run that FOLDER holds.")] = False,
+    show_config: Annotated[
+        bool, typer.Option("--show-config", help="Print the configuration as commented YAML and stop.")
+    ] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", help="Print nothing but errors.")] = False,
+    debug: Debug = False,
+) -> None:
+    """Train a model and score it.
+
+    Reads a feature file or folder (see check-data) and a configuration.
+
+    Writes a run folder: config.yaml (every value used), metrics.jsonl (one line per epoch), report.json and report.html
+    (the scores), checkpoints/, plots/ and TensorBoard events.
+
+    A first Ctrl-C or SIGTERM ends the run after the step at hand and says how to resume it.
+    """
+    from ..train.configure import make_config
+
+    options = {
+        "method": method,
+        "data.source": data,
+        "out": out,
+        "train.epochs": epochs,
+        "train.seed": seed,
+        "train.device": device,
+    }
+    shortcuts = [f"{key}={value}" for key, value in options.items() if value is not None]
+    settings = make_config(config, [*(overrides or []), *shortcuts])
+    if show_config:
+        from .reference import commented_yaml
+
+        say(commented_yaml(settings).rstrip())
+        return
+    from ..train import fit, fit_seeds
+
+    progress = is_main_process() and not quiet
+    if seeds is None:
+        result = fit(settings, progress=progress, overwrite=overwrite)
+    else:
+        if seed is not None:
+            raise ConfigError("--seed and --seeds are both given; use one of them")
+        result = fit_seeds(settings, _whole_numbers(seeds), progress=progress, overwrite=overwrite)
+    if not quiet:
+        _show_result(result, Path(settings.out))
+
+
+@app.command(cls=command_class(["pgm-fast resume runs/demo"]))
+@reporting_errors
+def resume(
+    run: Run,
+    quiet: Annotated[bool, typer.Option("--quiet", help="Print nothing but errors.")] = False,
+    debug: Debug = False,
+) -> None:
+    """Continue a stopped run, to the same result.
+
+    Reads config.yaml and checkpoints/last.pt of the run; writes the rest of the run into the same folder.
+    """
+    from ..train import resume as continue_run
+
+    result = continue_run(run, progress=is_main_process() and not quiet)
+    if not quiet:
+        _show_result(result, run)
+
+
+@app.command(
+    cls=command_class(
+        [
+            "pgm-fast evaluate runs/demo",
+            "pgm-fast evaluate runs/demo --split valid --checkpoint last",
+            "pgm-fast evaluate runs/mine --data other.npz --json",
+        ]
+    )
+)
+@reporting_errors
+def evaluate(
+    run: Run,
+    data: OtherData = None,
+    split: Annotated[str, typer.Option(help="train, valid or test.")] = "test",
+    checkpoint: Checkpoint = "best",
+    as_json: AsJson = False,
+    debug: Debug = False,
+) -> None:
+    """Score the model of a run on a split.
+
+    Reads the run's configuration, checkpoint and data. Writes nothing.
+    """
+    from ..train import evaluate as score_run
+    from ..train.reports import to_json
+
+    scores = score_run(run, data=data, split=split, checkpoint=checkpoint)
+    if as_json:
+        say(to_json(scores))
+    else:
+        _show_scores(scores, run)
+
+
+@app.command(
+    cls=command_class(
+        [
+            "pgm-fast predict runs/demo --out predictions.csv",
+            "pgm-fast predict runs/mine --data other.npz --out other-predictions.npz",
+        ]
+    )
+)
+@reporting_errors
+def predict(
+    run: Run,
+    out: Annotated[Path, typer.Option(help="File to write: .npz or .csv.", metavar="FILE")],
+    data: OtherData = None,
+    split: Annotated[Optional[str], typer.Option(help="train, valid or test; all rows if not given.")] = None,
+    checkpoint: Checkpoint = "best",
+    debug: Debug = False,
+) -> None:
+    """Write what a model says about every row.
+
+    Reads the run's configuration, checkpoint and data.
+
+    Writes one file with, per row: index, id, split, label where there is one, prediction, fused logits, each modality's
+    own logits and the share of each partition.
+    """
+    from .export import check_name, write_predictions
+
+    check_name(out)
+    count = write_predictions(run, out, data=data, split=split, checkpoint=checkpoint)
+    say(f"{count} rows written to {out}")
+
+
+@app.command(
+    "check-data",
+    cls=command_class(
+        [
+            "pgm-fast check-data digits",
+            "pgm-fast check-data features.npz data.label=y",
+            "pgm-fast check-data mosi.npz data.group_by=video",
+        ]
+    ),
+)
+@reporting_errors
+def check_data(
+    source: Annotated[str, typer.Argument(help="digits, synthetic, a feature file or a folder.", metavar="SOURCE")],
+    overrides: Annotated[
+        Optional[list[str]],
+        typer.Argument(help="How to read it, as in train: data.label=y.", metavar="[data.KEY=VALUE]..."),
+    ] = None,
+    debug: Debug = False,
+) -> None:
+    """Say what a source holds and what is wrong with it.
+
+    Reads the source as train would, the whole of it. Writes nothing.
+
+    Exit status 0 when train would take it, 1 when it would not.
+    """
+    from .inspection import inspect_source
+
+    if not inspect_source(source, overrides or []):
+        raise typer.Exit(1)
+
+
+@app.command(cls=command_class(["pgm-fast doctor", "pgm-fast doctor --json > machine.json"]))
+@reporting_errors
+def doctor(as_json: AsJson = False, debug: Debug = False) -> None:
+    """Say what is usable on this machine.
+
+    For what is not: why, and the one command that changes it.
+    Reads versions, devices, compilers, backends and packages. Writes nothing.
+    """
+    from .. import env
+
+    facts = env.doctor()
+    if as_json:
+        say(json.dumps(facts, indent=2))
+        return
+    from .machine import show_doctor
+
+    show_doctor(facts)
+
+
+def _whole_numbers(text: str) -> list[int]:
+    try:
+        numbers = [int(part) for part in text.replace(" ", ",").split(",") if part]
+    except ValueError:
+        numbers = []
+    if not numbers or min(numbers) < 0 or len(set(numbers)) != len(numbers):
+        raise ConfigError(
+            f"--seeds {text!r} is not allowed; it takes different whole numbers of at least 0, such as --seeds 0 1 2"
+        )
+    return numbers
+
+
+def _show_scores(scores: dict[str, Any], run: Path) -> None:
+    """A split's scores, and the mean shares of the partitions where there are any."""
+    from ..train.reports import summary_table
+
+    title = f"{run}, {scores['checkpoint']} (epoch {scores['epoch']}), {scores['rows']} rows"
+    columns, rows = summary_table({"task": scores["task"], scores["split"]: scores}, scores["split"])
+    show_table(columns, rows, title=title)
+    if scores["shares"]:
+        partitions = list(next(iter(scores["shares"].values())))
+        rows = [[name, *(f"{shares[p]:.4f}" for p in partitions)] for name, shares in scores["shares"].items()]
+        say()
+        show_table(["share", *partitions], rows)
+
+
+def _show_result(result: dict[str, Any], folder: Path) -> None:
+    """The end of train and resume: scores, and where everything is."""
+    from ..train.reports import summary_table
+
+    summary = "seeds" in result
+    head = f"{result['method']} on {result['data']}"
+    if summary:
+        head += f", seeds {', '.join(map(str, result['seeds']))}: mean ± sample standard deviation"
+    else:
+        head += f", best epoch {result['best_epoch']} of {result['epochs']} by validation score"
+    for split in ("valid", "test"):
+        columns, rows = summary_table(result, split)
+        if rows:
+            say()
+            show_table(columns, rows, title=head)
+            head = None
+    say()
+    names = (
+        [("summary", "summary.json")]
+        if summary
+        else [("report", "report.html"), ("numbers", "report.json"), ("plots", "plots")]
+    )
+    for name, file in names:
+        if (folder / file).exists():
+            say(f"{name.ljust(8)} {folder / file}")

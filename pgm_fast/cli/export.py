@@ -1,0 +1,99 @@
+"""``predict``: what a model says about every row, as one file."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+
+from ..data.feature_set import FeatureSet
+from ..errors import ConfigError
+from ..train import predict
+from ..train.assembly import load_features
+from ..train.checkpoints import load as load_checkpoint
+from ..train.configure import from_yaml
+from ..train.files import atomic_write
+from ..train.folder import RunFolder
+from ..train.predictions import Predictions
+from ..train.reports import PARTITIONS
+
+__all__ = ["check_name", "write_predictions"]
+
+
+def check_name(path: Path) -> None:
+    """Raises ConfigError unless the file's name says how to write it."""
+    if path.suffix not in (".npz", ".csv"):
+        raise ConfigError(f"--out {path} has the ending {path.suffix or 'none'!r}; it takes .npz or .csv")
+
+
+def write_predictions(run: Path, path: Path, *, data: str | None, split: str | None, checkpoint: str) -> int:
+    """Write the predictions of a run's model to ``path``, all or nothing.
+
+    The arrays, each with a row per row of the data: ``index``, ``id``, ``step`` (where labels belong to steps),
+    ``split``, ``label``, ``prediction`` (class, 0/1 per label, or value), ``logits``; per modality m ``logits.m``,
+    ``embedding.m`` (retrieval) and ``share.m`` with the columns uni and paired, or uni_only, paired_only, shared and
+    unused. In a csv an array with columns is spread over columns ``name.column``.
+
+    Args:
+        run, data, split, checkpoint: as :func:`pgm_fast.train.predict` takes them.
+        path: ending in ``.npz`` or ``.csv``.
+
+    Returns:
+        The number of rows.
+    """
+    folder = RunFolder(run)
+    folder.require()
+    state = load_checkpoint(folder.best)
+    task = state["spec"]["task"]
+    features = load_features(from_yaml(state["config"]), data, task=task, labels=False)
+    predictions = predict(run, data=features, split=split, checkpoint=checkpoint)
+    arrays = dict(_arrays(predictions, features, task))
+    if path.suffix == ".npz":
+        with atomic_write(path, "wb") as file:
+            np.savez(file, **arrays)
+    else:
+        with atomic_write(path, "w") as file:
+            _write_csv(file, arrays)
+    return len(predictions.index)
+
+
+def _arrays(predictions: Predictions, features: FeatureSet, task: str) -> Iterator[tuple[str, np.ndarray]]:
+    samples, steps = features.locate(predictions.index)
+    yield "index", predictions.index
+    yield "id", (samples if features.ids is None else np.asarray(features.ids)[samples]).astype(str)
+    if features.per_step:
+        yield "step", steps
+    yield "split", features.split[samples].astype(str)
+    if predictions.labels is not None:
+        yield "label", predictions.labels
+    if predictions.logits is not None:
+        yield "prediction", _decide(predictions.logits, task)
+        yield "logits", predictions.logits
+    for kind, named in (
+        ("logits", predictions.unimodal),
+        ("embedding", predictions.embeddings),
+        ("share", predictions.shares),
+    ):
+        for modality, values in named.items():
+            yield f"{kind}.{modality}", values
+
+
+def _decide(logits: np.ndarray, task: str) -> np.ndarray:
+    if task == "classification":
+        return logits.argmax(axis=1)
+    return (logits > 0).astype(np.int64) if task == "multilabel" else logits
+
+
+def _write_csv(file, arrays: dict[str, np.ndarray]) -> None:
+    columns: dict[str, np.ndarray] = {}
+    for name, values in arrays.items():
+        if values.ndim == 1:
+            columns[name] = values
+        else:
+            labels = PARTITIONS[values.shape[1]] if name.startswith("share.") else range(values.shape[1])
+            columns.update({f"{name}.{label}": values[:, number] for number, label in enumerate(labels)})
+    writer = csv.writer(file, lineterminator="\n")
+    writer.writerow(columns)
+    writer.writerows(zip(*(column.astype(str) for column in columns.values()), strict=True))

@@ -1,0 +1,101 @@
+"""``check-data``: what a source holds, and what is wrong with it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict
+
+import numpy as np
+
+from ..data import check, load
+from ..data.feature_set import SPLITS, FeatureSet
+from ..errors import ConfigError
+from ..train.configure import make_config
+from .terminal import say, show_table
+
+__all__ = ["inspect_source"]
+
+READING = ("format", "task", "modalities", "label", "group_by", "order_by", "nonfinite", "options")
+
+
+def inspect_source(source: str, overrides: Sequence[str]) -> bool:
+    """Print what a source holds and every problem with it.
+
+    Args:
+        source: as ``data.source``.
+        overrides: ``data.key=value``.
+
+    Returns:
+        Whether training would take it.
+
+    Raises:
+        ConfigError: an override that is wrong or of another section.
+    """
+    others = [text for text in overrides if not text.lstrip().startswith("data.")]
+    if others:
+        raise ConfigError(
+            f"{others[0]!r} is not allowed here; check-data takes the keys that say how to read: "
+            f"{', '.join(f'data.{key}' for key in READING)}"
+        )
+    settings = asdict(make_config(None, overrides).data)
+    reading = {key: settings[key] for key in READING}
+    problems = check(source, **reading)
+    errors = [problem for problem in problems if problem.severity == "error"]
+    for problem in problems:
+        say(f"{problem.severity}: {problem}")
+    if errors:
+        say(f"{source}: {len(errors)} error{'s' * (len(errors) > 1)}; train would refuse it")
+        return False
+    _show_features(load(source, **reading))
+    say(f"{source}: no errors")
+    return True
+
+
+def _show_features(features: FeatureSet) -> None:
+    spec = features.spec
+    counts = {split: int((features.split == split).sum()) for split in SPLITS}
+    facts = [
+        ("task", spec.task + (", a label per step" if spec.per_step else "")),
+        (_OUTPUTS[spec.task], _outputs(features)),
+        ("samples", f"{len(features)}: " + ", ".join(f"{name} {count}" for name, count in counts.items())),
+    ]
+    if spec.per_step:
+        facts.append(("labelled steps", str(int(features.step_lengths.sum()))))
+    show_table(["", features.name], [[name, value] for name, value in facts], numbers=False)
+    rows = []
+    for position, (name, array) in enumerate(features.modalities.items()):
+        missing = 0 if features.presence is None else int((~features.presence[:, position]).sum())
+        steps = "-"
+        if array.ndim == 3:
+            lengths = features.lengths.get(name, features.step_lengths if spec.per_step else None)
+            steps = str(array.shape[1]) if lengths is None else f"{int(np.min(lengths))} to {int(np.max(lengths))}"
+        rows.append(
+            [
+                name,
+                str(array.shape[-1]),
+                steps,
+                str(array.dtype),
+                f"{missing} of {len(features)}" if missing else "none",
+            ]
+        )
+    say()
+    show_table(["modality", "dimensions", "steps", "type", "missing"], rows)
+    say()
+
+
+_OUTPUTS = {"classification": "classes", "multilabel": "labels", "regression": "targets", "retrieval": "labels"}
+
+
+def _outputs(features: FeatureSet) -> str:
+    spec = features.spec
+    if spec.task == "retrieval":
+        return "none, samples are matched across modalities"
+    if spec.task != "classification":
+        return str(spec.num_outputs)
+    labels = features.labels
+    if spec.per_step:
+        labels = labels[np.arange(labels.shape[1]) < features.step_lengths[:, None]]
+    counts = np.bincount(np.asarray(labels).reshape(-1), minlength=spec.num_outputs)
+    names = features.class_names or [str(number) for number in range(spec.num_outputs)]
+    shown = ", ".join(f"{name} {count}" for name, count in list(zip(names, counts))[:12])
+    return f"{spec.num_outputs} (rows of each: {shown}{', ...' if spec.num_outputs > 12 else ''})"

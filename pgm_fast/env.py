@@ -1,0 +1,221 @@
+"""What this machine has: versions, devices, compilers, backends, optional packages, as plain data.
+
+Nothing is probed at import. :func:`versions` and :func:`git_commit` are cheap and touch no device; :func:`doctor` asks
+the driver for its devices but allocates nothing on them.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from importlib import metadata, util
+from pathlib import Path
+
+__all__ = ["EXTRAS", "Fact", "doctor", "git_commit", "versions"]
+
+# Extra of pyproject.toml -> {module: distribution}.
+EXTRAS = {
+    "train": {
+        "numpy": "numpy",
+        "omegaconf": "omegaconf",
+        "typer": "typer",
+        "rich": "rich",
+        "torchmetrics": "torchmetrics",
+        "sklearn": "scikit-learn",
+        "matplotlib": "matplotlib",
+        "tensorboard": "tensorboard",
+        "safetensors": "safetensors",
+    },
+    "test": {"pytest": "pytest", "hypothesis": "hypothesis"},
+}
+PIP = "python -m pip install"
+
+
+@dataclass(frozen=True)
+class Fact:
+    """One thing that is usable here, or not.
+
+    Attributes:
+        group: ``device``, ``distributed``, ``compiler``, ``kernels`` or ``package``.
+        name: of the thing.
+        usable: whether it can be used now.
+        detail: version, path or count where it is usable; the reason where it is not.
+        fix: where it is not usable, the one command that changes it; None where no command does.
+    """
+
+    group: str
+    name: str
+    usable: bool
+    detail: str
+    fix: str | None = None
+
+
+def versions() -> dict[str, str | None]:
+    """Python, the platform, this package, torch and every optional package; None where one is not installed."""
+    import torch
+
+    from . import __version__
+
+    names = ["triton", *EXTRAS["train"].values()]
+    return {
+        "pgm_fast": __version__,
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "torch": str(torch.__version__),
+        "cuda": torch.version.cuda,
+        **{name: _version(name) for name in names},
+    }
+
+
+def git_commit(path: str | os.PathLike = ".") -> str | None:
+    """The commit checked out where ``path`` lies, ``-dirty`` if tracked files differ; None where there is none."""
+    folder = Path(path)
+    folder = folder if folder.is_dir() else folder.parent
+    # --no-optional-locks: do not refresh the index of someone's repository on the way.
+    return _output(
+        "git", "--no-optional-locks", "-C", str(folder), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"
+    )
+
+
+def doctor() -> dict:
+    """What is usable here, and for what is not, why and what changes it.
+
+    Returns:
+        ``{"versions": {...}, "facts": [Fact as a dict, ...], "ops": {op: {device: {backend: reason}}}}``, plain
+        containers. The reason why a backend does not serve an op is None where it does.
+    """
+    facts = [*_devices(), *_distributed(), *_compilers(), _kernels(), *_packages()]
+    return {"versions": versions(), "facts": [asdict(fact) for fact in facts], "ops": _ops()}
+
+
+def _devices() -> list[Fact]:
+    import torch
+
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    facts = [Fact("device", "cpu", True, f"{cores} cores, torch uses {torch.get_num_threads()} threads")]
+    if torch.cuda.is_available():
+        for number in range(torch.cuda.device_count()):
+            properties = torch.cuda.get_device_properties(number)
+            detail = (
+                f"{properties.name}, {properties.total_memory / 2**30:.0f} GiB, sm_{properties.major}{properties.minor}"
+            )
+            facts.append(Fact("device", f"cuda:{number}", True, detail))
+    else:
+        facts.append(Fact("device", "cuda", False, *_why_no_cuda()))
+    return facts
+
+
+def _why_no_cuda() -> tuple[str, str | None]:
+    import torch
+
+    driver = os.path.exists("/proc/driver/nvidia/version") or shutil.which("nvidia-smi") is not None
+    if not driver:
+        return "no NVIDIA driver on this machine, which takes an NVIDIA GPU", None
+    if torch.version.cuda is None:
+        command = (
+            f"{PIP} --force-reinstall --index-url https://pypi.org/simple torch=={torch.__version__.split('+')[0]}"
+        )
+        return f"this torch ({torch.__version__}) is built without CUDA", command
+    if os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1"):
+        return "CUDA_VISIBLE_DEVICES hides every device", "unset CUDA_VISIBLE_DEVICES"
+    return (
+        f"torch (CUDA {torch.version.cuda}) finds no device that it can use; nvidia-smi shows driver and devices",
+        None,
+    )
+
+
+def _distributed() -> list[Fact]:
+    import torch.distributed as dist
+
+    if not dist.is_available():
+        return [
+            Fact(
+                "distributed",
+                "torch.distributed",
+                False,
+                "this torch is built without it",
+                f"{PIP} --force-reinstall torch",
+            )
+        ]
+    facts = [Fact("distributed", "gloo", dist.is_gloo_available(), "several processes on CPUs")]
+    if dist.is_nccl_available():
+        return [*facts, Fact("distributed", "nccl", True, "several processes on GPUs")]
+    return [*facts, Fact("distributed", "nccl", False, "comes with a torch that is built for CUDA", None)]
+
+
+def _compilers() -> list[Fact]:
+    return [
+        _tool(
+            "c++",
+            [os.environ.get("CXX"), "c++", "g++", "clang++"],
+            r"\d+\.\d+\.\d+",
+            "conda install -c conda-forge cxx-compiler",
+        ),
+        _tool("ninja", ["ninja"], r"[\d.]+", f"{PIP} ninja"),
+        _tool("nvcc", ["nvcc"], r"V[\d.]+", "conda install -c nvidia cuda-nvcc"),
+    ]
+
+
+def _tool(name: str, candidates: Sequence[str | None], version: str, fix: str) -> Fact:
+    path = next(filter(None, map(shutil.which, filter(None, candidates))), None)
+    if path is None:
+        return Fact("compiler", name, False, "not on PATH", fix)
+    found = re.search(version, _output(path, "--version") or "")
+    return Fact("compiler", name, True, f"{path} {found.group() if found else ''}".strip())
+
+
+def _kernels() -> Fact:
+    name = "compiled CPU kernels"
+    try:
+        from . import _native
+    except ImportError as error:
+        found = util.find_spec("pgm_fast._native") is not None
+        reason = str(error) if found else "not built; that takes a C++ compiler while the package is installed"
+        return Fact(
+            "kernels", name, False, reason, f"{PIP} --force-reinstall --no-deps .  # in the folder of the sources"
+        )
+    return Fact("kernels", name, True, f"built for {_native.instruction_set}")
+
+
+def _packages() -> list[Fact]:
+    facts = [_package("triton", "triton", f"{PIP} triton" if sys.platform.startswith("linux") else None)]
+    for extra, packages in EXTRAS.items():
+        facts += [_package(module, name, f'{PIP} "pgm-fast[{extra}]"') for module, name in packages.items()]
+    return facts
+
+
+def _package(module: str, name: str, fix: str | None) -> Fact:
+    if util.find_spec(module) is None:
+        return Fact("package", name, False, "not installed", fix)
+    return Fact("package", name, True, _version(name) or "installed")
+
+
+def _ops() -> dict[str, dict[str, dict[str, str | None]]]:
+    import torch
+
+    from . import backends, ops  # noqa: F401  (importing the ops registers them)
+
+    devices = ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"]
+    table = {device: backends.implementations(device) for device in devices}
+    return {op: {device: found[op] for device, found in table.items()} for op in table["cpu"]}
+
+
+def _version(name: str) -> str | None:
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _output(*command: str) -> str | None:
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=20, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.strip() or None
