@@ -119,7 +119,7 @@ def _why_no_cuda() -> tuple[str, str | None]:
         return "no NVIDIA driver on this machine, which takes an NVIDIA GPU", None
     if torch.version.cuda is None:
         command = (
-            f"{PIP} --force-reinstall --index-url https://pypi.org/simple torch=={torch.__version__.split('+')[0]}"
+            f"{PIP} --force-reinstall torch=={torch.__version__.split('+')[0]}"
         )
         return f"this torch ({torch.__version__}) is built without CUDA", command
     if os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1"):

@@ -6,6 +6,7 @@ import dataclasses
 
 import pytest
 import torch
+from torch.nn.functional import gelu
 
 from pgm_fast.errors import ConfigError
 from pgm_fast.methods import ModelConfig, PgMConfig, build
@@ -61,8 +62,8 @@ def test_losses_are_those_of_the_formula(make_batch):
         z = method.block.partitioners[m].projection(x)
         gate = torch.softmax(z, -1).cumsum(-1)
         learners = method.block.learners[m]
-        f_uni = learners.uni(torch.nn.functional.gelu(learners.split.uni((1 - gate) * x)))
-        f_paired = learners.paired(torch.nn.functional.gelu(learners.split.paired(gate * x)))
+        f_uni = learners.uni_norm(learners.uni(gelu(learners.split.uni((1 - gate) * x))))
+        f_paired = learners.paired_norm(learners.paired(gelu(learners.split.paired(gate * x))))
         decoder = method.block.decoders[m]
         decoded[m] = f_uni @ decoder.uni_weight.T + f_paired @ decoder.paired_weight.T + decoder.bias
         rows = (decoded[m] - x).square().mean(-1)
@@ -240,6 +241,8 @@ def test_state_dict_names_do_not_change(make_batch):
         "block.learners.{m}.split.paired",
         "block.learners.{m}.uni",
         "block.learners.{m}.paired",
+        "block.learners.{m}.uni_norm",
+        "block.learners.{m}.paired_norm",
         "uni_heads.{m}.0",
         "uni_heads.{m}.3",
     ]

@@ -24,11 +24,13 @@ def test_features_are_two_layers_on_the_part(gate, uni, paired):
     part_uni, part_paired = partitioner.split(h, z)
     if uni:
         first = learners.split.uni if paired else learners.first
-        torch.testing.assert_close(f_uni, learners.uni(torch.nn.functional.gelu(first(part_uni))))
+        torch.testing.assert_close(f_uni, learners.uni_norm(learners.uni(torch.nn.functional.gelu(first(part_uni)))))
         torch.testing.assert_close(f_uni, learners.uni_alone(h, z, partitioner))
     if paired:
         first = learners.split.paired if uni else learners.first
-        torch.testing.assert_close(f_paired, learners.paired(torch.nn.functional.gelu(first(part_paired))))
+        torch.testing.assert_close(
+            f_paired, learners.paired_norm(learners.paired(torch.nn.functional.gelu(first(part_paired))))
+        )
 
 
 def test_fixed_gate_isolates_the_learners():

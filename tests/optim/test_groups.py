@@ -88,7 +88,7 @@ def without(part):
 @pytest.mark.parametrize(
     ("rates", "message"),
     [
-        ({"*": without("paired")}, r"no entry for text.paired \(4 parameters\)"),
+        ({"*": without("paired")}, r"no entry for text.paired \(6 parameters\)"),
         ({"*": ALL, "texd": {"uni": 1.0}}, r"'texd', which is no modality here \(did you mean text\?\)"),
         ({"*": {**ALL, "pared": 1.0}}, r"'pared' \(did you mean paired\?\)"),
         ({"*": ALL, "shared": {"uni": 1.0}}, r"rate shared.uni sets the learning rate of no parameter"),
