@@ -26,3 +26,6 @@ TIMES_TORCH_ERROR = 2.0
 # exact value, gradients sum up to 350 products of order 1 and are compared relative to their largest entry; 16-bit outputs add a
 # rounding each way. In units of the output's eps:
 NATIVE_TIMES_EPS = 128
+
+# Sums of 2500 products of order 1 in fp64, in another order: at most one rounding of a partial sum (below 8) per term.
+SUM_OF_2500_ROWS_FP64 = 2500 * 8 * EPS[torch.float64]

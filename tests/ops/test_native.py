@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from op_cases import forward_and_gradients
-from tolerances import EPS, NATIVE_TIMES_EPS
+from tolerances import EPS, FP64, NATIVE_TIMES_EPS, SUM_OF_2500_ROWS_FP64
 
 import pgm_fast
 from pgm_fast import backends, ops
@@ -91,3 +91,16 @@ def test_mixed_double_and_single_precision_falls_back():
     torch.testing.assert_close(uni + paired, h, rtol=EPS[torch.float32] * 8, atol=EPS[torch.float32] * 8)
     with pgm_fast.backend("native"), pytest.raises(pgm_fast.PgmFastError, match="does not mix"):
         ops.partition(h, z)
+
+
+@pytest.mark.parametrize("activation", [None, "relu", "gelu"])
+def test_projections_in_blocks_equal_the_reference(activation):
+    """2500 rows are two whole blocks and a rest, in float64 so that only a wrong row or sum can show."""
+    shapes = [(2500, 24), (2500, 12), (7, 24), (7,), (5, 24), (5,)]
+    tensors = [torch.randn(shape, dtype=torch.float64) for shape in shapes]
+    results = []
+    for backend in ("native", "torch"):
+        with pgm_fast.backend(backend):
+            results.append(sum(forward_and_gradients(ops.partitioned_linear, tensors, activation=activation), []))
+    for a, b in zip(*results, strict=True):
+        torch.testing.assert_close(a, b, rtol=FP64, atol=SUM_OF_2500_ROWS_FP64)

@@ -1,0 +1,93 @@
+"""A whole training step of each method, as the trainer runs it: forward, losses, backward, clipping, guard, optimizer, schedule.
+
+The rows are the eager baseline (plain PyTorch ops, torch's fused AdamW) that faster ops and optimizers are held against.
+
+    python benchmarks/bench_step.py [--device cpu] [--threads 2]
+"""
+
+from __future__ import annotations
+
+import argparse
+
+import torch
+
+import harness
+import pgm_fast
+from pgm_fast.data.batch import Batch
+from pgm_fast.data.feature_set import DataSpec, ModalitySpec
+from pgm_fast.methods import METHODS, ModelConfig, build
+from pgm_fast.train.distributed import Ranks
+from pgm_fast.train.guard import UpdateGuard
+from pgm_fast.train.optimizers import Schedule, build_optimizer
+
+MODALITIES = ("text", "audio", "vision")
+SIZES = ((64, 128), (1024, 512))  # rows of a batch, width d of inputs and representations
+VARIANTS = {
+    "pgm single": ("pgm", {"gate": "single"}),
+    "pgm dual": ("pgm", {"gate": "dual"}),
+    "joint": ("joint", {}),
+}
+RATES = {"*": {"encoder": 0.5, "partitioner": 2.0, "uni": 1.5, "paired": 0.75, "decoder": 1.25, "head": 1.0}}
+
+
+def training_step(method: str, options: dict, rows: int, d: int, device: torch.device):
+    """A function that runs one step on a fixed batch."""
+    spec = DataSpec({m: ModalitySpec(d) for m in MODALITIES}, "classification", 10)
+    config = METHODS[method].config_class(**options)
+    if method == "pgm":
+        config.rates = RATES
+    torch.manual_seed(0)
+    model = build(method, spec, ModelConfig(dim=d, hidden=d), config).to(device)
+    (stage,) = model.stages(1e-3)
+    optimizer = build_optimizer("adamw", stage.groups, 1e-2)
+    guard = UpdateGuard(optimizer, 1.0, Ranks(device=device))
+    schedule = Schedule("cosine", optimizer, 1_000_000, 100)
+    batch = Batch(
+        inputs={m: torch.randn(rows, d) for m in MODALITIES},
+        weight=torch.full((rows,), 1.0 / rows),
+        index=torch.arange(rows),
+        labels=torch.randint(10, (rows,)),
+    ).to(device)
+
+    def step() -> None:
+        optimizer.zero_grad(set_to_none=True)
+        total = model(batch).losses["total"]
+        total.backward()
+        guard.update(total)
+        schedule.step()
+
+    return step
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    device, rows = torch.device(arguments.device), []
+    with pgm_fast.backend("torch"):
+        for batch, d in SIZES:
+            steps = {name: training_step(*variant, batch, d, device) for name, variant in VARIANTS.items()}
+            for name, timing in harness.interleaved(steps, device).items():
+                counts = harness.count(steps[name], device)
+                shape = {"batch": batch, "modalities": len(MODALITIES), "d": d}
+                row = harness.as_row(
+                    timing,
+                    counts,
+                    step=name,
+                    backend="torch",
+                    optimizer="torch AdamW, fused",
+                    dtype="float32",
+                    shape=shape,
+                )
+                rows.append(row)
+                print(
+                    f"{name:12} B={batch:<5} d={d:<4} {timing.median:8.2f} ms ({timing.p20:.2f} to {timing.p80:.2f})  "
+                    f"{counts.ops} ops  {counts.host_reads} host reads  {counts.peak_bytes / 2**20:.1f} MiB"
+                )
+    print(harness.write("step", device, rows))
+
+
+if __name__ == "__main__":
+    main()

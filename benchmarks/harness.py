@@ -1,0 +1,199 @@
+"""How every benchmark here measures: variants interleaved in one run, medians, counts of ops and synchronisations, peak memory."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from datetime import date
+from pathlib import Path
+
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from pgm_fast.env import git_commit, versions
+from pgm_fast.train.files import atomic_write
+
+RESULTS = Path(__file__).resolve().parent / "results"
+ROUNDS = 7  # of all variants in turn; medians are over these times the calls of a round
+ROUND_SECONDS = 0.2  # at least this long per variant and round, so that a timer tick or a short pause does not decide
+
+# What makes the host wait for a device, or would on one: reading a value, and shapes that depend on values.
+SYNCHRONISING = {
+    "aten::_local_scalar_dense",
+    "aten::equal",
+    "aten::is_nonzero",
+    "aten::masked_select",
+    "aten::nonzero",
+    "aten::unique_consecutive",
+    "aten::_unique2",
+}
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Milliseconds of one call: median and the 20th and 80th percentile."""
+
+    median: float
+    p20: float
+    p80: float
+    calls: int
+
+
+@dataclass(frozen=True)
+class Counts:
+    """What one call asks of the host and of memory.
+
+    Attributes:
+        ops: dispatcher calls below autograd, one kernel launch each at least, views apart.
+        views: dispatcher calls that move no data.
+        host_reads: calls that read a value of a tensor or take a shape from one, which on an accelerator wait for it.
+        peak_bytes: most memory that the call holds above what was allocated before it.
+    """
+
+    ops: int
+    views: int
+    host_reads: int
+    peak_bytes: int
+
+
+def interleaved(variants: Mapping[str, Callable[[], object]], device: torch.device) -> dict[str, Timing]:
+    """Time all variants in the same run, in an order drawn anew each round, so that drift of the machine meets all alike."""
+    calls = {name: _calibrated(run, device) for name, run in variants.items()}
+    samples: dict[str, list[float]] = {name: [] for name in variants}
+    order, draw = list(variants), random.Random(0)
+    for _ in range(ROUNDS):
+        draw.shuffle(order)
+        for name in order:
+            samples[name] += _time(variants[name], calls[name], device)
+    return {name: _timing(times) for name, times in samples.items()}
+
+
+def count(run: Callable[[], object], device: torch.device) -> Counts:
+    """Ops, synchronisations and peak memory of one warm call."""
+    run()
+    with _Recorder() as recorder:
+        run()
+    return Counts(recorder.ops, recorder.views, recorder.host_reads, _peak_bytes(run, device))
+
+
+def write(name: str, device: torch.device, rows: list[dict], **facts) -> Path:
+    """Rows with the circumstances they were measured under, and further ``facts``, to ``results/<device>/<name>.json``."""
+    where = RESULTS / _device_name(device) / f"{name}.json"
+    where.parent.mkdir(parents=True, exist_ok=True)
+    content = {
+        "benchmark": name,
+        "date": date.today().isoformat(),
+        "device": _device_description(device),
+        "threads": torch.get_num_threads(),
+        "versions": versions(),
+        "commit": git_commit(Path(__file__).parent),
+        "rounds": ROUNDS,
+        **facts,
+        "rows": rows,
+    }
+    with atomic_write(where, "w") as file:
+        json.dump(content, file, indent=1, allow_nan=False)
+        file.write("\n")
+    return where
+
+
+def as_row(timing: Timing, counts: Counts | None = None, **what) -> dict:
+    """One row of a result file: what was measured, milliseconds, counts."""
+    return {
+        **what,
+        "ms": {key: round(value, 6) if isinstance(value, float) else value for key, value in asdict(timing).items()},
+        **(asdict(counts) if counts else {}),
+    }
+
+
+class _Recorder(TorchDispatchMode):
+    def __init__(self):
+        super().__init__()
+        self.ops = self.views = self.host_reads = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        name = function.name().partition(".")[0]
+        if name in SYNCHRONISING:
+            self.host_reads += 1
+        if function.is_view or name in ("aten::detach", "aten::_unsafe_view", "aten::alias"):
+            self.views += 1
+        else:
+            self.ops += 1
+        return function(*args, **(kwargs or {}))
+
+
+def _calibrated(run: Callable[[], object], device: torch.device) -> int:
+    for _ in range(3):
+        run()
+    once = statistics.median(_time(run, 3, device)) / 1e3
+    return max(1, min(2000, round(ROUND_SECONDS / max(once, 1e-7))))
+
+
+def _time(run: Callable[[], object], calls: int, device: torch.device) -> list[float]:
+    times = []
+    for _ in range(calls):
+        _synchronize(device)
+        start = time.perf_counter_ns()
+        run()
+        _synchronize(device)
+        times.append((time.perf_counter_ns() - start) / 1e6)
+    return times
+
+
+def _timing(times: list[float]) -> Timing:
+    p20, _, _, p80 = statistics.quantiles(times, n=5)
+    return Timing(statistics.median(times), p20, p80, len(times))
+
+
+def _synchronize(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def _peak_bytes(run: Callable[[], object], device: torch.device) -> int:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+        before = torch.cuda.memory_allocated(device)
+        torch.cuda.reset_peak_memory_stats(device)
+        run()
+        torch.cuda.synchronize(device)
+        return torch.cuda.max_memory_allocated(device) - before
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
+        run()
+    # the averaged events() fold allocations into the op that made them; the raw list keeps every change in time
+    changes = [event for event in profile.profiler.kineto_results.events() if event.name() == "[memory]"]
+    held = peak = 0
+    for event in sorted(changes, key=lambda event: event.start_ns()):
+        held += event.nbytes()
+        peak = max(peak, held)
+    return peak
+
+
+def _device_name(device: torch.device) -> str:
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device).lower().replace(" ", "-")
+    return "cpu"
+
+
+def _device_description(device: torch.device) -> dict[str, str | int]:
+    if device.type == "cuda":
+        properties = torch.cuda.get_device_properties(device)
+        return {
+            "name": properties.name,
+            "memory_bytes": properties.total_memory,
+            "multiprocessors": properties.multi_processor_count,
+        }
+    return {"name": _cpu_name(), "cores": os.cpu_count() or 1}
+
+
+def _cpu_name() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return "unknown CPU"
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "unknown CPU")

@@ -1,0 +1,109 @@
+"""Writes the result tables of README.md from the result files, so that no number there is without one.
+
+    python benchmarks/readme.py [--check]
+
+Each table stands between ``<!-- begin NAME -->`` and ``<!-- end NAME -->``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import method_table
+
+from pgm_fast.train.files import atomic_write
+from pgm_fast.train.reports import read_json
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+README = REPOSITORY / "README.md"
+CPU = REPOSITORY / "benchmarks" / "results" / "cpu"
+
+
+def methods() -> str:
+    """The first table of the methods' results: fused score on the test split."""
+    return "\n".join(line for line in method_table.table(method_table.RESULTS).split("\n## ")[0].splitlines()[2:])
+
+
+def partition() -> str:
+    """Forward and backward of the partitions against eager and compiled PyTorch, every size that was measured."""
+    content = read_json(CPU / "partition.json")
+    rows = [row for row in content["rows"] if row["kind"] == "forward+backward"]
+    lines = [
+        f"{_circumstances(content)}; a copy moves {content['bandwidth_gb_s']:.1f} GB/s.",
+        "",
+        "| op, forward + backward | rows × d | eager ms | torch.compile ms | native ms | against eager | against compile | of the floor |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for op, shape in dict.fromkeys((row["op"], tuple(row["shape"].values())) for row in rows):
+        of = {r["variant"]: r for r in rows if r["op"] == op and tuple(r["shape"].values()) == shape}
+        ms = [f"{of[name]['ms']['median']:.3g}" for name in ("eager", "torch.compile", "native")]
+        native = of["native"]
+        # a working set that stays in cache is not bound by the copy's bandwidth
+        floor = f"{native['percent_of_floor']:.0f} %" if native["percent_of_floor"] <= 100 else "in cache"
+        lines.append(
+            f"| {op} | {shape[0]} × {shape[1]} | {' | '.join(ms)} | {native['times_eager']:.1f}× "
+            f"| {native['times_compile']:.1f}× | {floor} |"
+        )
+    return "\n".join(lines)
+
+
+def step() -> str:
+    """A whole eager training step, the baseline of later kernels."""
+    content = read_json(CPU / "step.json")
+    lines = [
+        f"{_circumstances(content)}; {content['rows'][0]['optimizer']}, backend `{content['rows'][0]['backend']}`.",
+        "",
+        "| training step | batch × modalities × d | ms (20 to 80 %) | ops | host reads | peak memory |",
+        "|---|---|---|---|---|---|",
+    ]
+    for row in content["rows"]:
+        ms, shape = row["ms"], " × ".join(str(size) for size in row["shape"].values())
+        lines.append(
+            f"| {row['step']} | {shape} | {ms['median']:.2f} ({ms['p20']:.2f} to {ms['p80']:.2f}) | {row['ops']} "
+            f"| {row['host_reads']} | {row['peak_bytes'] / 2**20:.1f} MiB |"
+        )
+    return "\n".join(lines)
+
+
+SECTIONS: dict[str, Callable[[], str]] = {"methods": methods, "partition": partition, "step": step}
+
+
+def filled(text: str) -> str:
+    """README's text with every table made anew."""
+    for name, make in SECTIONS.items():
+        begin, end = f"<!-- begin {name} -->", f"<!-- end {name} -->"
+        pattern = re.compile(f"{re.escape(begin)}.*?{re.escape(end)}", re.DOTALL)
+        if not pattern.search(text):
+            sys.exit(f"error: {README.name} has no {begin} ... {end}")
+        table = f"{begin}\n{make()}\n{end}"
+        text = pattern.sub(lambda _, table=table: table, text)
+    return text
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--check", action="store_true", help="only compare README.md with the result files")
+    check = parser.parse_args(arguments).check
+    text = README.read_text(encoding="utf-8")
+    wanted = filled(text)
+    if check:
+        if text != wanted:
+            print(f"{README.name} does not agree with the result files; run python benchmarks/readme.py", file=sys.stderr)
+        return int(text != wanted)
+    with atomic_write(README, "w") as file:
+        file.write(wanted)
+    return 0
+
+
+def _circumstances(content: dict[str, Any]) -> str:
+    device, used = content["device"], content["versions"]
+    return f"{device['name']}, {content['threads']} threads, torch {used['torch']}, float32, {content['date']}"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

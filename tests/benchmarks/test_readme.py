@@ -1,0 +1,12 @@
+"""README's tables are what the committed result files say."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+
+def test_tables_agree_with_the_result_files(repository):
+    command = [sys.executable, str(repository / "benchmarks" / "readme.py"), "--check"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
