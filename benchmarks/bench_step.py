@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import argparse
 
+import harness
 import torch
 
-import harness
 import pgm_fast
 from pgm_fast.data.batch import Batch
 from pgm_fast.data.feature_set import DataSpec, ModalitySpec

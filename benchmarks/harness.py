@@ -13,7 +13,6 @@ from datetime import date
 from pathlib import Path
 
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from pgm_fast.env import git_commit, versions
 from pgm_fast.train.files import atomic_write
@@ -23,7 +22,7 @@ ROUNDS = 7  # of all variants in turn; medians are over these times the calls of
 ROUND_SECONDS = 0.2  # at least this long per variant and round, so that a timer tick or a short pause does not decide
 
 # What makes the host wait for a device, or would on one: reading a value, and shapes that depend on values.
-SYNCHRONISING = {
+HOST_READS = {
     "aten::_local_scalar_dense",
     "aten::equal",
     "aten::is_nonzero",
@@ -31,6 +30,15 @@ SYNCHRONISING = {
     "aten::nonzero",
     "aten::unique_consecutive",
     "aten::_unique2",
+}
+# Calls that only describe or reserve memory, unless one inside them does work (a reshape that copies).
+NO_WORK = {
+    f"aten::{name}"
+    for name in (
+        "_reshape_alias alias as_strided chunk detach diagonal empty empty_like empty_strided expand expand_as flatten "
+        "lift_fresh narrow new_empty permute reshape resize_ resolve_conj resolve_neg select set_ slice split squeeze t "
+        "to transpose unbind unsqueeze view view_as"
+    ).split()
 }
 
 
@@ -49,14 +57,13 @@ class Counts:
     """What one call asks of the host and of memory.
 
     Attributes:
-        ops: dispatcher calls below autograd, one kernel launch each at least, views apart.
-        views: dispatcher calls that move no data.
-        host_reads: calls that read a value of a tensor or take a shape from one, which on an accelerator wait for it.
+        ops: innermost calls of torch's and this project's ops that do work: a kernel launch each, at least.
+        host_reads: calls that read a value of a tensor or take a shape from one, which on an accelerator wait for it. Those
+            inside torch's fused optimizers are left out: on the CPU they read their step counters, on a device they do not.
         peak_bytes: most memory that the call holds above what was allocated before it.
     """
 
     ops: int
-    views: int
     host_reads: int
     peak_bytes: int
 
@@ -74,11 +81,14 @@ def interleaved(variants: Mapping[str, Callable[[], object]], device: torch.devi
 
 
 def count(run: Callable[[], object], device: torch.device) -> Counts:
-    """Ops, synchronisations and peak memory of one warm call."""
+    """Ops, host reads and peak memory of one warm call."""
     run()
-    with _Recorder() as recorder:
+    with _profile() as profile:
         run()
-    return Counts(recorder.ops, recorder.views, recorder.host_reads, _peak_bytes(run, device))
+    events = profile.events()
+    ops = sum(_working_calls(event) for event in events if event.cpu_parent is None)
+    host_reads = sum(event.name in HOST_READS and not _inside_fused_optimizer(event) for event in events)
+    return Counts(ops, host_reads, _peak_bytes(run, device))
 
 
 def write(name: str, device: torch.device, rows: list[dict], **facts) -> Path:
@@ -111,20 +121,22 @@ def as_row(timing: Timing, counts: Counts | None = None, **what) -> dict:
     }
 
 
-class _Recorder(TorchDispatchMode):
-    def __init__(self):
-        super().__init__()
-        self.ops = self.views = self.host_reads = 0
+def _profile() -> torch.profiler.profile:
+    return torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True)
 
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        name = function.name().partition(".")[0]
-        if name in SYNCHRONISING:
-            self.host_reads += 1
-        if function.is_view or name in ("aten::detach", "aten::_unsafe_view", "aten::alias"):
-            self.views += 1
-        else:
-            self.ops += 1
-        return function(*args, **(kwargs or {}))
+
+def _working_calls(event) -> int:
+    inner = sum(_working_calls(child) for child in event.cpu_children)
+    own = event.name.startswith(("aten::", "pgm_fast::")) and event.name not in NO_WORK
+    return inner or int(own)
+
+
+def _inside_fused_optimizer(event) -> bool:
+    while event is not None:
+        if event.name.startswith("aten::_fused_"):
+            return True
+        event = event.cpu_parent
+    return False
 
 
 def _calibrated(run: Callable[[], object], device: torch.device) -> int:
@@ -163,7 +175,7 @@ def _peak_bytes(run: Callable[[], object], device: torch.device) -> int:
         run()
         torch.cuda.synchronize(device)
         return torch.cuda.max_memory_allocated(device) - before
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
+    with _profile() as profile:
         run()
     # the averaged events() fold allocations into the op that made them; the raw list keeps every change in time
     changes = [event for event in profile.profiler.kineto_results.events() if event.name() == "[memory]"]

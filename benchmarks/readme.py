@@ -93,7 +93,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     wanted = filled(text)
     if check:
         if text != wanted:
-            print(f"{README.name} does not agree with the result files; run python benchmarks/readme.py", file=sys.stderr)
+            print(
+                f"{README.name} does not agree with the result files; run python benchmarks/readme.py", file=sys.stderr
+            )
         return int(text != wanted)
     with atomic_write(README, "w") as file:
         file.write(wanted)

@@ -51,7 +51,9 @@ def main() -> None:
                     report = fit(method="pgm", data="synthetic", out=str(out), **settings)
                     shares = {m: share["paired"] for m, share in report["shares"].items()}
                     accuracy = report["test"]["fused"]["accuracy"]
-                    runs.append({"setting": setting, "kind": kind, "seed": seed, "accuracy": accuracy, "paired": shares})
+                    runs.append(
+                        {"setting": setting, "kind": kind, "seed": seed, "accuracy": accuracy, "paired": shares}
+                    )
                     print(setting, kind, seed, f"{accuracy:.3f}", shares, flush=True)
     facts = {"date": date.today().isoformat(), "versions": versions(), "commit": git_commit(RESULTS.parent), "run": RUN}
     write_json(JSON, {**facts, "runs": runs})
