@@ -15,6 +15,7 @@ from typing import get_type_hints
 
 import numpy as np
 import pytest
+from tolerances import FP32, FP64, METRIC_FP32, SHARE_SUM
 from typer.testing import CliRunner
 
 import pgm_fast.train
@@ -216,8 +217,8 @@ def test_seeds_end_in_a_summary_of_their_reports(source, tmp_path):
     reports = [json.loads(path.read_text()) for path in sorted((tmp_path / "runs").glob("*/report.json"))]
     assert sorted(report["seed"] for report in reports) == summary["seeds"] == [3, 5]
     scores = [report["test"]["fused"]["accuracy"] for report in reports]
-    assert summary["test"]["fused"]["accuracy"]["mean"] == pytest.approx(np.mean(scores))
-    assert summary["test"]["fused"]["accuracy"]["std"] == pytest.approx(np.std(scores, ddof=1))
+    assert summary["test"]["fused"]["accuracy"]["mean"] == pytest.approx(np.mean(scores), abs=FP64)
+    assert summary["test"]["fused"]["accuracy"]["std"] == pytest.approx(np.std(scores, ddof=1), abs=FP64)
     assert "±" in printed and str(tmp_path / "runs" / "summary.json") in printed
 
 
@@ -246,12 +247,12 @@ def test_predictions_hold_every_row_and_give_the_reported_accuracy(trained, sour
     assert np.array_equal(arrays["prediction"], arrays["logits"].argmax(axis=1))
     assert arrays["logits.audio"].shape == arrays["logits.vision"].shape == (48, 3)
     for modality in ("audio", "vision"):
-        assert np.allclose(arrays[f"share.{modality}"].sum(axis=1), 1, atol=1e-5)
+        assert np.allclose(arrays[f"share.{modality}"].sum(axis=1), 1, rtol=0, atol=SHARE_SUM)
         assert f"share.{modality}.paired" in rows[0]
     test = arrays["split"] == "test"
     accuracy = (arrays["prediction"] == arrays["label"])[test].mean()
     report = json.loads((out / "report.json").read_text())
-    assert accuracy == pytest.approx(report["test"]["fused"]["accuracy"], abs=1e-6)
+    assert accuracy == pytest.approx(report["test"]["fused"]["accuracy"], abs=METRIC_FP32)
 
 
 def test_predict_one_split_and_other_data_without_labels(trained, tmp_path):
@@ -262,7 +263,7 @@ def test_predict_one_split_and_other_data_without_labels(trained, tmp_path):
     assert own.startswith("12 rows")
     every, valid = np.load(tmp_path / "other.npz.npz"), np.load(tmp_path / "valid.npz")
     assert "label" not in every and set(valid["split"]) == {"valid"}
-    assert np.allclose(every["logits"][valid["index"]], valid["logits"], atol=1e-6)
+    assert np.allclose(every["logits"][valid["index"]], valid["logits"], rtol=FP32, atol=FP32)
 
 
 def test_predictions_per_step_name_sequence_and_step(tmp_path):
@@ -285,7 +286,7 @@ def test_predictions_of_retrieval_are_embeddings(tmp_path):
     succeed("predict", out, "--out", tmp_path / "p.npz")
     arrays = np.load(tmp_path / "p.npz")
     assert "logits" not in arrays
-    assert np.allclose(np.linalg.norm(arrays["embedding.audio"], axis=1), 1, atol=1e-4)
+    assert np.allclose(np.linalg.norm(arrays["embedding.audio"], axis=1), 1, rtol=0, atol=FP32)
     assert "recall_at_1" in succeed("evaluate", out)
 
 

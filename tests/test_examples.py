@@ -24,12 +24,12 @@ def example(repository):
 
 
 def test_drop_in(example, capsys):
-    assert example("drop_in").main(steps=60) > 0.9
+    assert example("drop_in").main(steps=60) > 0.9  # text alone tells one of two bits: 0.5
     assert "paired share" in capsys.readouterr().out
 
 
 def test_own_encoder(example, tmp_path, capsys):
-    assert example("own_encoder").main(str(tmp_path / "run"), epochs=4) > 0.6
+    assert example("own_encoder").main(str(tmp_path / "run"), epochs=4) > 0.6  # tags alone reach 0.59
     assert (tmp_path / "run" / "report.html").exists()
     assert "audio alone" in capsys.readouterr().out
 

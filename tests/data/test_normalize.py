@@ -7,6 +7,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tolerances import FP32, FP64, MEAN_OF_3000_FP64
 
 from pgm_fast.data import FeatureSet, Normalizer
 from pgm_fast.data import normalize as module
@@ -47,11 +48,11 @@ def test_only_present_valid_training_values_count(seed, chunk):
     for name, array in features.modalities.items():
         values = array.reshape(-1, array.shape[-1])
         values = values[~np.isnan(values).any(axis=1)]
-        np.testing.assert_allclose(normalizer.mean[name], values.mean(axis=0), rtol=1e-12, atol=1e-12)
-        np.testing.assert_allclose(normalizer.scale[name], values.std(axis=0), rtol=1e-10)
+        np.testing.assert_allclose(normalizer.mean[name], values.mean(axis=0), rtol=FP64, atol=FP64)
+        np.testing.assert_allclose(normalizer.scale[name], values.std(axis=0), rtol=FP64)
         result = normalizer.apply(name, values)
         assert result.dtype == np.float32
-        np.testing.assert_allclose(result.mean(axis=0), 0, atol=1e-5)
+        np.testing.assert_allclose(result.mean(axis=0), 0, rtol=0, atol=FP32)
 
 
 def test_a_constant_feature_has_scale_one_even_where_its_mean_rounds():
@@ -60,7 +61,7 @@ def test_a_constant_feature_has_scale_one_even_where_its_mean_rounds():
     features = FeatureSet("c", {"v": values}, "regression", np.zeros(rows), np.full(rows, "train"))
     normalizer = Normalizer.fit(features)
     assert normalizer.scale["v"][:3].tolist() == [1, 1, 1] and normalizer.scale["v"][3] > 1
-    assert np.abs(normalizer.apply("v", values)[:, :3]).max() < 1e-6
+    assert np.abs(normalizer.apply("v", values)[:, :3]).max() < MEAN_OF_3000_FP64
 
 
 def test_a_small_change_on_a_large_offset_is_kept():
@@ -68,7 +69,7 @@ def test_a_small_change_on_a_large_offset_is_kept():
     values = 1e9 + rng.standard_normal((500, 1))
     features = FeatureSet("o", {"v": values}, "regression", np.zeros(500), np.full(500, "train"))
     result = Normalizer.fit(features).apply("v", values)
-    np.testing.assert_allclose(result.std(), 1, rtol=1e-5)
+    np.testing.assert_allclose(result.std(), 1, rtol=FP32)
 
 
 def test_the_state_goes_through_a_weights_only_file(tmp_path):

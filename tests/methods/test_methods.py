@@ -6,6 +6,7 @@ import dataclasses
 
 import pytest
 import torch
+from tolerances import AUTOCAST_BF16_LOSS, FP64
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._pytree import tree_map_only
 
@@ -38,7 +39,9 @@ def test_every_task_and_kind_of_data_trains_every_parameter(make_batch, name, ta
     if task == "retrieval":
         assert out.logits is None and set(out.embeddings) == set(spec.modalities)
         for embedding in out.embeddings.values():
-            torch.testing.assert_close(embedding.norm(dim=-1), torch.ones(rows, dtype=torch.float64))
+            torch.testing.assert_close(
+                embedding.norm(dim=-1), torch.ones(rows, dtype=torch.float64), rtol=FP64, atol=FP64
+            )
     else:
         assert out.logits.shape == (rows, spec.num_outputs)
         unimodal = method.eval()(batch).unimodal
@@ -74,7 +77,7 @@ def test_without_labels_there_are_predictions_and_no_losses(make_batch, name):
     with_labels = method(batch)
     without = method(dataclasses.replace(batch, labels=None))
     assert without.losses == {}
-    torch.testing.assert_close(without.logits, with_labels.logits, rtol=0, atol=0)
+    assert torch.equal(without.logits, with_labels.logits)
 
 
 @pytest.mark.parametrize(("name", "task"), [(n, t) for n, t in ALLOWED if t in ("classification", "retrieval")])
@@ -101,7 +104,7 @@ def test_what_stands_in_an_absent_modality_changes_nothing(make_batch, name, tas
         losses.append((out.losses, out.logits))
         grads.append(torch.autograd.grad(out.losses["total"], list(method.parameters())))
     torch.testing.assert_close(*losses, rtol=0, atol=0)
-    torch.testing.assert_close(*grads, rtol=1e-9, atol=1e-12)
+    torch.testing.assert_close(*grads, rtol=0, atol=0)
 
 
 @pytest.mark.parametrize(("name", "task"), [(n, t) for n, t in ALLOWED if t in ("classification", "retrieval")])
@@ -116,7 +119,7 @@ def test_padding_rows_change_nothing(make_batch, name, task):
         modality_weight={m: torch.cat((w, torch.zeros(2))) for m, w in batch.modality_weight.items()},
     )
     method = make(name, spec)
-    torch.testing.assert_close(method(padded).losses, method(batch).losses)
+    torch.testing.assert_close(method(padded).losses, method(batch).losses, rtol=FP64, atol=FP64)
 
 
 @pytest.mark.parametrize("name", METHODS)
@@ -141,7 +144,7 @@ def test_halves_with_weights_times_two_average_to_the_whole(make_batch, name, ta
     parts = [method(half).losses for half in halves]
     assert set(parts[0]) == set(whole)
     for key, loss in whole.items():
-        torch.testing.assert_close((parts[0][key] + parts[1][key]) / 2, loss)
+        torch.testing.assert_close((parts[0][key] + parts[1][key]) / 2, loss, rtol=FP64, atol=FP64)
 
 
 @pytest.mark.parametrize("name", METHODS)
@@ -156,7 +159,7 @@ def test_a_few_steps_lower_the_loss(make_batch, name):
         loss.backward()
         optimizer.step()
         first = first if first is not None else loss.item()
-    assert loss.item() < 0.8 * first
+    assert loss.item() < 0.8 * first  # a fifth is far more than chance can give on fixed data
 
 
 @pytest.mark.parametrize("name", METHODS)
@@ -169,7 +172,7 @@ def test_runs_in_float32_under_autocast(make_batch, name):
     assert losses["total"].dtype == torch.float32
     losses["total"].backward()
     assert all(torch.isfinite(p.grad).all() for p in method.parameters())
-    torch.testing.assert_close(losses["total"], method(batch).losses["total"], rtol=0.05, atol=0.02)
+    torch.testing.assert_close(losses["total"], method(batch).losses["total"], rtol=AUTOCAST_BF16_LOSS, atol=0)
 
 
 @pytest.mark.parametrize(("name", "task"), [(n, t) for n, t in ALLOWED if t in ("classification", "retrieval")])

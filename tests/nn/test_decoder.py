@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from tolerances import FP64
 
 from pgm_fast.errors import ConfigError
 from pgm_fast.nn import UniPairedDecoder
@@ -23,9 +24,9 @@ def test_decodes_and_scores_what_is_there(widths, weighted):
         expected = expected + uni @ decoder.uni_weight.T
     if paired is not None:
         expected = expected + paired @ decoder.paired_weight.T
-    torch.testing.assert_close(decoded, expected)
+    torch.testing.assert_close(decoded, expected, rtol=FP64, atol=FP64)
     rows = (expected - target).square().mean(-1)
-    torch.testing.assert_close(loss, (rows * weight).sum() if weighted else rows.mean())
+    torch.testing.assert_close(loss, (rows * weight).sum() if weighted else rows.mean(), rtol=FP64, atol=FP64)
 
 
 @pytest.mark.parametrize("widths", [(3, 4), (3, 0)])

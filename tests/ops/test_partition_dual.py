@@ -7,7 +7,7 @@ from pgm_fast.ops import partition_dual
 
 
 def test_opposite_ends_meet_in_the_shared_part():
-    """Both gates open: everything is shared but the last entry, where e is always 0. Both closed: only that entry is taken."""
+    """Both gates open: all is shared but the last entry, where e is always 0. Both closed: only that one is taken."""
     h, low, high = torch.ones(1, 6), torch.zeros(1, 6), torch.zeros(1, 6)
     low[0, 0] = high[0, 5] = 100.0
     opened = torch.stack([part.sum() for part in partition_dual(h, high, low)])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from tolerances import FP32
 from torch import nn
 
 from pgm_fast.errors import ConfigError
@@ -62,7 +63,7 @@ def test_parts_really_move_at_their_rates():
         modality, part = group["name"].split(".")
         multiplier = rates.get(modality, {}).get(part, 1.0)
         for p, o in zip(group["params"], old, strict=True):
-            torch.testing.assert_close(o - p, torch.full_like(p, 0.1 * multiplier))
+            torch.testing.assert_close(o - p, torch.full_like(p, 0.1 * multiplier), rtol=0, atol=FP32)
 
 
 def test_shared_parameters_appear_once_and_frozen_ones_not_at_all():

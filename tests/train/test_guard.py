@@ -7,6 +7,7 @@ import math
 
 import pytest
 import torch
+from tolerances import FP32
 from torch import nn
 
 from pgm_fast.train.distributed import Ranks
@@ -77,9 +78,9 @@ def test_gradients_are_clipped_to_the_global_norm(clip):
     if clip:
         nn.utils.clip_grad_norm_(twin.parameters(), clip)
     for ours, theirs in zip(model.parameters(), twin.parameters(), strict=True):
-        torch.testing.assert_close(ours.grad, theirs.grad)
+        torch.testing.assert_close(ours.grad, theirs.grad, rtol=FP32, atol=0)
     norm = torch.nn.utils.get_total_norm([p.grad for p in model.parameters()])
-    assert norm <= (clip or math.inf) * 1.0001
+    assert norm <= (clip or math.inf) * (1 + FP32)
 
 
 def test_an_update_asks_nothing_of_the_device(monkeypatch):

@@ -11,6 +11,7 @@ import signal
 import numpy as np
 import pytest
 import torch
+from tolerances import SHARE_SUM
 from torch import nn
 
 from pgm_fast.data import FeatureSet
@@ -86,7 +87,7 @@ def test_a_run_leaves_its_folder(tmp_path, method, task):
         assert all("." in name and lr > 0 for name, lr in line["lr"].items())
         if method == "pgm":
             assert (
-                all(sum(share.values()) == pytest.approx(1, abs=1e-5) for share in line["shares"].values())
+                all(sum(share.values()) == pytest.approx(1, abs=SHARE_SUM) for share in line["shares"].values())
                 and line["shares"]
             )
     assert report == json.loads((out / "report.json").read_text())

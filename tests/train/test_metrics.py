@@ -12,6 +12,7 @@ import sklearn.metrics as reference
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tolerances import FP64, METRIC_FP32, RANK_TIE, ROUNDED_7
 
 from pgm_fast.errors import ConfigError, DataError
 from pgm_fast.train import metrics
@@ -25,7 +26,6 @@ from pgm_fast.train.metrics import (
 )
 from pgm_fast.train.predictions import Predictions
 
-CLOSE = {"rel": 0, "abs": 2e-6}  # values are rounded to 7 digits and counted in float32
 draws = settings(max_examples=25, deadline=None, derandomize=True)
 
 
@@ -64,15 +64,17 @@ def test_classification_agrees_with_scikit_learn(seed, n, classes, scale):
     probabilities = np.exp(exact - exact.max(axis=1, keepdims=True))
     probabilities /= probabilities.sum(axis=1, keepdims=True)
     predicted = logits.argmax(axis=1)
-    assert got["accuracy"] == pytest.approx(reference.accuracy_score(labels, predicted), **CLOSE)
-    assert got["f1"] == pytest.approx(reference.f1_score(labels, predicted, average="macro"), **CLOSE)
-    assert got["f1_weighted"] == pytest.approx(reference.f1_score(labels, predicted, average="weighted"), **CLOSE)
-    assert got["nll"] == pytest.approx(-np.log(probabilities[np.arange(n), labels]).mean(), rel=1e-6, abs=1e-6)
+    assert got["accuracy"] == pytest.approx(reference.accuracy_score(labels, predicted), abs=METRIC_FP32)
+    assert got["f1"] == pytest.approx(reference.f1_score(labels, predicted, average="macro"), abs=METRIC_FP32)
+    assert got["f1_weighted"] == pytest.approx(
+        reference.f1_score(labels, predicted, average="weighted"), abs=METRIC_FP32
+    )
+    assert got["nll"] == pytest.approx(-np.log(probabilities[np.arange(n), labels]).mean(), rel=FP64, abs=ROUNDED_7)
     if len(set(labels)) < classes:
         assert "auroc" not in got
     else:
         one_against_rest = [reference.roc_auc_score(labels == c, probabilities[:, c]) for c in range(classes)]
-        assert got["auroc"] == pytest.approx(np.mean(one_against_rest), **CLOSE)
+        assert got["auroc"] == pytest.approx(np.mean(one_against_rest), abs=METRIC_FP32)
 
 
 @draws
@@ -86,14 +88,14 @@ def test_multilabel_agrees_with_scikit_learn(seed, n, outputs):
     predicted, true = (logits > 0).astype(int), labels.astype(int)
     carried = np.flatnonzero(true.any(axis=0))
     per_label = [reference.f1_score(true[:, c], predicted[:, c], zero_division=0) for c in range(outputs)]
-    assert got["f1_macro"] == pytest.approx(np.mean(per_label), **CLOSE)
+    assert got["f1_macro"] == pytest.approx(np.mean(per_label), abs=METRIC_FP32)
     assert got["f1_micro"] == pytest.approx(
-        reference.f1_score(true.ravel(), predicted.ravel(), zero_division=0), **CLOSE
+        reference.f1_score(true.ravel(), predicted.ravel(), zero_division=0), abs=METRIC_FP32
     )
-    assert got["exact"] == pytest.approx((predicted == true).all(axis=1).mean(), **CLOSE)
+    assert got["exact"] == pytest.approx((predicted == true).all(axis=1).mean(), abs=METRIC_FP32)
     if len(carried):
         precisions = [reference.average_precision_score(true[:, c], logits[:, c]) for c in carried]
-        assert got["map"] == pytest.approx(np.mean(precisions), **CLOSE)
+        assert got["map"] == pytest.approx(np.mean(precisions), abs=METRIC_FP32)
     else:
         assert "map" not in got
 
@@ -111,17 +113,17 @@ def test_sentiment_metrics_follow_their_definitions(seed, n, noise):
         return round(max(-limit, min(limit, float(x))))  # Python rounds half to even
 
     pairs = list(zip(predicted.tolist(), labels.tolist(), strict=True))
-    assert got["mae"] == pytest.approx(np.mean([abs(p - t) for p, t in pairs]), **CLOSE)
-    assert got["acc7"] == pytest.approx(np.mean([level(p, 3) == level(t, 3) for p, t in pairs]), **CLOSE)
-    assert got["acc5"] == pytest.approx(np.mean([level(p, 2) == level(t, 2) for p, t in pairs]), **CLOSE)
+    assert got["mae"] == pytest.approx(np.mean([abs(p - t) for p, t in pairs]), abs=ROUNDED_7)
+    assert got["acc7"] == pytest.approx(np.mean([level(p, 3) == level(t, 3) for p, t in pairs]), abs=ROUNDED_7)
+    assert got["acc5"] == pytest.approx(np.mean([level(p, 2) == level(t, 2) for p, t in pairs]), abs=ROUNDED_7)
     kinds = {"has0": [(p >= 0, t >= 0) for p, t in pairs], "non0": [(p > 0, t > 0) for p, t in pairs if t != 0]}
     for kind, signs in kinds.items():
         if not signs:
             assert f"acc2_{kind}" not in got and f"f1_{kind}" not in got
             continue
         guess, true = np.array(signs).T
-        assert got[f"acc2_{kind}"] == pytest.approx((guess == true).mean(), **CLOSE)
-        assert got[f"f1_{kind}"] == pytest.approx(reference.f1_score(true, guess, average="weighted"), **CLOSE)
+        assert got[f"acc2_{kind}"] == pytest.approx((guess == true).mean(), abs=METRIC_FP32)
+        assert got[f"f1_{kind}"] == pytest.approx(reference.f1_score(true, guess, average="weighted"), abs=METRIC_FP32)
 
 
 def test_halves_round_to_even_after_clipping():
@@ -141,8 +143,8 @@ def test_regression_error_and_correlation_average_over_targets(seed, n, scale, t
     got = fused("regression", predicted, labels[:, 0] if targets == 1 else labels, targets)
     exact_p, exact_t = predicted.astype(np.float64), labels.astype(np.float64)
     correlations = [np.corrcoef(exact_p[:, k], exact_t[:, k])[0, 1] for k in range(targets)]
-    assert got["pearson"] == pytest.approx(np.mean(correlations), **CLOSE)
-    assert got["mae"] == pytest.approx(np.abs(exact_p - exact_t).mean(), rel=1e-6, abs=1e-6)
+    assert got["pearson"] == pytest.approx(np.mean(correlations), abs=ROUNDED_7)
+    assert got["mae"] == pytest.approx(np.abs(exact_p - exact_t).mean(), rel=FP64, abs=ROUNDED_7)
     if targets > 1:
         assert set(got) == {"mae", "pearson"}
 
@@ -186,7 +188,7 @@ def test_a_modality_is_scored_over_its_own_rows_only(seed, task):
 
 def ranks_one_by_one(query: np.ndarray, candidates: np.ndarray) -> list[int]:
     similarity = query.astype(np.float64) @ candidates.astype(np.float64).T
-    return [int((row >= row[i] - 1e-6).sum()) for i, row in enumerate(similarity)]
+    return [int((row >= row[i] - RANK_TIE).sum()) for i, row in enumerate(similarity)]
 
 
 def unit(x: np.ndarray) -> np.ndarray:
@@ -218,9 +220,9 @@ def test_retrieval_agrees_with_sorting_every_row(seed, n, entries):
             }
     assert list(got["pairs"]) == list(expected)
     for pair, values in expected.items():
-        assert got["pairs"][pair] == pytest.approx(values)
+        assert got["pairs"][pair] == pytest.approx(values, abs=FP64)
     for name in METRICS["retrieval"]:
-        assert got["fused"][name] == pytest.approx(np.mean([values[name] for values in expected.values()]))
+        assert got["fused"][name] == pytest.approx(np.mean([values[name] for values in expected.values()]), abs=FP64)
     assert got["unimodal"] == {}
 
 
