@@ -1,9 +1,11 @@
 """Maps ``kernels/`` to ``pgm_fast.kernels`` and builds the CPU kernels of ``csrc/`` where there is a compiler.
 
-The compiled part includes no header of torch, so it is built with or without torch at hand and fits every version of it. Without a
-compiler or pybind11 the package is pure Python and the plain PyTorch path serves; ``pgm-fast doctor`` says what is missing.
+The compiled part includes no header of torch, so it is built with or without torch at hand and fits every version of
+it. Without a compiler or pybind11 the package is pure Python and the plain PyTorch path serves; ``pgm-fast doctor``
+says what is missing.
 
-Environment: CXX, the compiler; PGM_FAST_ISA=avx512|avx2|scalar instead of what this machine has; PGM_FAST_NO_NATIVE=1 to build none.
+Environment: CXX, the compiler; PGM_FAST_ISA=avx512|avx2|scalar instead of what this machine has; PGM_FAST_NO_NATIVE=1
+to build none.
 """
 
 import os
@@ -32,7 +34,8 @@ INSTRUCTION_SETS = {
 
 
 class BuildNative(build_ext):
-    """Compiles the kernels for this machine's instruction set and the bindings for the baseline, which refuses to load elsewhere."""
+    """Compiles the kernels for this machine's instruction set and the bindings for the baseline, which refuses to load
+    elsewhere."""
 
     def build_extension(self, ext: Extension) -> None:
         import pybind11

@@ -2,8 +2,9 @@
 
     python benchmarks/bench_partition.py [--threads 2]
 
-Correctness comes first: a backend whose numbers are not those of the reference gets no row. The floor is the time that a plain copy would
-take to move the bytes that the op must move (partition 4 N d forward and 6 N d backward, dual 6 and 9, times the element size).
+Correctness comes first: a backend whose numbers are not those of the reference gets no row. The floor is the time that
+a plain copy would take to move the bytes that the op must move (partition 4 N d forward and 6 N d backward, dual 6 and
+9, times the element size).
 """
 
 from __future__ import annotations

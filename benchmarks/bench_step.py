@@ -1,6 +1,6 @@
-"""A whole training step of each method, as the trainer runs it: forward, losses, backward, clipping, guard, optimizer, schedule.
+"""A whole training step as the trainer runs it: forward, losses, backward, clipping, guard, optimizer, schedule.
 
-The rows are the eager baseline (plain PyTorch ops, torch's fused AdamW) that faster ops and optimizers are held against.
+The rows are the eager baseline (plain PyTorch ops, torch's fused AdamW) that faster ops are held against.
 
     python benchmarks/bench_step.py [--device cpu] [--threads 2]
 """

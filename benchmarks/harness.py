@@ -1,4 +1,4 @@
-"""How every benchmark here measures: variants interleaved in one run, medians, counts of ops and synchronisations, peak memory."""
+"""How every benchmark here measures: interleaved in one run, medians, counts of ops and host reads, peak memory."""
 
 from __future__ import annotations
 
@@ -36,8 +36,8 @@ NO_WORK = {
     f"aten::{name}"
     for name in (
         "_reshape_alias alias as_strided chunk detach diagonal empty empty_like empty_strided expand expand_as flatten "
-        "lift_fresh narrow new_empty permute reshape resize_ resolve_conj resolve_neg select set_ slice split squeeze t "
-        "to transpose unbind unsqueeze view view_as"
+        "lift_fresh narrow new_empty permute reshape resize_ resolve_conj resolve_neg select set_ slice split squeeze "
+        "t to transpose unbind unsqueeze view view_as"
     ).split()
 }
 
@@ -58,8 +58,9 @@ class Counts:
 
     Attributes:
         ops: innermost calls of torch's and this project's ops that do work: a kernel launch each, at least.
-        host_reads: calls that read a value of a tensor or take a shape from one, which on an accelerator wait for it. Those
-            inside torch's fused optimizers are left out: on the CPU they read their step counters, on a device they do not.
+        host_reads: calls that read a value of a tensor or take a shape from one, which on an accelerator wait for it.
+            Those inside torch's fused optimizers are left out: on the CPU they read their step counters, on a device
+            they do not.
         peak_bytes: most memory that the call holds above what was allocated before it.
     """
 
@@ -69,7 +70,7 @@ class Counts:
 
 
 def interleaved(variants: Mapping[str, Callable[[], object]], device: torch.device) -> dict[str, Timing]:
-    """Time all variants in the same run, in an order drawn anew each round, so that drift of the machine meets all alike."""
+    """Time all variants in one run, in an order drawn anew each round, so that the machine's drift meets all alike."""
     calls = {name: _calibrated(run, device) for name, run in variants.items()}
     samples: dict[str, list[float]] = {name: [] for name in variants}
     order, draw = list(variants), random.Random(0)
@@ -92,7 +93,7 @@ def count(run: Callable[[], object], device: torch.device) -> Counts:
 
 
 def write(name: str, device: torch.device, rows: list[dict], **facts) -> Path:
-    """Rows with the circumstances they were measured under, and further ``facts``, to ``results/<device>/<name>.json``."""
+    """Rows, the circumstances they were measured under and further ``facts``, to ``results/<device>/<name>.json``."""
     where = RESULTS / _device_name(device) / f"{name}.json"
     where.parent.mkdir(parents=True, exist_ok=True)
     content = {

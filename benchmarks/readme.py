@@ -36,7 +36,8 @@ def partition() -> str:
     lines = [
         f"{_circumstances(content)}; a copy moves {content['bandwidth_gb_s']:.1f} GB/s.",
         "",
-        "| op, forward + backward | rows × d | eager ms | torch.compile ms | native ms | against eager | against compile | of the floor |",
+        "| op, forward + backward | rows × d | eager ms | torch.compile ms | native ms | against eager "
+        "| against compile | of the floor |",
         "|---|---|---|---|---|---|---|---|",
     ]
     for op, shape in dict.fromkeys((row["op"], tuple(row["shape"].values())) for row in rows):

@@ -29,11 +29,12 @@ SETTINGS = {
 RUN = {"train.epochs": 25, "train.patience": 0, "train.plots": False, "train.tensorboard": False}
 
 WHY = """
-What holds: `xor` has the largest paired share. Neither modality tells anything alone there, so the uni-modal losses gain nothing from the
-representation and the paired loss gains all of it. What does not hold is an order between `copy` and `private`. The bit of a copy, like the
-bit of the carrier in `private`, can be learned from its modality alone: it serves that modality's uni-modal loss and the paired loss alike,
-and the losses do not ask for a side. The other modality of `private`, which carries nothing, gives its mass to the uni-modal side. So the share
-says whether a modality *needs* the others, not whether it agrees with them.
+What holds: `xor` has the largest paired share. Neither modality tells anything alone there, so the uni-modal losses
+gain nothing from the representation and the paired loss gains all of it. What does not hold is an order between
+`copy` and `private`. The bit of a copy, like the bit of the carrier in `private`, can be learned from its modality
+alone: it serves that modality's uni-modal loss and the paired loss alike, and the losses do not ask for a side. The
+other modality of `private`, which carries nothing, gives its mass to the uni-modal side. So the share says whether a
+modality *needs* the others, not whether it agrees with them.
 """
 
 
@@ -67,9 +68,9 @@ def table() -> str:
     lines = [
         "# Paired share on synthetic sets, single gate",
         "",
-        "Mean ± sample standard deviation over seeds, test split; 0.50 at random initialisation. In `xor` the label is the parity of both "
-        "modalities' bits, in `copy` both carry it, in `private` modality `a` does and `b` carries a bit of its own. Made by "
-        "`python benchmarks/synthetic_shares.py`.",
+        "Mean ± sample standard deviation over seeds, test split; 0.50 at random initialisation. In `xor` the label is",
+        "the parity of both modalities' bits, in `copy` both carry it, in `private` `a` does and `b` carries a bit",
+        "of its own. Made by `python benchmarks/synthetic_shares.py`.",
         "",
         "| setting | interaction | share of a | share of b | mean | accuracy |",
         "|---|---|---|---|---|---|",

@@ -1,13 +1,14 @@
 """What can compute an op here, and which of those a call takes.
 
-Every op has the ``torch`` backend: the reference, plain PyTorch, every device and dtype. ``native`` (C++ on the CPU, CUDA where nvcc
-built it) and ``triton`` (CUDA devices) register per op in ``pgm_fast/ops``. The choice depends on device, dtype and shape only:
+Every op has the ``torch`` backend: the reference, plain PyTorch, every device and dtype. ``native`` (C++ on the CPU,
+CUDA where nvcc built it) and ``triton`` (CUDA devices) register per op in ``pgm_fast/ops``. The choice depends on
+device, dtype and shape only:
 
-- automatic (the default): the first of ``native``, ``triton``, ``torch`` that serves the call. Falling back to ``torch`` where a kernel
-  exists but cannot serve is said once, at INFO;
-- explicit, ``with pgm_fast.backend("torch"):`` or ``PGM_FAST_BACKEND=torch``: that one, or :class:`BackendError` with the reason and the
-  names that can. The choice is global to the process, because backward runs on autograd's own threads: keep backward inside
-  the context, and enter it outside of ``torch.compile``-d code.
+- automatic (the default): the first of ``native``, ``triton``, ``torch`` that serves the call. Falling back to
+  ``torch`` where a kernel exists but cannot serve is said once, at INFO;
+- explicit, ``with pgm_fast.backend("torch"):`` or ``PGM_FAST_BACKEND=torch``: that one, or :class:`BackendError` with
+  the reason and the names that can. The choice is global to the process, because backward runs on autograd's own
+  threads: keep backward inside the context, and enter it outside of ``torch.compile``-d code.
 """
 
 from __future__ import annotations
@@ -33,7 +34,8 @@ class Implementation:
     """One way to compute one op.
 
     Attributes:
-        load: called at first use, returns the function; may raise ImportError or OSError, whose text is then the reason.
+        load: called at first use, returns the function; may raise ImportError or OSError, whose text is then the
+            reason.
         devices: device types served, None for all.
         dtypes: dtypes of the op's first tensor served, None for all.
         refuse: given the op's arguments, a reason not to serve this call, or None. Looks at shapes and dtypes only.

@@ -118,9 +118,7 @@ def _why_no_cuda() -> tuple[str, str | None]:
     if not driver:
         return "no NVIDIA driver on this machine, which takes an NVIDIA GPU", None
     if torch.version.cuda is None:
-        command = (
-            f"{PIP} --force-reinstall torch=={torch.__version__.split('+')[0]}"
-        )
+        command = f"{PIP} --force-reinstall torch=={torch.__version__.split('+')[0]}"
         return f"this torch ({torch.__version__}) is built without CUDA", command
     if os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1"):
         return "CUDA_VISIBLE_DEVICES hides every device", "unset CUDA_VISIBLE_DEVICES"

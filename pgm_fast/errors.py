@@ -1,6 +1,7 @@
 """Errors meant for people: one line that names the thing, what was received, and what would be right.
 
-The command line prints these without a traceback and exits with status 2; anything else is a bug and keeps its traceback.
+The command line prints these without a traceback and exits with status 2; anything else is a bug and keeps its
+traceback.
 """
 
 __all__ = ["BackendError", "CheckpointError", "ConfigError", "DataError", "PgmFastError", "TrainingStopped"]

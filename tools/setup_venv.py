@@ -1,7 +1,7 @@
 """Makes ``.venv`` ready to train and test: standard library only, run by the Makefile.
 
-A torch that the calling Python can already import is used, through a path file, if it satisfies the range in pyproject.toml (CUDA
-machines come with theirs); otherwise the one pinned in constraints.txt is installed.
+A torch that the calling Python can already import is used, through a path file, if it satisfies the range in
+pyproject.toml (CUDA machines come with theirs); otherwise the one pinned in constraints.txt is installed.
 """
 
 from __future__ import annotations
@@ -19,9 +19,7 @@ OLDEST_PYTHON = (3, 10)
 
 def main() -> None:
     if sys.version_info < OLDEST_PYTHON:
-        sys.exit(
-            f"error: Python {sys.version.split()[0]} is too old, 3.10 or newer is needed: make PYTHON=/path/to/python3.11 ..."
-        )
+        sys.exit(f"error: Python {sys.version.split()[0]} is too old, 3.10 or newer is needed: make PYTHON=/path/to/it")
     if not PYTHON.exists():
         _run([sys.executable, "-m", "venv", str(VENV)], "on Debian and Ubuntu: apt install python3-venv")
     _pip("--upgrade", "pip", "setuptools>=77", "pybind11>=2.12,<4")
@@ -46,7 +44,10 @@ def _importable_torch() -> tuple[str, Path] | None:
             print(f"the torch of {sys.executable} cannot be imported ({error}); installing another", flush=True)
         return None
     wanted = re.search(r'"(torch[^"]*)"', (ROOT / "pyproject.toml").read_text()).group(1)
-    program = "import sys; from pip._vendor.packaging.requirements import Requirement as R; print(sys.argv[2] in R(sys.argv[1]).specifier)"
+    program = (
+        "import sys; from pip._vendor.packaging.requirements import Requirement; "
+        "print(sys.argv[2] in Requirement(sys.argv[1]).specifier)"
+    )
     version = str(torch.__version__)
     answer = subprocess.run(
         [PYTHON, "-c", program, wanted, version.partition("+")[0]], capture_output=True, text=True, check=True

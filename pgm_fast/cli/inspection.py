@@ -97,5 +97,5 @@ def _outputs(features: FeatureSet) -> str:
         labels = labels[np.arange(labels.shape[1]) < features.step_lengths[:, None]]
     counts = np.bincount(np.asarray(labels).reshape(-1), minlength=spec.num_outputs)
     names = features.class_names or [str(number) for number in range(spec.num_outputs)]
-    shown = ", ".join(f"{name} {count}" for name, count in list(zip(names, counts))[:12])
+    shown = ", ".join(f"{name} {count}" for name, count in list(zip(names, counts, strict=True))[:12])
     return f"{spec.num_outputs} (rows of each: {shown}{', ...' if spec.num_outputs > 12 else ''})"

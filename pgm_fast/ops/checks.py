@@ -28,14 +28,16 @@ def check_tensor(
             f"{name} is on {value.device}, but the first tensor is on {like.device}; move them to one device"
         )
     if shape is not None:
-        ok = value.ndim == len(shape) and all(want is None or want == got for want, got in zip(shape, value.shape))
+        ok = value.ndim == len(shape) and all(
+            want is None or want == got for want, got in zip(shape, value.shape, strict=True)
+        )
         if not ok:
             wanted = ", ".join("any" if size is None else str(size) for size in shape)
             raise ValueError(f"{name} must have shape [{wanted}], got {list(value.shape)}")
 
 
 def check_gate(name: str, z: object, h: Tensor, h_name: str = "h") -> None:
-    """Checks gate logits ``z[..., d/c]`` against ``h[..., d]``: same leading sizes, d a multiple of the number of gates.
+    """Checks gate logits ``z[..., d/c]`` against ``h[..., d]``: same leading sizes, d a multiple of the gates.
 
     Raises:
         TypeError, ValueError: see :func:`check_tensor`.
@@ -74,7 +76,7 @@ def check_temperature(value: object) -> float:
 
 
 def autocast_dtype(x: Tensor) -> torch.dtype | None:
-    """The dtype that matrix products take on this tensor's device, or None outside of autocast. fp64 is left alone, as torch does."""
+    """The dtype of matrix products on this tensor's device, None outside of autocast and for fp64, as torch has it."""
     device_type = x.device.type
     if x.dtype == torch.float64 or not torch.is_autocast_enabled(device_type):
         return None

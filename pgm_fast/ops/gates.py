@@ -29,8 +29,8 @@ def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
 def cumsoftmax(z: Tensor, temperature: float) -> Gate:
     """Inclusive cumulative softmax over the last dimension, in the accumulation dtype.
 
-    The complement has its own scan from the right: 1 - gate turns negative by rounding in a tenth of all rows and has no
-    correct digit where the gate is near 1. Rounding can carry either scan past 1 by a few ulp, hence the clamp.
+    The complement has its own scan from the right: 1 - gate turns negative by rounding in a tenth of all rows and has
+    no correct digit where the gate is near 1. Rounding can carry either scan past 1 by a few ulp, hence the clamp.
     """
     p = torch.softmax(z.to(accumulation_dtype(z.dtype)) / temperature, dim=-1)
     gate = p.cumsum(-1).clamp(max=1)

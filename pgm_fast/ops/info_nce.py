@@ -30,14 +30,15 @@ def info_nce(
         a, b: ``[B, d]``, floating point, of one dtype.
         temperature: divides the products, finite and > 0.
         normalize: scale rows to unit length first (rows of length below 1e-12 are divided by 1e-12).
-        weight: ``[B]``, weight of each pair in the loss, not normalised here and not differentiated. A pair of weight 0 is no
-            negative either. None means 1 / B, the mean.
+        weight: ``[B]``, weight of each pair in the loss, not normalised here and not differentiated. A pair of weight 0
+            is no negative either. None means 1 / B, the mean.
 
     Returns:
         Scalar in fp32 (fp64 for fp64); 0 for an empty batch. Products accumulate in that dtype, under autocast too.
 
     Raises:
-        TypeError: an argument that is not a floating-point tensor, dtypes that differ, a temperature that is not a Python number.
+        TypeError: an argument that is not a floating-point tensor, dtypes that differ, a temperature that is not a
+            Python number.
         ValueError: shapes that do not fit, tensors on different devices, a temperature that is not finite and positive.
     """
     check_tensor("a", a, shape=(None, None))
@@ -128,7 +129,8 @@ _info_nce = define(
     _fake,
 )
 _info_nce_backward = define(
-    "info_nce_backward(Tensor grad, Tensor a, Tensor b, Tensor? weight, Tensor rows, Tensor columns, float temperature, bool normalize) "
+    "info_nce_backward(Tensor grad, Tensor a, Tensor b, Tensor? weight, Tensor rows, Tensor columns, float "
+    "temperature, bool normalize) "
     "-> (Tensor, Tensor)",
     _reference_backward,
     lambda grad, a, b, weight, rows, columns, temperature, normalize: (a.new_empty(a.shape), b.new_empty(b.shape)),

@@ -1,4 +1,5 @@
-"""The compiled CPU kernels as functions of tensors: outputs are allocated here, addresses go to ``pgm_fast._native``."""
+"""The compiled CPU kernels as functions of tensors: outputs are allocated here, addresses go to
+``pgm_fast._native``."""
 
 from __future__ import annotations
 
@@ -15,7 +16,8 @@ NATIVE_DTYPES = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.fl
 
 
 def native_kernel(op: str) -> Callable[[Sequence[Tensor], float, Sequence[Tensor]], None]:
-    """``_native.<op>`` as ``call(tensors, temperature, outputs)``: contiguous CPU tensors of :data:`NATIVE_DTYPES`, outputs are written.
+    """``_native.<op>`` as ``call(tensors, temperature, outputs)``: contiguous CPU tensors of :data:`NATIVE_DTYPES`,
+    outputs are written.
 
     Raises:
         ImportError: the kernels are not built, or built for another CPU.

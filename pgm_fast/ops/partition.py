@@ -22,7 +22,8 @@ def partition(h: Tensor, z: Tensor, temperature: float = 1.0) -> tuple[Tensor, T
 
     Args:
         h: ``[..., d]``, floating point.
-        z: gate logits ``[..., d]``, or ``[..., d/c]`` for one gate value per c neighbouring dimensions. May have another dtype than ``h``.
+        z: gate logits ``[..., d]``, or ``[..., d/c]`` for one gate value per c neighbouring dimensions. May have
+            another dtype than ``h``.
         temperature: softmax temperature, finite and > 0.
 
     Returns:
@@ -64,7 +65,8 @@ _partition = define(
     lambda h, z, temperature: (h.new_empty(h.shape), h.new_empty(h.shape)),
 )
 _partition_backward = define(
-    "partition_backward(Tensor grad_uni, Tensor grad_paired, Tensor h, Tensor z, float temperature) -> (Tensor, Tensor)",
+    "partition_backward(Tensor grad_uni, Tensor grad_paired, Tensor h, Tensor z, float temperature) -> "
+    "(Tensor, Tensor)",
     _reference_backward,
     lambda grad_uni, grad_paired, h, z, temperature: (h.new_empty(h.shape), z.new_empty(z.shape)),
 )

@@ -1,9 +1,11 @@
-"""Dual-gate partition: what only one modality teaches, what only modalities together teach, what both do, and a rest that nobody takes.
+"""Dual-gate partition: what only one modality teaches, what only modalities together teach, what both do, and a rest
+that nobody takes.
 
     e = 1 - cumsoftmax(z_uni / temperature),  r = cumsoftmax(z_paired / temperature)
     uni_only = (e - e*r) * h,  paired_only = (r - e*r) * h,  shared = e*r * h
 
-Source: the partition filter of PFN (Yan et al., EMNLP 2021). Its use as PgM's modal partitioner is this project's reconstruction.
+Source: the partition filter of PFN (Yan et al., EMNLP 2021). Its use as PgM's modal partitioner is this project's
+reconstruction.
 """
 
 from __future__ import annotations
@@ -27,11 +29,13 @@ def partition_dual(
 
     Args:
         h: ``[..., d]``, floating point.
-        z_uni, z_paired: gate logits ``[..., d]`` or ``[..., d/c]``, both of one width. May have another dtype than ``h``.
+        z_uni, z_paired: gate logits ``[..., d]`` or ``[..., d/c]``, both of one width. May have another dtype than
+            ``h``.
         temperature: softmax temperature of both gates, finite and > 0.
 
     Returns:
-        ``(uni_only, paired_only, shared)``, each with the shape and dtype of ``h``. Gates are formed in fp32 (fp64 for fp64).
+        ``(uni_only, paired_only, shared)``, each with the shape and dtype of ``h``. Gates are formed in fp32 (fp64 for
+        fp64).
 
     Under autocast the op runs in the dtypes it is given.
 
@@ -92,7 +96,8 @@ _partition_dual = define(
     lambda h, z_uni, z_paired, temperature: tuple(h.new_empty(h.shape) for _ in range(3)),
 )
 _partition_dual_backward = define(
-    "partition_dual_backward(Tensor grad_uni, Tensor grad_paired, Tensor grad_shared, Tensor h, Tensor z_uni, Tensor z_paired, "
+    "partition_dual_backward(Tensor grad_uni, Tensor grad_paired, Tensor grad_shared, Tensor h, Tensor z_uni, "
+    "Tensor z_paired, "
     "float temperature) -> (Tensor, Tensor, Tensor)",
     _reference_backward,
     lambda grad_uni, grad_paired, grad_shared, h, z_uni, z_paired, temperature: tuple(

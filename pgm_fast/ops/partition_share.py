@@ -1,7 +1,7 @@
 """How much of a representation each partition takes: the mean gate mass per row.
 
-Sums over dimensions of the gates of ``partition`` and ``partition_dual``, divided by their number. At random initialisation the
-expectation is 1/2, 1/2 for the single gate and 1/3, 1/3, 1/6, 1/6 for the dual one.
+Sums over dimensions of the gates of ``partition`` and ``partition_dual``, divided by their number. At random
+initialisation the expectation is 1/2, 1/2 for the single gate and 1/3, 1/3, 1/6, 1/6 for the dual one.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ def partition_share(z: Tensor, z_paired: Tensor | None = None, temperature: floa
         temperature: softmax temperature, finite and > 0.
 
     Returns:
-        fp32 (fp64 for fp64) ``[..., 2]``: uni, paired; with ``z_paired`` ``[..., 4]``: uni-only, paired-only, shared, unused.
-        The last dimension sums to 1.
+        fp32 (fp64 for fp64) ``[..., 2]``: uni, paired; with ``z_paired`` ``[..., 4]``: uni-only, paired-only, shared,
+        unused. The last dimension sums to 1.
 
     Raises:
         TypeError: an argument that is not a floating-point tensor, or a temperature that is not a Python number.

@@ -45,10 +45,12 @@ def partitioned_linear(
     Returns:
         ``(u[..., n_u], p[..., n_p])`` in the dtype of ``h``. Gates are formed in fp32 (fp64 for fp64).
 
-    Under autocast ``h``, weights and biases are cast to the autocast dtype, as for ``torch.nn.functional.linear``; ``z`` is left as it is.
+    Under autocast ``h``, weights and biases are cast to the autocast dtype, as for ``torch.nn.functional.linear``;
+    ``z`` is left as it is.
 
     Raises:
-        TypeError: an argument that is not a floating-point tensor, dtypes that differ, a temperature that is not a Python number.
+        TypeError: an argument that is not a floating-point tensor, dtypes that differ, a temperature that is not a
+            Python number.
         ValueError: shapes that do not fit, tensors on different devices, an unknown activation, a wrong temperature.
     """
     check_features("h", h)
@@ -132,13 +134,15 @@ def _fake_backward(grad_u, grad_p, saved_u, saved_p, h, z, w_uni, w_paired, acti
 
 
 _partitioned_linear = define(
-    "partitioned_linear(Tensor h, Tensor z, Tensor w_uni, Tensor? b_uni, Tensor w_paired, Tensor? b_paired, str? activation, "
+    "partitioned_linear(Tensor h, Tensor z, Tensor w_uni, Tensor? b_uni, Tensor w_paired, Tensor? b_paired, "
+    "str? activation, "
     "float temperature) -> (Tensor, Tensor, Tensor, Tensor)",
     _reference,
     _fake,
 )
 _partitioned_linear_backward = define(
-    "partitioned_linear_backward(Tensor grad_u, Tensor grad_p, Tensor saved_u, Tensor saved_p, Tensor h, Tensor z, Tensor w_uni, "
+    "partitioned_linear_backward(Tensor grad_u, Tensor grad_p, Tensor saved_u, Tensor saved_p, Tensor h, "
+    "Tensor z, Tensor w_uni, "
     "Tensor w_paired, str? activation, float temperature) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
     _reference_backward,
     _fake_backward,
@@ -148,8 +152,8 @@ _partitioned_linear_backward = define(
 def _block_rows(rows: int, dtype: torch.dtype) -> int:
     """Rows that the native path partitions at a time.
 
-    1024 rows bound its memory and still feed the matrix products: of 256 to 4096 rows, fewer than 512 cost up to a third of the speed (2 cores,
-    d = 512). 16-bit gradients of weights would round after every block: one block.
+    1024 rows bound its memory and still feed the matrix products: of 256 to 4096 rows, fewer than 512 cost up to a
+    third of the speed (2 cores, d = 512). 16-bit gradients of weights would round after every block: one block.
     """
     return max(1, min(rows, 1024) if dtype in (torch.float32, torch.float64) else rows)
 
@@ -158,7 +162,8 @@ def _load_native():
     split = native_kernel("partition")
 
     def forward(h, z, w_uni, b_uni, w_paired, b_paired, activation, temperature):
-        """Partitions a block of rows and multiplies it while it is in cache; the partitioned operands never exist whole."""
+        """Partitions a block of rows and multiplies it while it is in cache; the partitioned operands never exist
+        whole."""
         rows, d = h.shape
         h, z = h.contiguous(), z.contiguous()
         x_uni, x_paired = h.new_empty(rows, w_uni.shape[0]), h.new_empty(rows, w_paired.shape[0])

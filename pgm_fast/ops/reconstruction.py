@@ -32,11 +32,12 @@ def reconstruction(
         u: ``[..., n_u]``; ``p``: ``[..., n_p]``, same leading sizes, floating point.
         w_uni: ``[d, n_u]``; ``w_paired``: ``[d, n_p]``; ``bias``: ``[d]`` or None; in the dtype of ``u``.
         target: ``[..., d]``, any floating dtype. Receives a gradient if it requires one; detach it where it should not.
-        row_weight: ``[...]``, weight of each row in the loss, not normalised here and not differentiated; None means 1 / rows, the mean.
+        row_weight: ``[...]``, weight of each row in the loss, not normalised here and not differentiated; None means 1
+            / rows, the mean.
 
     Returns:
-        ``(decoded[..., d], loss)``: decoded in the dtype of ``u``; loss a scalar in fp32 (fp64 for fp64), measured on decoded as
-        it is returned, and 0 for an empty batch.
+        ``(decoded[..., d], loss)``: decoded in the dtype of ``u``; loss a scalar in fp32 (fp64 for fp64), measured on
+        decoded as it is returned, and 0 for an empty batch.
 
     Under autocast ``u``, ``p``, weights and bias are cast to the autocast dtype, as for ``torch.nn.functional.linear``.
 
@@ -104,7 +105,8 @@ def _reference_backward(grad_decoded, grad_loss, u, p, w_uni, w_paired, decoded,
 
 
 _reconstruction = define(
-    "reconstruction(Tensor u, Tensor p, Tensor w_uni, Tensor w_paired, Tensor? bias, Tensor target, Tensor? row_weight) -> (Tensor, Tensor)",
+    "reconstruction(Tensor u, Tensor p, Tensor w_uni, Tensor w_paired, Tensor? bias, Tensor target, Tensor? "
+    "row_weight) -> (Tensor, Tensor)",
     _reference,
     lambda u, p, w_uni, w_paired, bias, target, row_weight: (
         u.new_empty((u.shape[0], w_uni.shape[0])),
@@ -112,7 +114,8 @@ _reconstruction = define(
     ),
 )
 _reconstruction_backward = define(
-    "reconstruction_backward(Tensor grad_decoded, Tensor grad_loss, Tensor u, Tensor p, Tensor w_uni, Tensor w_paired, Tensor decoded, "
+    "reconstruction_backward(Tensor grad_decoded, Tensor grad_loss, Tensor u, Tensor p, Tensor w_uni, Tensor "
+    "w_paired, Tensor decoded, "
     "Tensor target, Tensor? row_weight) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
     _reference_backward,
     lambda grad_decoded, grad_loss, u, p, w_uni, w_paired, decoded, target, row_weight: (

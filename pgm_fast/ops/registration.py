@@ -1,4 +1,5 @@
-"""How an op reaches torch: schema, dispatch over backends, fake. The only place in the project that touches torch.library."""
+"""How an op reaches torch: schema, dispatch over backends, fake. The only place in the project that touches
+torch.library."""
 
 from __future__ import annotations
 
@@ -17,7 +18,8 @@ def define(schema: str, reference: Callable, fake: Callable):
     """Defines ``pgm_fast::<name>`` from its schema and returns the op.
 
     Args:
-        schema: ``name(Tensor h, ...) -> ...``; the first argument is the tensor whose device and dtype choose the backend.
+        schema: ``name(Tensor h, ...) -> ...``; the first argument is the tensor whose device and dtype choose the
+            backend.
         reference: the plain PyTorch computation, registered as the ``torch`` backend.
         fake: shapes and dtypes of the outputs from those of the inputs.
     """

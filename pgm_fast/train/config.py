@@ -1,4 +1,5 @@
-"""Every value of a run, with its default and its meaning. ``pgm-fast train --help`` and config.yaml are made from these classes."""
+"""Every value of a run, with its default and its meaning. ``pgm-fast train --help`` and config.yaml are made from these
+classes."""
 
 from __future__ import annotations
 
@@ -21,11 +22,11 @@ class DataConfig:
     task: str = "auto"  # auto, classification, multilabel, regression, retrieval
     modalities: Optional[List[str]] = None  # a subset, in this order; None for all
     label: str = "label"  # key of the labels
-    group_by: Optional[str] = None  # per-row key that makes sequences: rows with one value form one sample, a label per step
+    group_by: Optional[str] = None  # per-row key: rows with one value form a sequence, with a label per step
     order_by: Optional[str] = None  # per-row key that orders the steps of a sequence
     standardize: bool = True  # zero mean and unit variance per dimension, statistics from the training split only
     nonfinite: str = "error"  # error, or zero: NaN and infinities become 0
-    modality_dropout: float = 0.0  # training: each modality of a sample is hidden with this probability, never all of them
+    modality_dropout: float = 0.0  # training: probability of hiding a modality of a sample, never all of them
     resident: str = "auto"  # auto: a split that fits half of the free memory is kept on the device; always; never
     options: Dict[str, Any] = field(default_factory=dict)  # arguments of the synthetic generator: kind, n, noise, ...
 

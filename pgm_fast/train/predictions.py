@@ -11,9 +11,11 @@ __all__ = ["Predictions"]
 
 @dataclass
 class Predictions:
-    """n rows in ascending order of ``index``, every row of the split exactly once. Fields as in ``methods.base.Output``.
+    """n rows in ascending order of ``index``, every row of the split exactly once. Fields as in
+    ``methods.base.Output``.
 
-    ``presence[m]`` says in which rows modality m exists (missing key: in all of them). A unimodal prediction counts only there.
+    ``presence[m]`` says in which rows modality m exists (missing key: in all of them). A unimodal prediction counts
+    only there.
     """
 
     index: np.ndarray
