@@ -61,7 +61,7 @@ def steps(d: int) -> float:
 
 
 # An op's error against fp64 is at most this many times the error of the same formula written in plain torch in the op's
-# dtype, plus a floor of one rounding of the largest value (the plain form may be exact by luck).
+# dtype, plus a floor of one rounding of a typical value (the plain form may be exact by luck); in root mean square.
 TIMES_TORCH_ERROR = 2.0
 
 # Compiled kernel against reference, both accumulating in fp32 (fp64): each is within a scan's error (64 eps/2 at d <=

@@ -7,6 +7,21 @@
 
 namespace pgm_fast::cpu {
 
+// A running sum with its rounding errors (Knuth's two-sum): thousands of blocks in float err like a few.
+template <class V>
+struct RunningSum {
+  V high = V::set(0), low = V::set(0);
+
+  void add(V x) {
+    const V sum = high + x;
+    const V added = sum - high;
+    low = low + ((high - (sum - added)) + (x - added));
+    high = sum;
+  }
+  V plus(V x) const { return high + (low + x); }
+  typename V::value total() const { return (high + low).sum(); }
+};
+
 // p = softmax(z / temperature), gate = inclusive prefix sum of p, complement = exclusive suffix sum of p, all [m].
 // The complement has its own scan: 1 - gate has no correct digit where the gate is near 1.
 template <class V>
@@ -21,39 +36,40 @@ inline void cumsoftmax(const typename V::value* z, int64_t m, typename V::value 
   for (; k < m; ++k) top = std::max(top, z[k]);
 
   const V shift = V::set(top), inverse = V::set(T(1) / temperature);
-  V total = V::set(0);
+  RunningSum<V> total;
   T rest = 0;
   for (k = 0; k + V::width <= m; k += V::width) {
     const V e = V::exp((V::load(z + k) - shift) * inverse);
     e.store(p + k);
-    total = total + e;
+    total.add(e);
   }
   if (k < m) {
     V::exp((V::load(z + k, m - k) - shift) * inverse).store(p + k, m - k);
     for (; k < m; ++k) rest += p[k];
   }
 
-  const V scale = V::set(T(1) / (total.sum() + rest)), one = V::set(1);
-  V carry = V::set(0);
+  const V scale = V::set(T(1) / (total.total() + rest)), one = V::set(1);
+  RunningSum<V> before;
   for_each_vector<V>(m, [&](int64_t at, auto part) {
     const V x = part.load(p + at) * scale;
     part.store(x, p + at);
-    const V sum = x.scan_from_left() + carry;
-    carry = sum.last();  // of a partial vector too: lanes past the end are zero
-    part.store(V::min(one, sum), gate + at);
+    const V inside = x.scan_from_left();
+    part.store(V::min(one, before.plus(inside)), gate + at);
+    before.add(inside.last());
   });
 
-  carry = V::set(0);
+  const V zero = V::set(0);
+  RunningSum<V> after;
   k = m / V::width * V::width;
   if (k < m) {
-    const V sum = V::load(p + k, m - k).scan_from_right();
-    V::min(one, sum.shift_left(carry)).store(complement + k, m - k);
-    carry = sum.first();
+    const V inside = V::load(p + k, m - k).scan_from_right();  // lanes past the end are zero
+    V::min(one, inside.shift_left(zero)).store(complement + k, m - k);
+    after.add(inside.first());
   }
   for (k -= V::width; k >= 0; k -= V::width) {
-    const V sum = V::load(p + k).scan_from_right() + carry;
-    V::min(one, sum.shift_left(carry)).store(complement + k);
-    carry = sum.first();
+    const V inside = V::load(p + k).scan_from_right();
+    V::min(one, after.plus(inside.shift_left(zero))).store(complement + k);
+    after.add(inside.first());
   }
 }
 
@@ -62,21 +78,22 @@ template <class V>
 inline void cumsoftmax_backward(typename V::value* grad_gate, const typename V::value* p, int64_t m,
                                 typename V::value temperature, typename V::value* grad_z) {
   using T = typename V::value;
-  V carry = V::set(0), dot = V::set(0);
+  RunningSum<V> after, dot;
   int64_t k = m / V::width * V::width;
   if (k < m) {
     const V s = V::load(grad_gate + k, m - k).scan_from_right();
     s.store(grad_gate + k, m - k);
-    dot = s * V::load(p + k, m - k);
-    carry = s.first();
+    dot.add(s * V::load(p + k, m - k));
+    after.add(s.first());
   }
   for (k -= V::width; k >= 0; k -= V::width) {
-    const V s = V::load(grad_gate + k).scan_from_right() + carry;
+    const V inside = V::load(grad_gate + k).scan_from_right();
+    const V s = after.plus(inside);
     s.store(grad_gate + k);
-    dot = dot + s * V::load(p + k);
-    carry = s.first();
+    dot.add(s * V::load(p + k));
+    after.add(inside.first());
   }
-  const V mean = V::set(dot.sum()), inverse = V::set(T(1) / temperature);
+  const V mean = V::set(dot.total()), inverse = V::set(T(1) / temperature);
   for_each_vector<V>(m, [&](int64_t at, auto part) {
     part.store(part.load(p + at) * (part.load(grad_gate + at) - mean) * inverse, grad_z + at);
   });

@@ -14,23 +14,25 @@
 
 namespace pgm_fast::cpu {
 
+// One lane: T in memory, double in between, so that a scan of thousands of floats loses nothing without vectors either.
 template <class T>
 struct Lane {
   using value = T;
   static constexpr int width = 1;
-  T v;
+  double v;
 
-  static Lane set(T x) { return {x}; }
+  static Lane set(double x) { return {x}; }
   static Lane load(const T* from) { return {*from}; }
   static Lane load(const T* from, int64_t) { return {*from}; }
-  void store(T* to) const { *to = v; }
-  void store(T* to, int64_t) const { *to = v; }
-  void stream(T* to) const { *to = v; }
+  void store(T* to) const { *to = static_cast<T>(v); }
+  void store(T* to, int64_t) const { store(to); }
+  void stream(T* to) const { store(to); }
   friend Lane operator+(Lane a, Lane b) { return {a.v + b.v}; }
   friend Lane operator-(Lane a, Lane b) { return {a.v - b.v}; }
   friend Lane operator*(Lane a, Lane b) { return {a.v * b.v}; }
-  static Lane max(Lane a, Lane b) { return {std::max(a.v, b.v)}; }
-  static Lane min(Lane a, Lane b) { return {std::min(a.v, b.v)}; }
+  // as the vector instructions: the second operand where one is NaN
+  static Lane max(Lane a, Lane b) { return {a.v > b.v ? a.v : b.v}; }
+  static Lane min(Lane a, Lane b) { return {a.v < b.v ? a.v : b.v}; }
   static Lane exp(Lane a) { return {std::exp(a.v)}; }
   Lane scan_from_left() const { return *this; }
   Lane scan_from_right() const { return *this; }
@@ -38,8 +40,8 @@ struct Lane {
   Lane last() const { return *this; }
   // lanes 1.. and then the first lane of next
   Lane shift_left(Lane next) const { return next; }
-  T sum() const { return v; }
-  T largest() const { return v; }
+  T sum() const { return static_cast<T>(v); }
+  T largest() const { return static_cast<T>(v); }
 };
 
 inline void stream_fence() {

@@ -41,17 +41,19 @@ def test_gradients_equal_finite_differences(case):
 
 @by_op
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
-def test_error_is_at_most_twice_that_of_plain_torch(case, dtype):
-    tensors = case.tensors(17, 96, dtype)
+@pytest.mark.parametrize("d", [96, 5000])
+def test_error_is_at_most_twice_that_of_plain_torch(case, dtype, d):
+    """In root mean square over all entries: the largest error of either is a matter of luck."""
+    tensors = case.tensors(17, d, dtype)
     exact = forward_and_gradients(case.plain, [x.double() for x in tensors])
     plain = forward_and_gradients(case.plain, tensors)
     got = forward_and_gradients(case.run, tensors)
     # at relu's kink a rounding changes a gradient by its whole value: only its outputs are compared
     for kind in (0, 1) if case.smooth else (0,):
         for reference, by_torch, by_op_ in zip(exact[kind], plain[kind], got[kind], strict=True):
-            floor = EPS[dtype] * reference.abs().max()
-            allowed = TIMES_TORCH_ERROR * (by_torch.double() - reference).abs().max() + floor
-            assert (by_op_.double() - reference).abs().max() <= allowed
+            floor = EPS[dtype] * _rms(reference)
+            allowed = TIMES_TORCH_ERROR * _rms(by_torch.double() - reference) + floor
+            assert _rms(by_op_.double() - reference) <= allowed
 
 
 @by_op
@@ -146,6 +148,10 @@ def test_wrong_tensors_are_named(case):
             arguments = [*tensors[:position], tensors[position].to("meta"), *tensors[position + 1 :]]
             with pytest.raises(ValueError, match="is on meta"):
                 case.run(*arguments)
+
+
+def _rms(x: torch.Tensor) -> torch.Tensor:
+    return x.square().mean().sqrt()
 
 
 def _transposed(x: torch.Tensor) -> torch.Tensor:
