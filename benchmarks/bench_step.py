@@ -31,7 +31,7 @@ RATES = {"*": {"encoder": 0.5, "partitioner": 2.0, "uni": 1.5, "paired": 0.75, "
 
 
 def training_step(method: str, options: dict, rows: int, d: int, device: torch.device):
-    """A function that runs one step on a fixed batch."""
+    """``(step, clear)``: runs one step on a fixed batch; drops the gradients that a step leaves."""
     spec = DataSpec({m: ModalitySpec(d) for m in MODALITIES}, "classification", 10)
     config = METHODS[method].config_class(**options)
     if method == "pgm":
@@ -56,7 +56,7 @@ def training_step(method: str, options: dict, rows: int, d: int, device: torch.d
         guard.update(total)
         schedule.step()
 
-    return step
+    return step, optimizer.zero_grad
 
 
 def main() -> None:
@@ -69,8 +69,9 @@ def main() -> None:
     with pgm_fast.backend("torch"):
         for batch, d in SIZES:
             steps = {name: training_step(*variant, batch, d, device) for name, variant in VARIANTS.items()}
-            for name, timing in harness.interleaved(steps, device).items():
-                counts = harness.count(steps[name], device)
+            runs = {name: step for name, (step, _) in steps.items()}
+            for name, timing in harness.interleaved(runs, device).items():
+                counts = harness.count(runs[name], device, clear=steps[name][1])
                 shape = {"batch": batch, "modalities": len(MODALITIES), "d": d}
                 row = harness.as_row(
                     timing,

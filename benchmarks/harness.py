@@ -81,14 +81,19 @@ def interleaved(variants: Mapping[str, Callable[[], object]], device: torch.devi
     return {name: _timing(times) for name, times in samples.items()}
 
 
-def count(run: Callable[[], object], device: torch.device) -> Counts:
-    """Ops, host reads and peak memory of one warm call."""
+def count(run: Callable[[], object], device: torch.device, clear: Callable[[], object] = lambda: None) -> Counts:
+    """Ops, host reads and peak memory of one warm call.
+
+    ``clear`` is called before the memory of a call is measured: it frees what the call before has left (gradients, say)
+    and this one would replace, so that the peak holds it.
+    """
     run()
     with _profile() as profile:
         run()
     events = profile.events()
     ops = sum(_working_calls(event) for event in events if event.cpu_parent is None)
     host_reads = sum(event.name in HOST_READS and not _inside_fused_optimizer(event) for event in events)
+    clear()
     return Counts(ops, host_reads, _peak_bytes(run, device))
 
 

@@ -96,7 +96,8 @@ class Joint(_Baseline):
 class _Separate(_Baseline):
     """A model per modality, each trained by its own loss only; subclasses say how they answer together.
 
-    Losses: ``uni/<m>``, and ``total``, their sum, so that every modality trains as it would alone.
+    Losses: ``uni/<m>``, and ``total``, their sum: no modality's loss reaches another's parameters. The run around them
+    is shared: gradients are clipped by their joint norm, and the best epoch is that of the fused score.
     """
 
     def __init__(

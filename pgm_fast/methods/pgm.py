@@ -24,6 +24,7 @@ from ..nn.block import BlockOutput, PgMBlock
 from ..nn.contrastive import cross_modal_info_nce
 from ..nn.interaction import INTERACTIONS, PairedInteraction
 from ..nn.parts import SHARED, modality_dict
+from ..nn.weights import among
 from ..optim.groups import multi_rate_groups
 from .base import Method, ModelConfig, Output, Stage
 from .components import Head, build_encoders, check_model, encode, fuse, fuse_only
@@ -197,7 +198,7 @@ class PgM(Method):
         if batch.presence:
             everywhere = torch.ones_like(batch.weight, dtype=torch.bool)
             presence = [batch.presence.get(m, everywhere) for m in block.paired]
-            weight = weight * (torch.stack(presence).sum(0) > 1)
+            weight = among(weight, torch.stack(presence).sum(0) > 1)
         return self.paired_head(self.interaction(list(block.paired.values()), presence)), weight
 
     def _share_targets(self) -> dict[str, float]:

@@ -14,6 +14,7 @@ from .decoder import UniPairedDecoder
 from .learners import UniPairedLearners
 from .partitioner import ModalPartitioner
 from .parts import mark_part, modality_dict
+from .weights import among
 
 __all__ = ["BlockOutput", "PgMBlock"]
 
@@ -142,9 +143,7 @@ class PgMBlock(nn.Module):
             if weight is None:
                 first = next(iter(presence.values()))
                 weight = torch.full(first.shape, 1.0 / max(first.numel(), 1), device=first.device)
-            # sum over m's rows rescaled to the sum over all rows
-            here = {m: weight * p for m, p in presence.items()}
-            modality_weight = {m: w * (weight.sum() / w.sum().clamp(min=1e-12)) for m, w in here.items()}
+            modality_weight = {m: among(weight, p) for m, p in presence.items()}
         out = self.run(representations, presence, weight, modality_weight)
         return out.representations, out.losses
 
@@ -165,6 +164,7 @@ class PgMBlock(nn.Module):
         """
         presence = presence or {}
         modality_weight = modality_weight or {}
+        self._check(representations, presence)
         out = BlockOutput()
         inputs = {m: _hide(representations[m], presence.get(m)) for m in self.partitioners}
         for m, h in inputs.items():
@@ -193,6 +193,18 @@ class PgMBlock(nn.Module):
                 {m: p.flatten() for m, p in presence.items()},
             )
         return out
+
+    def _check(self, representations: Mapping[str, Tensor], presence: Mapping[str, Tensor]) -> None:
+        known = ", ".join(self.partitioners)
+        if set(representations) != set(self.partitioners):
+            raise ValueError(f"representations must be of {known}; got {', '.join(representations) or 'none'}")
+        for m, partitioner in self.partitioners.items():
+            if representations[m].shape[-1] != partitioner.dim:
+                shape = list(representations[m].shape)
+                raise ValueError(f"the representation of {m} must have shape [..., {partitioner.dim}], got {shape}")
+        for m, present in presence.items():
+            if m not in self.partitioners or present.dtype != torch.bool:
+                raise ValueError(f"presence must be bool tensors for some of {known}; got {m}: {present.dtype}")
 
     def alone(self, modality: str, representation: Tensor) -> Tensor:
         """``representations[modality]`` ``[..., out_dims[modality]]`` as if every other modality were absent."""

@@ -10,6 +10,7 @@ import torch.distributed
 from torch import Tensor
 
 from .. import ops
+from .weights import among, world_size
 
 __all__ = ["cross_modal_info_nce"]
 
@@ -37,7 +38,8 @@ def cross_modal_info_nce(
         embeddings: modality -> ``[n, e]``, the same e for all; normalised here.
         temperature: of the similarities.
         weight: ``[n]`` as in :class:`~pgm_fast.data.batch.Batch`; None for 1/n (times the number of ranks).
-        presence: modality -> bool ``[n]`` for modalities that may be missing. A row counts for the pairs that it has.
+        presence: modality -> bool ``[n]`` for modalities that may be missing. A pair's loss is
+            the mean over the rows that have both.
 
     Returns:
         A scalar; 0 with fewer than two modalities.
@@ -46,25 +48,18 @@ def cross_modal_info_nce(
     if not pairs:
         return next(iter(embeddings.values())).new_zeros(())
     presence = presence or {}
-    distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
-    world = torch.distributed.get_world_size() if distributed else 1
+    world = world_size()
+    rows = next(iter(embeddings.values()))
+    if weight is None and (world > 1 or presence):
+        weight = torch.full(rows.shape[:1], 1.0 / max(rows.shape[0], 1), device=rows.device)
     if world > 1:
-        rows = next(iter(embeddings.values()))
-        if weight is None:
-            weight = torch.full(rows.shape[:1], 1.0 / max(rows.shape[0], 1), device=rows.device)
         embeddings = {m: _joined(x) for m, x in embeddings.items()}
         presence = {m: _joined(x.to(torch.uint8)) > 0 for m, x in presence.items()}
         weight = _joined(weight) / world
     total = None
     for a, b in pairs:
-        pair_weight = weight
-        for m in (a, b):
-            if m in presence:
-                if pair_weight is None:
-                    pair_weight = torch.full(
-                        presence[m].shape, 1.0 / max(presence[m].numel(), 1), device=presence[m].device
-                    )
-                pair_weight = pair_weight * presence[m]
+        both = [presence[m] for m in (a, b) if m in presence]
+        pair_weight = among(weight, torch.stack(both).all(0), joined=True) if both else weight
         loss = ops.info_nce(embeddings[a], embeddings[b], temperature, normalize=True, weight=pair_weight)
         total = loss if total is None else total + loss
     return total / len(pairs)

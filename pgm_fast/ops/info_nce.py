@@ -14,7 +14,7 @@ from torch import Tensor
 
 from .checks import check_features, check_temperature, check_tensor
 from .gates import accumulation_dtype
-from .registration import define, define_autograd
+from .registration import define, define_autograd, define_backward
 
 __all__ = ["info_nce"]
 
@@ -128,7 +128,7 @@ _info_nce = define(
     _reference,
     _fake,
 )
-_info_nce_backward = define(
+_info_nce_backward = define_backward(
     "info_nce_backward(Tensor grad, Tensor a, Tensor b, Tensor? weight, Tensor rows, Tensor columns, float "
     "temperature, bool normalize) "
     "-> (Tensor, Tensor)",

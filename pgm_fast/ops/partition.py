@@ -12,7 +12,7 @@ from torch import Tensor
 from .checks import check_features, check_gate, check_temperature
 from .gates import accumulation_dtype, chunk_sum, cumsoftmax, cumsoftmax_backward, expand_gate
 from .native import register_native
-from .registration import define, define_autograd
+from .registration import define, define_autograd, define_backward
 
 __all__ = ["partition"]
 
@@ -64,7 +64,7 @@ _partition = define(
     _reference,
     lambda h, z, temperature: (h.new_empty(h.shape), h.new_empty(h.shape)),
 )
-_partition_backward = define(
+_partition_backward = define_backward(
     "partition_backward(Tensor grad_uni, Tensor grad_paired, Tensor h, Tensor z, float temperature) -> "
     "(Tensor, Tensor)",
     _reference_backward,

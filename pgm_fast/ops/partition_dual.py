@@ -15,7 +15,7 @@ from torch import Tensor
 from .checks import check_features, check_gate, check_temperature
 from .gates import accumulation_dtype, chunk_sum, cumsoftmax, cumsoftmax_backward, expand_gate
 from .native import register_native
-from .registration import define, define_autograd
+from .registration import define, define_autograd, define_backward
 
 __all__ = ["partition_dual"]
 
@@ -95,7 +95,7 @@ _partition_dual = define(
     _reference,
     lambda h, z_uni, z_paired, temperature: tuple(h.new_empty(h.shape) for _ in range(3)),
 )
-_partition_dual_backward = define(
+_partition_dual_backward = define_backward(
     "partition_dual_backward(Tensor grad_uni, Tensor grad_paired, Tensor grad_shared, Tensor h, Tensor z_uni, "
     "Tensor z_paired, "
     "float temperature) -> (Tensor, Tensor, Tensor)",

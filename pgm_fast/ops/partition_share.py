@@ -11,7 +11,7 @@ from torch import Tensor
 
 from .checks import check_features, check_gate, check_temperature
 from .gates import accumulation_dtype, cumsoftmax, cumsoftmax_backward
-from .registration import define, define_autograd
+from .registration import define, define_autograd, define_backward
 
 __all__ = ["partition_share"]
 
@@ -82,7 +82,7 @@ _partition_share = define(
     _reference,
     lambda z, temperature: _fake_share(z, 2),
 )
-_partition_share_backward = define(
+_partition_share_backward = define_backward(
     "partition_share_backward(Tensor grad, Tensor z, float temperature) -> Tensor",
     _reference_backward,
     lambda grad, z, temperature: z.new_empty(z.shape),
@@ -92,7 +92,7 @@ _partition_dual_share = define(
     _dual_reference,
     lambda z_uni, z_paired, temperature: _fake_share(z_uni, 4),
 )
-_partition_dual_share_backward = define(
+_partition_dual_share_backward = define_backward(
     "partition_dual_share_backward(Tensor grad, Tensor z_uni, Tensor z_paired, float temperature) -> (Tensor, Tensor)",
     _dual_reference_backward,
     lambda grad, z_uni, z_paired, temperature: (z_uni.new_empty(z_uni.shape), z_paired.new_empty(z_paired.shape)),

@@ -17,7 +17,7 @@ from .activations import ACTIVATIONS, activate, activate_backward
 from .checks import autocast_dtype, check_features, check_gate, check_temperature, check_tensor
 from .gates import accumulation_dtype, chunk_sum, cumsoftmax, cumsoftmax_backward, expand_gate
 from .native import NATIVE_DTYPES, native_kernel, refuse_mixed_precision
-from .registration import define, define_autograd
+from .registration import define, define_autograd, define_backward
 
 __all__ = ["partitioned_linear"]
 
@@ -140,7 +140,7 @@ _partitioned_linear = define(
     _reference,
     _fake,
 )
-_partitioned_linear_backward = define(
+_partitioned_linear_backward = define_backward(
     "partitioned_linear_backward(Tensor grad_u, Tensor grad_p, Tensor saved_u, Tensor saved_p, Tensor h, "
     "Tensor z, Tensor w_uni, "
     "Tensor w_paired, str? activation, float temperature) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",

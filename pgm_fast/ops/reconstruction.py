@@ -12,7 +12,7 @@ from torch import Tensor
 
 from .checks import autocast_dtype, check_features, check_tensor
 from .gates import accumulation_dtype
-from .registration import define, define_autograd
+from .registration import define, define_autograd, define_backward
 
 __all__ = ["reconstruction"]
 
@@ -113,7 +113,7 @@ _reconstruction = define(
         u.new_empty((), dtype=accumulation_dtype(u.dtype)),
     ),
 )
-_reconstruction_backward = define(
+_reconstruction_backward = define_backward(
     "reconstruction_backward(Tensor grad_decoded, Tensor grad_loss, Tensor u, Tensor p, Tensor w_uni, Tensor "
     "w_paired, Tensor decoded, "
     "Tensor target, Tensor? row_weight) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",

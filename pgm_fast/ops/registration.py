@@ -9,7 +9,7 @@ import torch
 
 from .. import backends
 
-__all__ = ["define", "define_autograd"]
+__all__ = ["define", "define_autograd", "define_backward"]
 
 _library = torch.library.Library("pgm_fast", "DEF")
 
@@ -34,6 +34,21 @@ def define(schema: str, reference: Callable, fake: Callable):
     _library.impl(name, dispatch, "CompositeExplicitAutograd")
     torch.library.register_fake(f"pgm_fast::{name}", fake, lib=_library)
     return getattr(torch.ops.pgm_fast, name).default
+
+
+def define_backward(schema: str, reference: Callable, fake: Callable):
+    """As :func:`define`, for an op that computes gradients: asking for gradients of those is an error, not zero."""
+    op = define(schema, reference, fake)
+    name = schema.partition("_backward(")[0]
+
+    def refuse(ctx, *grads):
+        raise RuntimeError(
+            f"pgm_fast.ops.{name} cannot be differentiated twice; write this part in plain PyTorch where a second "
+            "derivative is needed (a gradient penalty, say)"
+        )
+
+    torch.library.register_autograd(op, refuse, lib=_library)
+    return op
 
 
 def define_autograd(op, setup_context: Callable, backward: Callable) -> None:

@@ -9,6 +9,7 @@ import torch
 from tolerances import FP64, ROW_WEIGHT_FP32, TRAINED_SHARE
 from torch.nn.functional import gelu
 
+from pgm_fast.data.batch import Batch
 from pgm_fast.errors import ConfigError
 from pgm_fast.methods import ModelConfig, PgMConfig, build
 from pgm_fast.methods.tasks import task_loss
@@ -311,3 +312,20 @@ def test_wrong_rates_are_named_when_the_stage_is_made(make_batch, rates):
 def test_retrieval_needs_two_modalities(make_batch):
     with pytest.raises(ConfigError, match="two modalities"):
         make(make_batch("retrieval", modalities=1)[0])
+
+
+def test_the_paired_loss_is_a_mean_over_the_rows_that_have_a_pair(make_batch):
+    """However few they are: rows that cannot be paired do not shrink it."""
+    spec, batch = make_batch(rows=12, modalities=2, missing=("audio",))
+    method = build("pgm", spec, ModelConfig(dim=8, hidden=8, heads=2), PgMConfig()).double().eval()
+    here = batch.presence["audio"]
+    rows = here.nonzero().squeeze(-1)
+    whole = Batch(
+        inputs={m: x[rows] for m, x in batch.inputs.items()},
+        weight=torch.full((len(rows),), 1 / len(rows)),
+        index=torch.arange(len(rows)),
+        labels=batch.labels[rows],
+    )
+    few, all_paired = method(batch).losses, method(whole).losses
+    for name in ("paired", "align"):
+        torch.testing.assert_close(few[name], all_paired[name], rtol=ROW_WEIGHT_FP32, atol=0)

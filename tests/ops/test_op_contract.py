@@ -171,3 +171,12 @@ class _recording(torch.utils._python_dispatch.TorchDispatchMode):
                 (function, tuple(x.detach().clone() if isinstance(x, torch.Tensor) else x for x in args))
             )
         return function(*args, **(kwargs or {}))
+
+
+@by_op
+def test_a_second_derivative_is_refused_rather_than_zero(case):
+    leaves = [x.requires_grad_() for x in case.tensors(3, 4)]
+    result = outputs(case.run(*leaves))
+    first = torch.autograd.grad(sum(x.square().sum() for x in result), leaves, create_graph=True)
+    with pytest.raises(RuntimeError, match="cannot be differentiated twice"):
+        torch.autograd.grad(sum(g.square().sum() for g in first), leaves)
