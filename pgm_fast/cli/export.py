@@ -11,9 +11,8 @@ import numpy as np
 from ..data.feature_set import FeatureSet
 from ..errors import ConfigError
 from ..train import predict
-from ..train.assembly import load_features
+from ..train.assembly import features_of_run
 from ..train.checkpoints import load as load_checkpoint
-from ..train.configure import from_yaml
 from ..train.files import atomic_write
 from ..train.folder import RunFolder
 from ..train.predictions import Predictions
@@ -47,7 +46,7 @@ def write_predictions(run: Path, path: Path, *, data: str | None, split: str | N
     folder.require()
     state = load_checkpoint(folder.best)
     task = state["spec"]["task"]
-    features = load_features(from_yaml(state["config"]), data, task=task, labels=False)
+    features = features_of_run(state, data, labels=False)
     predictions = predict(run, data=features, split=split, checkpoint=checkpoint)
     arrays = dict(_arrays(predictions, features, task))
     if path.suffix == ".npz":

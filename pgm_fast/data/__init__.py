@@ -1,6 +1,7 @@
 """Feature sets: readers, checks, batches, sampling, synthetic data with known interactions; nothing of methods."""
 
 from .batch import Batch
+from .checks import check_features
 from .feature_set import SPLITS, TASKS, DataSpec, FeatureSet, ModalitySpec
 from .loading import Loader
 from .normalize import Normalizer
@@ -20,6 +21,7 @@ __all__ = [
     "Problem",
     "Synthetic",
     "check",
+    "check_features",
     "draw",
     "generate",
     "load",

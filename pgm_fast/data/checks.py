@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 import numpy as np
+from torch import nn
 
 from ..errors import DataError
-from .arrays import iterate_valid
-from .feature_set import SPLITS, TASKS
+from .arrays import LazyRows, iterate_valid
+from .feature_set import SPLITS, TASKS, FeatureSet
 from .grouping import disagreement
-from .labels import decide_task, label_problems
+from .labels import decide_task, label_problems, likely_classes
 from .raw import Problem, Raw, RefusedData, Request, nearest
 from .readers import read
 
-__all__ = ["examine", "find_problems", "normal_split"]
+__all__ = ["check_features", "examine", "find_problems", "normal_split"]
 
+# What a model's parts that serve all modalities are called; attributes of a ModuleDict are the other reserved names.
+RESERVED = "shared"
 SPLIT_NAMES = {
     "train": "train",
     "valid": "valid",
@@ -32,6 +36,7 @@ def examine(request: Request) -> tuple[Raw | None, list[Problem]]:
     try:
         _check_request(request)
         raw = read(request)
+        _use_classes(raw, request)
     except RefusedData as refused:
         return None, [refused.problem]
     except DataError as error:
@@ -59,6 +64,101 @@ def _check_request(request: Request) -> None:
         )
 
 
+def check_features(features: FeatureSet, *, apply: bool = False) -> None:
+    """What :func:`load` checks of a file, for a feature set built in code. Reads every value once.
+
+    ``apply``: the data is for a trained model to be applied to; labels may be left out, and no split needs rows.
+
+    Raises:
+        DataError: the first problem, and how many more there are.
+    """
+    raw = Raw(
+        file=features.name,
+        name=features.name,
+        modalities=dict(features.modalities),
+        label=None if features.task == "retrieval" else features.labels,
+        label_key="labels",
+        split=features.split,
+        ids=features.ids,
+        presence=features.presence,
+        lengths=dict(features.lengths),
+        step_lengths=features.step_lengths,
+        num_classes=features.num_classes,
+        class_names=features.class_names,
+    )
+    problems = list(_unusual(raw, features, apply))
+    if not problems:
+        request = Request(source=features.name, task=features.task, apply=apply)
+        # Absent rows need a length too: here nothing comes after the checks that would give them one.
+        problems = [*_lengths(replace(raw, presence=None))]
+        if raw.step_lengths is not None:
+            raw.lengths = dict.fromkeys(raw.modalities, raw.step_lengths) | raw.lengths
+        problems = problems or [p for p in find_problems(raw, request) if p.severity == "error"]
+    if problems:
+        more = len(problems) - 1
+        raise RefusedData(problems[0], f"{problems[0]}" + (f" ({more} more)" if more else ""))
+
+
+def _unusual(raw: Raw, features: FeatureSet, apply: bool) -> Iterator[Problem]:
+    """What a reader never hands on: other types than arrays, and values that loading would have converted."""
+    if features.task not in TASKS:
+        message = f"unknown task '{features.task}'{nearest(features.task, TASKS)}; one of {', '.join(TASKS)}"
+        yield raw.problem("task", None, message)
+        return
+    if not raw.modalities:
+        yield raw.problem("modalities", None, "none; at least one array [N, d] or [N, T, d] is needed")
+    if raw.label is None and features.task != "retrieval" and not apply:
+        yield raw.problem("labels", None, f"None, and {features.task} needs labels")
+    if raw.split is None:
+        yield raw.problem("split", None, "None; [N] of train / valid / test is needed")
+    for name in raw.lengths.keys() - raw.modalities.keys():
+        yield raw.problem(f"{name}_lengths", None, f"no such modality{nearest(name, list(raw.modalities))}")
+    named = {
+        "labels": raw.label,
+        "split": raw.split,
+        "ids": raw.ids,
+        "presence": raw.presence,
+        "step_lengths": raw.step_lengths,
+    }
+    named |= raw.modalities | {f"{name}_lengths": value for name, value in raw.lengths.items()}
+    usable = True
+    for name, array in named.items():
+        if array is not None and not (isinstance(array, (np.ndarray, LazyRows)) and array.ndim):
+            usable = False
+            message = f"a {type(array).__name__} where a numpy array of one row per sample is needed (tensor.numpy())"
+            yield raw.problem(name, None, message)
+    if not usable or raw.split is None:
+        return
+    if raw.split.ndim == 1 and len(wrong := np.flatnonzero(~np.isin(raw.split.astype(str), SPLITS))):
+        message = f"'{raw.split[wrong[0]]}' is not one of {', '.join(SPLITS)}"
+        yield raw.problem("split", int(wrong[0]), message)
+    if raw.presence is not None and (raw.presence.ndim != 2 or raw.presence.dtype != bool):
+        message = f"{raw.presence.dtype}{list(raw.presence.shape)}: bool [N, {len(raw.modalities)}] is needed"
+        yield raw.problem("presence", None, message)
+    if (
+        raw.label is not None
+        and features.task in ("classification", "multilabel")
+        and raw.label.dtype.kind not in "iub"
+    ):
+        yield raw.problem("labels", None, f"dtype {raw.label.dtype}: {features.task} needs integers")
+
+
+def _use_classes(raw: Raw, request: Request) -> None:
+    """Put the classes that were asked for in the place of the source's own, labels recoded by name."""
+    if request.num_classes is not None:
+        raw.num_classes = request.num_classes
+    if request.class_names is None:
+        return
+    own, raw.class_names = raw.class_names, list(request.class_names)
+    if own is None or own == raw.class_names or raw.label is None or raw.label.dtype.kind in "US":
+        return
+    in_range = raw.label.dtype.kind in "iu" and raw.label.size and 0 <= raw.label.min() and raw.label.max() < len(own)
+    if request.task not in ("auto", "classification") or not in_range:
+        message = f"{own} differ from the classes asked for, {raw.class_names}; labels by name can be recoded"
+        raise RefusedData(raw.problem("class_names", None, message))
+    raw.label = np.asarray(own)[raw.label]
+
+
 def find_problems(raw: Raw, request: Request) -> Iterator[Problem]:
     """All problems of a readable source, structure first, then values."""
     rows = len(raw)
@@ -67,7 +167,7 @@ def find_problems(raw: Raw, request: Request) -> Iterator[Problem]:
         shapes_fit = False
         yield problem
     yield from _names(raw)
-    yield from _splits(raw)
+    yield from _splits(raw, request.apply)
     yield from _ids(raw, request)
     yield from _lengths(raw)
     yield from _presence(raw, rows)
@@ -112,8 +212,11 @@ def _shapes(raw: Raw, rows: int) -> Iterator[Problem]:
 
 
 def _names(raw: Raw) -> Iterator[Problem]:
+    taken = nn.ModuleDict()
     for name in raw.modalities:
-        if not name or any(c in "./" or c.isspace() for c in name):
+        if name == RESERVED or hasattr(taken, name):
+            yield raw.problem(name, None, f"modality name '{name}' is reserved; rename the key, to '{name}_' say")
+        elif not name or any(c in "./" or c.isspace() for c in name):
             yield raw.problem(name, None, f"modality name '{name}' holds '.', '/' or a space; rename the key")
 
 
@@ -129,9 +232,9 @@ def normal_split(split: np.ndarray) -> tuple[np.ndarray, int | None]:
     return known, int(wrong[0]) if len(wrong) else None
 
 
-def _splits(raw: Raw) -> Iterator[Problem]:
+def _splits(raw: Raw, apply: bool) -> Iterator[Problem]:
     if raw.split is None:
-        if len(raw) < 3:
+        if len(raw) < 3 and not apply:
             yield raw.problem("split", None, f"{len(raw)} rows: too few for a train / valid / test split")
         return
     if raw.split.ndim != 1 or raw.split.dtype.kind not in "iubfUS":
@@ -145,10 +248,12 @@ def _splits(raw: Raw) -> Iterator[Problem]:
     if wrong is not None:
         yield raw.problem("split", wrong, f"'{raw.split[wrong]}' is not one of train, valid, test (or 0, 1, 2)")
         return
+    if apply:
+        return
     for name in ("train", "test"):
         if not (split == name).any():
             message = f"no {name} rows; mark some, or leave 'split' out for a seeded 70/10/20 split"
-            yield raw.problem("split", None, message)
+            yield raw.problem("split", None, message, "error" if name == "train" else "note")
     if (split == "train").sum() == 1 and not (split == "valid").any():
         yield raw.problem("split", None, "one train row and no valid rows: nothing to validate on")
 
@@ -202,7 +307,12 @@ def _lengths(raw: Raw) -> Iterator[Problem]:
 def _presence(raw: Raw, rows: int) -> Iterator[Problem]:
     if raw.presence is None or raw.presence.ndim != 2 or len(raw.presence) != rows:
         return
-    if not np.isin(raw.presence, (0, 1)).all():
+    if raw.presence.shape[1] != len(raw.modalities):
+        found, names = raw.presence.shape, ", ".join(raw.modalities)
+        yield raw.problem(
+            "presence", None, f"shape {found}: [N, {len(raw.modalities)}] is expected, in the order {names}"
+        )
+    elif not np.isin(raw.presence, (0, 1)).all():
         row = int(np.flatnonzero(~np.isin(raw.presence, (0, 1)).all(axis=1))[0])
         yield raw.problem("presence", row, f"{raw.presence[row].tolist()}: true and false (or 1 and 0) are needed")
     elif not raw.presence.any(axis=1).all():
@@ -242,7 +352,7 @@ def _groups(raw: Raw, request: Request, rows: int) -> Iterator[Problem]:
             yield raw.problem(
                 "presence", found[0], f"{found[1]}: a modality is present in a whole sequence or not at all"
             )
-    if raw.split is None and len(np.unique(groups)) < 3:
+    if raw.split is None and not request.apply and len(np.unique(groups)) < 3:
         yield raw.problem(
             request.group_by, None, f"{len(np.unique(groups))} groups: too few for a train / valid / test split"
         )
@@ -260,6 +370,8 @@ def _labels(raw: Raw, request: Request) -> Iterator[Problem]:
     task = decide_task(label, request.task, raw.default_task)
     if task == "retrieval":
         return
+    if request.task == "auto" and raw.default_task is None and (advice := likely_classes(label)):
+        yield raw.problem(raw.label_key, None, advice, "warning")
     for row, message in label_problems(label, task, raw.num_classes, raw.class_names):
         yield raw.problem(raw.label_key, row if row is None or rows_of is None else int(rows_of[row]), message)
 

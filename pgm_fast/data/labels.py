@@ -8,7 +8,10 @@ import numpy as np
 
 from .raw import nearest
 
-__all__ = ["convert_labels", "decide_task", "label_problems"]
+__all__ = ["convert_labels", "decide_task", "label_problems", "likely_classes"]
+
+# Floats of more distinct values than this are taken for measurements without a doubt, whole or not.
+MANY_CLASSES = 100
 
 
 def decide_task(label: np.ndarray, requested: str, default: str | None) -> str:
@@ -24,6 +27,21 @@ def decide_task(label: np.ndarray, requested: str, default: str | None) -> str:
     if label.dtype.kind == "f":
         return "regression"
     return "multilabel" if label.ndim == 2 and label.shape[1] > 1 else "classification"
+
+
+def likely_classes(label: np.ndarray) -> str | None:
+    """A doubt where labels whose type means another task look like classes, else None."""
+    if label.dtype.kind not in "iubf" or len(label) < 2:
+        return None
+    if label.ndim == 2 and label.shape[1] > 1:
+        if np.isin(label, (0, 1)).all() and (label.sum(axis=1) == 1).all():
+            return f"shape {label.shape}, one 1 in every row: argmax them for classification?"
+        return None
+    if label.dtype.kind == "f" and label.size == len(label):
+        values = np.unique(label)
+        if 2 <= len(values) <= min(MANY_CLASSES, len(label) // 2) and np.array_equal(values, np.arange(len(values))):
+            return f"{label.dtype}, all of them whole numbers 0..{len(values) - 1}: data.task=classification?"
+    return None
 
 
 def _flat(label: np.ndarray) -> np.ndarray:
@@ -75,10 +93,13 @@ def _class_problems(
         return
     if label.dtype.kind in "US":
         names = [str(name) for name in np.unique(label.astype(str))]
-        if class_names is not None and not set(names) <= set(class_names):
+        if class_names is None and num_classes is not None:
+            yield 0, f"label '{label[0]}' is a name, and the classes are the numbers 0..{num_classes - 1}"
+        elif class_names is not None and not set(names) <= set(class_names):
             unknown = next(name for name in names if name not in class_names)
             row = int(np.flatnonzero(label.astype(str) == unknown)[0])
-            yield row, f"label '{unknown}' is not in class_names{nearest(unknown, class_names)}"
+            allowed = ", ".join(class_names)
+            yield row, f"label '{unknown}' is not in class_names{nearest(unknown, class_names)}; allowed are {allowed}"
         return
     if label.dtype.kind == "f" and (label != np.rint(label)).any():
         row = int(np.flatnonzero(label != np.rint(label))[0])

@@ -59,6 +59,9 @@ class Request:
     order_by: str | None = None
     nonfinite: str = "error"
     options: Mapping = field(default_factory=dict)
+    apply: bool = False
+    class_names: tuple[str, ...] | None = None
+    num_classes: int | None = None
 
 
 @dataclass

@@ -21,7 +21,20 @@ __all__ = ["check", "load"]
 log = logging.getLogger(__name__)
 
 
-def _request(source, format, task, modalities, label, group_by, order_by, nonfinite, options) -> Request:
+def _request(
+    source,
+    format,
+    task,
+    modalities,
+    label,
+    group_by,
+    order_by,
+    nonfinite,
+    options,
+    apply=False,
+    class_names=None,
+    num_classes=None,
+) -> Request:
     return Request(
         source=str(source),
         format=format,
@@ -32,6 +45,9 @@ def _request(source, format, task, modalities, label, group_by, order_by, nonfin
         order_by=order_by,
         nonfinite=nonfinite,
         options=dict(options or {}),
+        apply=apply,
+        class_names=None if class_names is None else tuple(class_names),
+        num_classes=num_classes,
     )
 
 
@@ -63,6 +79,9 @@ def load(
     order_by: str | None = None,
     nonfinite: str = "error",
     options: Mapping | None = None,
+    apply: bool = False,
+    class_names: Sequence[str] | None = None,
+    num_classes: int | None = None,
 ) -> FeatureSet:
     """Read and check a feature set.
 
@@ -78,6 +97,11 @@ def load(
         order_by: column that orders the steps of a sequence; the order of the file otherwise.
         nonfinite: ``error``, or ``zero``: NaN and infinities are read as 0.
         options: arguments of :func:`pgm_fast.data.synthetic.draw`, for ``synthetic`` only.
+        apply: the data is for a trained model to be applied to: no split is made (rows without one are all ``test``),
+            and no split needs rows.
+        class_names: the classes in the model's order. Names as labels, and numbers in a source with ``class_names`` of
+            its own, are coded by this list.
+        num_classes: how many classes there are; a class may be without rows.
 
     Without splits in the source a seeded stratified 70/10/20 split is made; without validation rows 15 % of the
     training rows (stratified, seeded) become validation. Both are logged, and both depend on the data alone. Validation
@@ -86,7 +110,20 @@ def load(
     Raises:
         DataError: the first problem, and how many more there are.
     """
-    request = _request(source, format, task, modalities, label, group_by, order_by, nonfinite, options)
+    request = _request(
+        source,
+        format,
+        task,
+        modalities,
+        label,
+        group_by,
+        order_by,
+        nonfinite,
+        options,
+        apply,
+        class_names,
+        num_classes,
+    )
     raw, problems = examine(request)
     errors = [problem for problem in problems if problem.severity == "error"]
     if errors:
@@ -122,7 +159,9 @@ def _assemble(raw: Raw, request: Request) -> FeatureSet:
         presence = None if presence is None else presence[members[:, 0]]
         ids = names.astype(str)
 
-    split = _split(raw, split, len(next(iter(modalities.values()))), label if step_lengths is None else None)
+    split = _split(
+        raw, request.apply, split, len(next(iter(modalities.values()))), label if step_lengths is None else None
+    )
     return FeatureSet(
         name=raw.name,
         modalities=modalities,
@@ -158,7 +197,9 @@ def _labels(raw: Raw, request: Request) -> tuple[np.ndarray | None, str, int | N
     return label, task, num_classes, class_names
 
 
-def _split(raw: Raw, split: np.ndarray | None, rows: int, label: np.ndarray | None) -> np.ndarray:
+def _split(raw: Raw, apply: bool, split: np.ndarray | None, rows: int, label: np.ndarray | None) -> np.ndarray:
+    if apply:
+        return np.full(rows, "test") if split is None else split
     if split is None:
         log.warning("%s: no 'split'; made a seeded stratified one, 70 %% train, 10 %% valid, 20 %% test", raw.file)
         split = stratified_split(rows, label)

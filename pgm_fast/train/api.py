@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from numbers import Integral
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,8 @@ from . import checkpoints
 from .assembly import (
     Encoders,
     Run,
+    differences,
+    features_of_run,
     fingerprint,
     load_features,
     machine,
@@ -24,7 +27,7 @@ from .assembly import (
     resolve_config,
 )
 from .config import Config
-from .configure import from_yaml, to_yaml
+from .configure import from_yaml, to_dict, to_yaml
 from .distributed import Ranks, connect, current_ranks
 from .evaluation import collect, measure
 from .finish import describe, finish
@@ -88,7 +91,8 @@ def fit_seeds(
 ) -> dict[str, Any]:
     """Train once per seed, in ``out/seed-<n>``, and write mean and sample standard deviation to ``out/summary.json``.
 
-    A seed that was trained with this configuration before is not trained again, one that was interrupted is continued.
+    A seed that was trained with this configuration on this data before is not trained again; one that was interrupted
+    is continued.
 
     Args:
         seeds: at least one, each once. The other arguments are those of :func:`fit`.
@@ -97,16 +101,20 @@ def fit_seeds(
         The summary.
 
     Raises:
-        ConfigError: no seeds, the same twice, or a folder that holds a run of another configuration. Else as
-            :func:`fit`.
+        ConfigError: no seeds, the same twice, or a folder that holds a run of another configuration, on other data or
+            with encoders for other modalities. Else as :func:`fit`.
     """
+    if isinstance(seeds, str) or not isinstance(seeds, Iterable):
+        raise ConfigError(f"seeds={seeds!r} must be a list of numbers, such as [0, 1, 2]")
+    seeds = list(seeds)
+    whole = all(isinstance(seed, Integral) and not isinstance(seed, bool) for seed in seeds)
+    if not seeds or not whole or len(set(seeds)) != len(seeds) or min(seeds) < 0:
+        raise ConfigError(f"seeds={seeds} must be at least one whole number, each once and none below 0")
     seeds = [int(seed) for seed in seeds]
-    if not seeds or len(set(seeds)) != len(seeds) or min(seeds) < 0:
-        raise ConfigError(f"seeds={seeds} must be at least one number, each once and none below 0")
     base = resolve_config(config, data, overrides)
     # The processes stay connected from seed to seed, and one of them writes the summary.
     with connect(base.train.device) as ranks:
-        reports = [_one_seed(base, seed, data, encoders, progress, overwrite) for seed in seeds]
+        reports = [_one_seed(base, seed, data, encoders, progress, overwrite, ranks) for seed in seeds]
         summary = summarise(reports)
         ranks.on_main(lambda: write_json(Path(base.out) / "summary.json", summary))
     return summary
@@ -119,12 +127,37 @@ def _one_seed(
     encoders: Encoders | None,
     progress: bool,
     overwrite: bool,
+    ranks: Ranks,
 ) -> dict[str, Any]:
     one = replace(base, out=str(Path(base.out) / f"seed-{seed}"), train=replace(base.train, seed=seed))
     folder = RunFolder(one.out)
     if not overwrite and folder.config.is_file() and from_yaml(folder.config.read_text(encoding="utf-8")) == one:
+        with ranks.all_or_none():
+            _require_same_run(folder, one, data, encoders)
         return resume(one.out, data=data, encoders=encoders, progress=progress)
     return _fit(one, data, encoders, progress, overwrite)
+
+
+def _require_same_run(
+    folder: RunFolder, config: Config, data: FeatureSet | str | None, encoders: Encoders | None
+) -> None:
+    """Raises ConfigError where the run in the folder, of this configuration, had other data or other encoders."""
+    if not folder.last.is_file():
+        return
+    state = checkpoints.load(folder.last)
+    again = "give the same, or another out, or overwrite (--overwrite) to train anew"
+    given = sorted(encoders or {})
+    if given != state["encoders"]:
+        raise ConfigError(
+            f"{folder} holds a run with encoders handed in for: {', '.join(state['encoders']) or 'none'}; given now: "
+            f"{', '.join(given) or 'none'}; {again}"
+        )
+    features = load_features(config, data if isinstance(data, FeatureSet) else None)
+    different = differences(features, state["data"])
+    if different:
+        raise ConfigError(
+            f"{folder} holds a run on data other than {features.name}: {', '.join(different)} differ; {again}"
+        )
 
 
 def resume(
@@ -144,7 +177,8 @@ def resume(
         The content of report.json.
 
     Raises:
-        CheckpointError: no run, an unreadable checkpoint, or another number of processes.
+        CheckpointError: no run, an unreadable checkpoint, another number of processes, or a config.yaml edited in
+            more than train.device, train.threads, train.plots and train.tensorboard.
         DataError: the data is not the same. Else as :func:`fit`.
     """
     folder = RunFolder(run)
@@ -155,6 +189,7 @@ def resume(
     state = None
     if folder.last.is_file() or folder.best.is_file() or folder.metrics.is_file():
         state = checkpoints.load(folder.last)
+        _require_same_config(folder, config, from_yaml(state["config"]))
     with machine(config) as ranks:
         with ranks.all_or_none():
             features = load_features(config, data)
@@ -173,9 +208,34 @@ def resume(
         else:
             with ranks.all_or_none():
                 parts = Run.from_checkpoint(state, config, features, encoders, ranks)
-            identity = {key: state[key] for key in _IDENTITY}
+            identity = {key: state.get(key) for key in _IDENTITY}
             ranks.on_main(lambda: _cut_metrics(folder, Position(**state["position"]).epoch))
         return _train(parts, folder, identity, progress, state)
+
+
+_FREE_TO_CHANGE = ("out", "train.device", "train.threads", "train.plots", "train.tensorboard")
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """``("train.lr", 0.001)``, ... for every value of a configuration."""
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def _require_same_config(folder: RunFolder, config: Config, started: Config) -> None:
+    """Raises CheckpointError where config.yaml no longer says what the run was started with."""
+    now, then = dict(_flat(to_dict(config))), dict(_flat(to_dict(started)))
+    different = [key for key in dict.fromkeys([*then, *now]) if now.get(key) != then.get(key)]
+    different = [key for key in different if key not in _FREE_TO_CHANGE]
+    if different:
+        changes = ", ".join(f"{key} is {now.get(key)!r} and was {then.get(key)!r}" for key in different)
+        raise CheckpointError(
+            f"{folder.config} is not the configuration that this run was started with: {changes}; "
+            "put it back, or train a new run with it in another folder"
+        )
 
 
 def evaluate(
@@ -259,7 +319,7 @@ def extract_features(
     return predict(run, data=data, encoders=encoders, split=split, checkpoint=checkpoint).features
 
 
-_IDENTITY = ("config", "spec", "data", "normalizer", "encoders", "world")
+_IDENTITY = ("config", "spec", "data", "normalizer", "encoders", "world", "class_names")
 
 
 def _identity(config: Config, parts: Run, encoders: Encoders | None) -> dict[str, Any]:
@@ -271,6 +331,7 @@ def _identity(config: Config, parts: Run, encoders: Encoders | None) -> dict[str
         "normalizer": None if parts.normalizer is None else parts.normalizer.state_dict(),
         "encoders": sorted(encoders or {}),
         "world": parts.ranks.world,
+        "class_names": parts.features.class_names,
     }
 
 
@@ -356,7 +417,7 @@ def _open(
         folder.require()
     state = checkpoints.load(path)
     config = from_yaml(state["config"])
-    features = load_features(config, data, task=state["spec"]["task"], labels=labels)
+    features = features_of_run(state, data, labels=labels)
     ranks = Ranks(device=current_ranks("cpu" if config.train.device == "cpu" else "auto").device)
     features = match_data(features, DataSpec.from_dict(state["spec"]), str(run))
     return Run.from_checkpoint(state, config, features, encoders, ranks), state, path.name

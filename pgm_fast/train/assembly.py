@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,16 +16,16 @@ import torch
 from torch import nn
 
 from .. import backends
-from ..data import Loader, Normalizer, load
+from ..data import Loader, Normalizer, check_features, load
 from ..data.feature_set import DataSpec, FeatureSet
 from ..data.raw import RefusedData
 from ..errors import CheckpointError, ConfigError, DataError
 from ..methods import METHODS, Method, build
 from .config import Config
-from .configure import make_config, to_dict
+from .configure import from_yaml, make_config, to_dict
 from .distributed import Ranks, connect
 
-__all__ = ["Run", "fingerprint", "load_features", "machine", "resolve_config"]
+__all__ = ["Run", "differences", "features_of_run", "fingerprint", "load_features", "machine", "resolve_config"]
 
 _OBJECT = "object:"  # data.source of a run on a FeatureSet that was handed in, followed by its name
 _SAMPLED_ROWS = 64  # rows per modality in a fingerprint
@@ -59,7 +59,14 @@ def resolve_config(
 
 
 def load_features(
-    config: Config, data: FeatureSet | str | None = None, *, task: str | None = None, labels: bool = True
+    config: Config,
+    data: FeatureSet | str | None = None,
+    *,
+    task: str | None = None,
+    labels: bool = True,
+    apply: bool = False,
+    class_names: Sequence[str] | None = None,
+    num_classes: int | None = None,
 ) -> FeatureSet:
     """The run's data, or other data read in the same way.
 
@@ -67,12 +74,16 @@ def load_features(
         config: of the run.
         data: a feature set, which is returned as it is; a source; None for the run's own source.
         task: in place of ``data.task``.
+        apply: the data is only for a trained model to be applied to.
+        class_names, num_classes: of the model; another source's classes are coded by them (see
+            :func:`pgm_fast.data.load`).
         labels: False where the labels may be missing or unusable: the data then comes without.
 
     Raises:
         DataError: unusable data, or the run's data was an object and nothing was handed in.
     """
     if isinstance(data, FeatureSet):
+        check_features(data, apply=apply)
         return data
     if data is None and config.data.source.startswith(_OBJECT):
         name = config.data.source.removeprefix(_OBJECT)
@@ -94,6 +105,7 @@ def load_features(
             order_by=settings.order_by,
             nonfinite=settings.nonfinite,
             options=dict(settings.options) if own else None,
+            **({} if own else {"apply": apply, "class_names": class_names, "num_classes": num_classes}),
         )
 
     try:
@@ -102,6 +114,32 @@ def load_features(
         if labels or refused.problem.key != settings.label:
             raise
         return read("retrieval")
+
+
+def features_of_run(state: Mapping[str, Any], data: FeatureSet | str | None = None, *, labels: bool) -> FeatureSet:
+    """What a trained model is shown: the data of its run, or ``data`` in its place.
+
+    Args:
+        state: content of a checkpoint.
+        data, labels: as for :func:`load_features`.
+
+    Raises:
+        DataError: as :func:`load_features`, or the run's own source holds other data than the run was trained on.
+    """
+    config = from_yaml(state["config"])
+    spec = DataSpec.from_dict(state["spec"])
+    features = load_features(
+        config,
+        data,
+        task=spec.task,
+        labels=labels,
+        apply=True,
+        class_names=state.get("class_names"),
+        num_classes=spec.num_outputs if spec.task == "classification" else None,
+    )
+    if data is None:
+        require_same_data(features, state["data"])
+    return features
 
 
 def fingerprint(features: FeatureSet) -> dict[str, Any]:
@@ -122,10 +160,15 @@ def fingerprint(features: FeatureSet) -> dict[str, Any]:
     return marks
 
 
+def differences(features: FeatureSet, marks: Mapping[str, Any]) -> list[str]:
+    """Names of what in ``features`` is not as this fingerprint says."""
+    present = fingerprint(features)
+    return [key for key in dict.fromkeys([*marks, *present]) if marks.get(key) != present.get(key)]
+
+
 def require_same_data(features: FeatureSet, marks: Mapping[str, Any]) -> None:
     """Raises DataError, naming what differs, unless ``features`` has this fingerprint."""
-    present = fingerprint(features)
-    different = [key for key in dict.fromkeys([*marks, *present]) if marks.get(key) != present.get(key)]
+    different = differences(features, marks)
     if different:
         raise DataError(
             f"{features.name} is not the data that this run was started with: "
@@ -327,6 +370,12 @@ def _build(config: Config, spec: DataSpec, encoders: Encoders | None) -> Method:
     unknown = [name for name in encoders or {} if name not in spec.modalities]
     if unknown:
         raise ConfigError(f"encoders are given for {', '.join(unknown)}; the data has {', '.join(spec.modalities)}")
+    for name, encoder in (encoders or {}).items():
+        if not isinstance(encoder, nn.Module):
+            raise ConfigError(
+                f"the encoder for {name} is a {type(encoder).__name__}, must be a torch.nn.Module; "
+                "make an instance of it and pass that"
+            )
     # Copies: two runs of one call (seeds) must not train the same modules, nor a run change what its caller holds.
     return build(config.method, spec, config.model, section, copy.deepcopy(dict(encoders)) if encoders else None)
 

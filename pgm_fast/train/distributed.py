@@ -45,18 +45,22 @@ class Ranks:
         """Whether this process writes files and talks."""
         return self.rank == 0
 
-    def wrap(self, module: nn.Module) -> nn.Module:
+    def wrap(self, module: nn.Module, unused: bool = False) -> nn.Module:
         """The module with gradients averaged over the ranks; itself where there is one rank.
 
         Buffers are taken from rank 0 before every training step, so that the checkpoint, which holds those of rank 0,
         is the state of all.
+
+        Args:
+            module: on the device of this rank.
+            unused: whether it may hold trained parameters that reach no loss.
         """
         if self.world == 1:
             return module
-        # A modality's encoder that gets no gradient at all would stop the run here: the methods keep every trained
-        # parameter in the graph, with weight 0 where the modality is missing, which spares a walk over the graph in
-        # every step.
-        return DistributedDataParallel(module, find_unused_parameters=False, gradient_as_bucket_view=True)
+        # A parameter that gets no gradient at all would stop the run here: the methods keep every trained parameter
+        # of their own in the graph, with weight 0 where the modality is missing, which spares a walk over the graph in
+        # every step. An encoder that the user brings may have more than it uses, such as a spare head.
+        return DistributedDataParallel(module, find_unused_parameters=unused, gradient_as_bucket_view=True)
 
     def share_buffers(self, module: nn.Module) -> None:
         """Give every rank the buffers of rank 0 (running statistics of normalisation)."""

@@ -188,7 +188,7 @@ class Training:
         warmup = round(settings.warmup_epochs * steps)
         self.schedule = Schedule(settings.schedule, self.optimizer, self.stage_epochs * steps, warmup)
         self.guard = UpdateGuard(self.optimizer, settings.clip_norm, self.ranks)
-        self.wrapped = self.ranks.wrap(self.method)
+        self.wrapped = self.ranks.wrap(self.method, unused=bool(self.identity.get("encoders")))
         self._begin_epoch()
 
     def _begin_epoch(self) -> None:
@@ -280,7 +280,8 @@ class Training:
         # Last of all: what is written for an epoch that last.pt does not know of is written again, the same, when the
         # run goes on from it.
         self._save_last()
-        if self.stop.signal is not None and self.ranks.world == 1:
+        asked = self.stop.signal is not None if self.ranks.world == 1 else counts[3] > 0
+        if asked:
             self._stop(f"epoch {self.position.epoch}")
 
     def _validate(self) -> dict[str, Any]:
@@ -354,6 +355,7 @@ class Training:
         self.losses.load_state_dict(epoch["losses"], self.ranks)
         self.epoch_seconds = epoch["seconds"]
         self.guard.counts = epoch["counts"].to(self.ranks.device)
+        self.guard.counts[3] = 0.0  # the wish that ended the run before
         if epoch["counts"][2] > self.config.train.nonfinite_limit:
             # The run was ended by this count; whoever takes it up again has mended the cause or wants to see it once
             # more.

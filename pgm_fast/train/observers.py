@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import sys
 from collections.abc import Iterator, Mapping
@@ -11,9 +12,13 @@ from .folder import RunFolder
 
 __all__ = ["Observers"]
 
+log = logging.getLogger(__name__)
+
 
 class Observers:
     """Context manager over what is shown and logged; everything off by default.
+
+    Where the disk refuses the events, a warning says so once and training goes on without them.
 
     Args:
         progress: a progress bar on a terminal, a line per epoch elsewhere, both on the standard error stream.
@@ -35,7 +40,10 @@ class Observers:
         if self._events is not None:
             from torch.utils.tensorboard import SummaryWriter
 
-            self._writer = SummaryWriter(str(self._events.events), purge_step=self._first_epoch + 1)
+            try:
+                self._writer = SummaryWriter(str(self._events.events), purge_step=self._first_epoch + 1)
+            except OSError as error:
+                self._warn(error)
         if self._progress:
             from rich.console import Console
             from rich.progress import (
@@ -64,14 +72,28 @@ class Observers:
         if self._bar is not None:
             self._bar.stop()
         if self._writer is not None:
-            self._writer.close()
+            try:
+                self._writer.close()
+            except OSError as error:
+                self._warn(error)
+
+    def _warn(self, error: OSError) -> None:
+        log.warning(
+            "%s: TensorBoard events cannot be written (%s); training goes on, metrics.jsonl holds the same",
+            self._events.events,
+            error.strerror or error,
+        )
 
     def epoch(self, record: Mapping[str, Any], best: Mapping[str, Any], stage_epochs: int) -> None:
         """An epoch ended: its line of metrics.jsonl, the stage's best so far, and the stage's length."""
         if self._writer is not None:
-            for name, value in _scalars(record):
-                self._writer.add_scalar(name, value, record["epoch"])
-            self._writer.flush()
+            try:
+                for name, value in _scalars(record):
+                    self._writer.add_scalar(name, value, record["epoch"])
+                self._writer.flush()
+            except OSError as error:
+                self._warn(error)
+                self._writer = None
         if not self._progress:
             return
         loss = record["train"].get("total", math.nan)

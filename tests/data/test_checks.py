@@ -83,7 +83,9 @@ BAD = {
         "2 rows: too few",
     ),
     "no train": (lambda a: a.update(split=np.repeat(["valid", "test"], 6)), {}, "split: no train rows"),
-    "no test": (lambda a: a.update(split=np.repeat(["train", "valid"], 6)), {}, "split: no test rows"),
+    "name of an attribute": (lambda a: a.update(train=a.pop("text")), {}, "modality name 'train' is reserved"),
+    "name of a method": (lambda a: a.update(type=a.pop("text")), {}, "modality name 'type' is reserved"),
+    "reserved name": (lambda a: a.update(shared=a.pop("text")), {}, "modality name 'shared' is reserved"),
     "four axes": (
         lambda a: a.update(image=np.ones((12, 2, 2, 2))),
         {},
@@ -246,3 +248,33 @@ def test_other_kinds_of_files_are_refused_with_the_kinds_that_are_read(tmp_path)
         load(tmp_path / "a.csv", format="folder")
     with pytest.raises(DataError, match="unknown option 'nose'.*did you mean 'noise'"):
         load("synthetic", options={"nose": 1})
+
+
+def test_a_set_without_test_rows_loads_with_a_note(tmp_path):
+    np.savez(tmp_path / "set.npz", **{**good(), "split": np.repeat(["train", "valid"], 6)})
+    [problem] = check(tmp_path / "set.npz")
+    assert problem.severity == "note" and "no test rows" in problem.message
+    assert not len(load(tmp_path / "set.npz").rows("test"))
+
+
+@pytest.mark.parametrize(
+    ("label", "advice"),
+    [
+        (np.arange(12) % 3.0, "data.task=classification?"),
+        (np.eye(3, dtype=int)[np.arange(12) % 3], "argmax them for classification?"),
+        (np.eye(3)[np.arange(12) % 3], "argmax them for classification?"),
+    ],
+)
+def test_labels_that_look_like_classes_are_a_warning_until_the_task_is_named(tmp_path, label, advice):
+    np.savez(tmp_path / "set.npz", **{**good(), "label": label})
+    [problem] = check(tmp_path / "set.npz")
+    assert problem.severity == "warning" and advice in problem.message
+    task = "regression" if label.dtype.kind == "f" else "multilabel"
+    assert load(tmp_path / "set.npz").task == task
+    assert check(tmp_path / "set.npz", task=task) == []
+
+
+@pytest.mark.parametrize("label", [np.arange(12) / 2, np.arange(12.0), np.arange(24).reshape(12, 2) % 3 % 2])
+def test_other_labels_raise_no_doubt(tmp_path, label):
+    np.savez(tmp_path / "set.npz", **{**good(), "label": label})
+    assert check(tmp_path / "set.npz") == []

@@ -156,8 +156,8 @@ def test_wrong_names_are_refused(run, tmp_path):
     ("changes", "settings", "message"),
     [
         ({"split": np.array(["train", "test"] * 60)}, {}, "no rows in the valid split"),
-        ({"split": np.array(["valid", "test"] * 60)}, {}, "no rows in the train split"),
-        ({"labels": None}, {}, "no labels, which classification needs"),
+        ({"split": np.array(["valid", "test"] * 60)}, {}, "no train rows"),
+        ({"labels": None}, {}, "classification needs labels"),
         (
             {"labels": None, "task": "retrieval"},
             {"data.task": "classification"},
