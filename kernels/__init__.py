@@ -1,1 +1,1 @@
-"""Triton kernels, one file per op, imported as ``pgm_fast.kernels``. Never imported by ``import pgm_fast``."""
+"""Room of the Triton kernels, one file per op, imported as ``pgm_fast.kernels``; empty so far."""

@@ -19,7 +19,7 @@ from .readers import read
 __all__ = ["check_features", "examine", "find_problems", "normal_split"]
 
 # What a model's parts that serve all modalities are called; attributes of a ModuleDict are the other reserved names.
-RESERVED = "shared"
+RESERVED = "shared"  # names what serves all modalities, where learning rates are given by modality
 SPLIT_NAMES = {
     "train": "train",
     "valid": "valid",
