@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import ClassVar
 
@@ -48,12 +48,21 @@ class Stage:
         groups: param groups for the optimizer (each with ``params``, ``lr``, ``name``); parameters in none of them are
             frozen.
         optimizer: name registered in ``train/optimizers.py``, None for ``train.optimizer``.
+        weight_decay: None for ``train.weight_decay``.
+        schedule: ``constant``, ``cosine``, ``plateau`` or ``step``, None for ``train.schedule``.
+        schedule_options: numbers of that schedule, see :class:`~pgm_fast.train.optimizers.Schedule`.
+        patience: epochs without a better validation score before the stage ends, 0 for never, None for
+            ``train.patience``.
     """
 
     name: str
     groups: list[dict]
     epochs: int | None = None
     optimizer: str | None = None
+    weight_decay: float | None = None
+    schedule: str | None = None
+    schedule_options: dict[str, float] = field(default_factory=dict)
+    patience: int | None = None
 
 
 @dataclass
@@ -112,6 +121,18 @@ class Method(nn.Module):
     def begin_stage(self, index: int) -> None:
         """Called before a stage's first step and after a checkpoint of that stage is loaded: freeze what must be
         frozen."""
+
+    def begin_epoch(self, stage: int, epoch: int, batches: Callable[[], Iterator[Batch]]) -> None:
+        """Called before the first step of every epoch, in evaluation mode and without gradients.
+
+        It is called again when training is taken up inside the epoch, with the weights of that moment: what is decided
+        from weights must be kept in buffers and not be decided twice.
+
+        Args:
+            stage, epoch: numbers from 0, the epoch's within its stage.
+            batches: the training split in its order, every row once, nothing hidden by modality dropout. Every rank
+                gets the whole split.
+        """
 
     def after_validation(self, scores: Mapping[str, float]) -> None:
         """Receives each modality's primary validation score (larger is better) after every validation."""

@@ -376,6 +376,7 @@ def _train(
                 parts.method,
                 parts.training_loader(),
                 parts.loader("valid"),
+                parts.training_loader_in_order,
                 ranks,
                 folder,
                 identity,

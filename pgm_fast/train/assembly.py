@@ -315,7 +315,12 @@ class Run:
         """Batches of a split in order, every row once."""
         return self._loader(split, self.config.train.eval_batch_size, with_labels)
 
+    def training_loader_in_order(self) -> Loader:
+        """The whole training split in order, on every rank, without modality dropout."""
+        return self._loader("train", self.config.train.eval_batch_size, True, rank=0, world=1)
+
     def _loader(self, split: str, batch_size: int, with_labels: bool, **more: Any) -> Loader:
+        own = {"rank": self.ranks.rank, "world": self.ranks.world}
         return Loader(
             self.features,
             split,
@@ -323,11 +328,9 @@ class Run:
             device=self.ranks.device,
             seed=self.config.train.seed,
             normalizer=self.normalizer,
-            rank=self.ranks.rank,
-            world=self.ranks.world,
             resident=self.config.data.resident,
             with_labels=with_labels,
-            **more,
+            **{**own, **more},
         )
 
 

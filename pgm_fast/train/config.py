@@ -41,7 +41,7 @@ class TrainConfig:
     optimizer: str = "adamw"  # adamw, sgd (momentum 0.9)
     lr: float = 1e-3  # base learning rate, which the rates of a method multiply
     weight_decay: float = 1e-2  # of every parameter; decoupled from the gradient in adamw
-    schedule: str = "cosine"  # constant, cosine (with warm-up), plateau
+    schedule: str = "cosine"  # constant, cosine (with warm-up), plateau, step (times 0.1 every 30 epochs)
     warmup_epochs: float = 1.0  # cosine: the learning rate rises from 0 over this many
     clip_norm: float = 1.0  # global gradient norm; 0 for none
     monitor: str = "auto"  # a validation metric of the fused output; auto: the task's primary one

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -93,6 +93,8 @@ class Training:
         method: on the device of ``ranks``.
         train: shuffled loader of the training split.
         valid: loader of the validation split.
+        train_in_order: makes a loader of the whole training split, on every rank, for methods that measure it between
+            epochs.
         ranks: the processes that train together.
         folder: where rank 0 writes.
         identity: what every checkpoint carries besides the state: configuration, data specification, ...
@@ -106,6 +108,7 @@ class Training:
         method: Method,
         train: Loader,
         valid: Loader,
+        train_in_order: Callable[[], Loader],
         ranks: Ranks,
         folder: RunFolder,
         identity: Mapping[str, Any],
@@ -116,6 +119,7 @@ class Training:
         self.method = method
         self.train = train
         self.valid = valid
+        self.train_in_order = train_in_order
         self.ranks = ranks
         self.folder = folder
         self.identity = dict(identity)
@@ -172,7 +176,7 @@ class Training:
         return self.stage.epochs or self.config.train.epochs
 
     def _stage_is_over(self) -> bool:
-        patience = self.config.train.patience
+        patience = self.config.train.patience if self.stage.patience is None else self.stage.patience
         return self.position.stage_epoch >= self.stage_epochs or bool(patience and self.best.since >= patience)
 
     def _begin_stage(self) -> None:
@@ -184,9 +188,11 @@ class Training:
         self.method.begin_stage(self.position.stage)
         steps = len(self.train)
         name = self.stage.optimizer or settings.optimizer
-        self.optimizer = build_optimizer(name, self.stage.groups, settings.weight_decay)
+        decay = settings.weight_decay if self.stage.weight_decay is None else self.stage.weight_decay
+        self.optimizer = build_optimizer(name, self.stage.groups, decay)
         warmup = round(settings.warmup_epochs * steps)
-        self.schedule = Schedule(settings.schedule, self.optimizer, self.stage_epochs * steps, warmup)
+        schedule, options = self.stage.schedule or settings.schedule, self.stage.schedule_options
+        self.schedule = Schedule(schedule, self.optimizer, self.stage_epochs * steps, warmup, options)
         self.guard = UpdateGuard(self.optimizer, settings.clip_norm, self.ranks)
         self.wrapped = self.ranks.wrap(self.method, unused=bool(self.identity.get("encoders")))
         self._begin_epoch()
@@ -198,6 +204,11 @@ class Training:
         self.read = DelayedReading(self.ranks.device)
 
     def _train_epoch(self) -> None:
+        self.method.eval()
+        with torch.no_grad():
+            self.method.begin_epoch(
+                self.position.stage, self.position.stage_epoch, lambda: self.train_in_order().batches(0)
+            )
         self.method.train()
         device, settings = self.ranks.device, self.config.train
         autocast = torch.autocast(device.type, torch.bfloat16, enabled=settings.precision == "bf16")

@@ -3,23 +3,27 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 from torch.optim import SGD, AdamW, Optimizer
-from torch.optim.lr_scheduler import LambdaLR, ReduceLROnPlateau
+from torch.optim.lr_scheduler import LambdaLR, ReduceLROnPlateau, StepLR
 
 from ..errors import ConfigError
 
 __all__ = ["OPTIMIZERS", "SCHEDULES", "Schedule", "build_optimizer", "cosine_factor"]
 
 MOMENTUM = 0.9
-PLATEAU_FACTOR = 0.3
-PLATEAU_PATIENCE = 5  # epochs
 FINAL_FACTOR = 0.01  # the cosine ends at this part of the base rate
 
-SCHEDULES = ("constant", "cosine", "plateau")
+SCHEDULES: dict[str, dict[str, float]] = {
+    "constant": {},
+    "cosine": {},
+    "plateau": {"factor": 0.3, "patience": 5},
+    "step": {"factor": 0.1, "every": 30},
+}
+"""name -> its numbers and their defaults."""
 
 
 def _adamw(groups: list[dict], weight_decay: float) -> Optimizer:
@@ -70,21 +74,35 @@ class Schedule:
     """The learning rates of one stage.
 
     Args:
-        name: ``constant``; ``cosine`` with warm-up, per step; ``plateau``: times 0.3 after 5 epochs without a better
-            validation score.
+        name: ``constant``; ``cosine`` with warm-up, per step; ``plateau``: times ``factor`` (0.3) after more than
+            ``patience`` (5) epochs without a better validation score; ``step``: times ``factor`` (0.1) after each
+            ``every`` (30) epochs.
         optimizer: its groups' present rates are the base rates.
         total_steps: steps of the stage.
         warmup_steps: cosine only; at most half of the stage.
+        options: numbers in place of those defaults.
 
     Raises:
-        ConfigError: unknown name.
+        ConfigError: unknown name, or an option that the schedule does not have.
     """
 
-    def __init__(self, name: str, optimizer: Optimizer, total_steps: int, warmup_steps: int = 0):
+    def __init__(
+        self,
+        name: str,
+        optimizer: Optimizer,
+        total_steps: int,
+        warmup_steps: int = 0,
+        options: Mapping[str, float] | None = None,
+    ):
         if name not in SCHEDULES:
             raise ConfigError(f"train.schedule is {name!r}, must be one of {', '.join(SCHEDULES)}")
+        unknown = [key for key in options or {} if key not in SCHEDULES[name]]
+        if unknown:
+            takes = ", ".join(SCHEDULES[name]) or "none"
+            raise ConfigError(f"schedule {name} has no option {', '.join(unknown)}; it takes {takes}")
+        numbers = {**SCHEDULES[name], **(options or {})}
         self._per_step: LambdaLR | None = None
-        self._per_epoch: ReduceLROnPlateau | None = None
+        self._per_epoch: ReduceLROnPlateau | StepLR | None = None
         if name == "cosine":
             warmup = min(warmup_steps, total_steps // 2)
             self._per_step = LambdaLR(optimizer, lambda step: cosine_factor(step, total_steps, warmup))
@@ -93,11 +111,13 @@ class Schedule:
             self._per_epoch = ReduceLROnPlateau(
                 optimizer,
                 mode="max",
-                factor=PLATEAU_FACTOR,
-                patience=PLATEAU_PATIENCE,
+                factor=numbers["factor"],
+                patience=int(numbers["patience"]),
                 threshold=1e-6,
                 threshold_mode="abs",
             )
+        elif name == "step":
+            self._per_epoch = StepLR(optimizer, int(numbers["every"]), gamma=numbers["factor"])
 
     def step(self) -> None:
         """After every training step."""
@@ -106,8 +126,10 @@ class Schedule:
 
     def epoch(self, score: float) -> None:
         """After every validation, with its score (larger is better)."""
-        if self._per_epoch is not None:
+        if isinstance(self._per_epoch, ReduceLROnPlateau):
             self._per_epoch.step(score)
+        elif self._per_epoch is not None:
+            self._per_epoch.step()
 
     def state_dict(self) -> dict[str, Any]:
         active = self._per_step or self._per_epoch

@@ -227,6 +227,36 @@ def test_stages_resume_exactly(tmp_path, two, monkeypatch, update):
     assert lines[0] == lines[1]
 
 
+class Measuring(TwoStages):
+    """Looks at the training split before each epoch; its second stage has a schedule and a patience of its own."""
+
+    seen: list[tuple] = []
+
+    def stages(self, lr):
+        first, second = super().stages(lr)
+        second.schedule, second.schedule_options, second.patience = "step", {"every": 1, "factor": 0.5}, 1
+        second.epochs = 9
+        return [first, second]
+
+    def begin_epoch(self, stage, epoch, batches):
+        rows = torch.cat([batch.index for batch in batches()])
+        self.seen.append((stage, epoch, rows.tolist(), self.training, torch.is_grad_enabled()))
+
+
+def test_a_method_sees_its_training_split_in_order_before_every_epoch(tmp_path, monkeypatch):
+    monkeypatch.setitem(METHODS, "joint", Measuring)
+    monkeypatch.setattr(Measuring, "seen", [])
+    data = features()
+    # a rate of nothing in the second stage: its first epoch stays the best
+    rates = {"train.lr": 1e-12, "train.patience": 0, "data.modality_dropout": 0.5}
+    fit(method="joint", data=data, out=str(tmp_path / "run"), **{**SETTINGS, **rates})
+    rows = data.rows("train").tolist()
+    epochs = [(0, 0), (0, 1), (0, 2), (1, 0), (1, 1)]
+    assert Measuring.seen == [(stage, epoch, rows, False, False) for stage, epoch in epochs]
+    lr = [next(iter(line["lr"].values())) for line in records(tmp_path / "run")]
+    assert lr[-2:] == [1e-12, 0.5e-12]
+
+
 def test_training_stops_early_and_ends_with_the_best_epoch(tmp_path):
     out = tmp_path / "run"
     # A rate of nothing: the first epoch stays the best.

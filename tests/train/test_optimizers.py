@@ -73,8 +73,10 @@ def test_a_group_keeps_its_own_weight_decay(name):
 def test_wrong_names_are_refused_with_the_right_ones():
     with pytest.raises(ConfigError, match=r"'adam'.*adamw, sgd"):
         build_optimizer("adam", groups(), 0.0)
-    with pytest.raises(ConfigError, match=r"'step'.*constant, cosine, plateau"):
-        Schedule("step", build_optimizer("sgd", groups(), 0.0), 10)
+    with pytest.raises(ConfigError, match=r"'stairs'.*constant, cosine, plateau, step"):
+        Schedule("stairs", build_optimizer("sgd", groups(), 0.0), 10)
+    with pytest.raises(ConfigError, match="constant has no option factor; it takes none"):
+        Schedule("constant", build_optimizer("sgd", groups(), 0.0), 10, options={"factor": 0.1})
     with pytest.raises(ConfigError, match="no parameter to train"):
         build_optimizer("sgd", [{"params": [], "lr": 0.1, "name": "empty"}], 0.0)
 
@@ -134,3 +136,22 @@ def test_a_schedule_goes_on_from_its_state(name):
     second.load_state_dict(first.state_dict())
     resumed.load_state_dict(schedule.state_dict())
     assert advance(second, resumed, range(7, 20)) == expected[7:]
+
+
+@pytest.mark.parametrize(
+    "name, options, lrs",
+    [
+        ("step", {"every": 2, "factor": 0.5}, [1, 1, 0.5, 0.5, 0.25]),
+        ("plateau", {"patience": 1, "factor": 0.1}, [1, 1, 1, 0.1, 0.1]),
+    ],
+)
+def test_a_stage_may_bring_its_own_numbers(name, options, lrs):
+    optimizer = build_optimizer("sgd", groups((1.0,)), 0.0)
+    schedule = Schedule(name, optimizer, total_steps=5, options=options)
+    seen = []
+    for _ in range(5):
+        seen.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        schedule.step()
+        schedule.epoch(0.0)
+    assert seen == pytest.approx(lrs)
