@@ -33,6 +33,7 @@ struct Lane {
   // as the vector instructions: the second operand where one is NaN
   static Lane max(Lane a, Lane b) { return {a.v > b.v ? a.v : b.v}; }
   static Lane min(Lane a, Lane b) { return {a.v < b.v ? a.v : b.v}; }
+  static Lane fma(Lane a, Lane b, Lane c) { return {a.v * b.v + c.v}; }
   static Lane exp(Lane a) { return {std::exp(a.v)}; }
   Lane scan_from_left() const { return *this; }
   Lane scan_from_right() const { return *this; }
@@ -43,6 +44,13 @@ struct Lane {
   T sum() const { return static_cast<T>(v); }
   T largest() const { return static_cast<T>(v); }
 };
+
+// Asks for a cache line that will be read soon. The address need not be valid.
+inline void prefetch([[maybe_unused]] const void* address) {
+#if defined(__GNUC__)
+  __builtin_prefetch(address);
+#endif
+}
 
 inline void stream_fence() {
 #if defined(__AVX512F__) || defined(__AVX2__)
