@@ -189,7 +189,7 @@ def _host_path() -> Fact:
         host.load()
     except (ImportError, OSError) as error:
         found = util.find_spec(f"pgm_fast.{host.module_name()}") is not None
-        reason = str(error) if found else f"not built for torch {_version('torch')}; Python calls the kernels, slower"
+        reason = str(error) if found else f"not built for torch {_version('torch')}; small calls are slower without it"
         command = f"{PIP} --force-reinstall --no-deps --no-build-isolation .  # in the folder of the sources"
         return Fact("kernels", name, False, reason, command)
     return Fact("kernels", name, True, f"built for torch {_version('torch')}")

@@ -17,9 +17,7 @@ struct RunningSum {
   static constexpr int64_t kBlock = 16;
   V high = V::set(0), low = V::set(0);
 
-  void add(V x) { low = low + x; }
   void add_product(V x, V y) { low = V::fma(x, y, low); }
-  V plus(V x) const { return high + (low + x); }
   void settle() {
     const V sum = high + low;
     const V added = sum - high;
@@ -29,25 +27,22 @@ struct RunningSum {
   typename V::value total() const { return (high + low).sum(); }
 };
 
-// Sums of everything to the right, for vectors that come from the right.
+// Sums up to and with each element, for vectors that come from the left, and from each element on, for vectors from the right.
 template <class V>
-struct SuffixSum {
-  RunningSum<V> after;
-
-  // with and without the element itself
-  V inclusive(V x) {
-    const V inside = x.scan_from_right();
-    const V sum = after.plus(inside);
-    after.add(inside.first());
-    return sum;
+struct PrefixSum : RunningSum<V> {
+  V step(V x) {
+    const V inside = this->low + x.scan_from_left();
+    this->low = inside.last();
+    return this->high + inside;
   }
-  V exclusive(V x) {
-    const V inside = x.scan_from_right();
-    const V sum = after.plus(inside.shift_left(V::set(0)));
-    after.add(inside.first());
-    return sum;
+};
+template <class V>
+struct SuffixSum : RunningSum<V> {
+  V step(V x) {
+    const V inside = this->low + x.scan_from_right();
+    this->low = inside.first();
+    return this->high + inside;
   }
-  void settle() { after.settle(); }
 };
 
 // Calls body(k, part) for the whole vectors of [0, size) from the left and then for the rest; settles the running sums.
@@ -93,18 +88,16 @@ struct Exponentials {
     for (; k < m; ++k) top = std::max(top, z[k]);
 
     const V shift = V::set(top), inverse = V::set(T(1) / temperature);
-    RunningSum<V> before;
+    PrefixSum<V> sum;
     from_left<V>(
         m,
         [&](int64_t at, auto part) {
           prefetch(z_next + at);
           const V x = V::exp((part.load(z + at) - shift) * inverse);
           part.store(x, e + at);
-          const V inside = x.scan_from_left();
-          part.store(before.plus(inside), prefix + at);
-          before.add(inside.last());
+          part.store(sum.step(x), prefix + at);
         },
-        before);
+        sum);
     scale = V::set(T(1) / prefix[m - 1]);
   }
 
@@ -114,10 +107,15 @@ struct Exponentials {
   }
 };
 
-// 1 - gate. It has its own scan, from the right: 1 - gate has no correct digit where the gate is near 1.
+// 1 - gate: the sum of what follows. It has its own scan, because 1 - gate has no correct digit where the gate is near 1.
 template <class V>
-struct Complement : SuffixSum<V> {
-  V step(V e, V scale) { return V::min(V::set(1), this->exclusive(e) * scale); }
+struct Complement : RunningSum<V> {
+  V step(V e, V scale) {
+    const V inside = this->low + e.scan_from_right();
+    const V following = this->high + inside.shift_left(this->low);
+    this->low = inside.first();
+    return V::min(V::set(1), following * scale);
+  }
 };
 
 // The derivative of the cumulative softmax, from the right: s_k = sum of grad_gate from k on and <e, s>, then
@@ -129,7 +127,7 @@ struct GateGradient {
   RunningSum<V> dot;
 
   V step(V grad_gate, V e) {
-    const V s = suffix.inclusive(grad_gate);
+    const V s = suffix.step(grad_gate);
     dot.add_product(s, e);
     return s;
   }

@@ -28,17 +28,16 @@ struct DualGate {
     paired.compute(logits_paired, logits_paired + gates, gates, temperature);
   }
 
-  // Where there is a gate per dimension: calls body(k, part, gates, exponentials of both) from the right.
+  // Where there is a gate per dimension: calls body(k, part, gates) from the right.
   template <class Body, class... Sums>
   void from_right(int64_t d, Body&& body, Sums&... sums) {
     Complement<V> after_uni, after_paired;
     cpu::from_right<V>(
         d,
         [&](int64_t k, auto part) {
-          const V x_uni = part.load(uni.e + k), x_paired = part.load(paired.e + k);
-          const Gates<V> at{after_uni.step(x_uni, uni.scale), uni.gate(k, part), paired.gate(k, part),
-                            after_paired.step(x_paired, paired.scale)};
-          body(k, part, at, x_uni, x_paired);
+          body(k, part,
+               Gates<V>{after_uni.step(part.load(uni.e + k), uni.scale), uni.gate(k, part), paired.gate(k, part),
+                        after_paired.step(part.load(paired.e + k), paired.scale)});
         },
         after_uni, after_paired, sums...);
   }
@@ -91,7 +90,7 @@ void partition_dual(int64_t rows, Matrix h, Matrix z_uni, Matrix z_paired, doubl
             store(part, by_e * at.r, s + k);
           };
           if (gates == d) {
-            gate.from_right(d, [&](int64_t k, auto part, const Gates<V>& at, V, V) {
+            gate.from_right(d, [&](int64_t k, auto part, const Gates<V>& at) {
               prefetch(x + d + k);
               split(k, part, at);
             });
@@ -134,19 +133,19 @@ void partition_dual_backward(int64_t rows, Matrix grad_uni, Matrix grad_paired, 
         with_stores(bypass, [&](auto store) {
           GateGradient<V> gradient_uni, gradient_paired;
           // from what each part's gradient, times h, adds to a gate's
-          const auto scan = [&](int64_t k, auto part, const Gates<V>& at, V u, V p, V s, V x_uni, V x_paired) {
+          const auto scan = [&](int64_t k, auto part, const Gates<V>& at, V u, V p, V s) {
             const V by_uni = dual_grad_uni_gate(at.r, at.nr, u, p, s), by_paired = dual_grad_paired_gate(at.e, at.ne, u, p, s);
-            part.store(gradient_uni.step(by_uni, x_uni), suffix_uni + k);
-            part.store(gradient_paired.step(by_paired, x_paired), suffix_paired + k);
+            part.store(gradient_uni.step(by_uni, part.load(gate.uni.e + k)), suffix_uni + k);
+            part.store(gradient_paired.step(by_paired, part.load(gate.paired.e + k)), suffix_paired + k);
           };
           if (gates == d) {
             gate.from_right(
                 d,
-                [&](int64_t k, auto part, const Gates<V>& at, V x_uni, V x_paired) {
+                [&](int64_t k, auto part, const Gates<V>& at) {
                   for (const T* row_of : {x, du, dp, ds}) prefetch(row_of + d + k);
                   const V value = part.load(x + k), u = part.load(du + k), p = part.load(dp + k), s = part.load(ds + k);
                   store(part, dual_grad_h(at.e, at.ne, at.r, at.nr, u, p, s), dh + k);
-                  scan(k, part, at, u * value, p * value, s * value, x_uni, x_paired);
+                  scan(k, part, at, u * value, p * value, s * value);
                 },
                 gradient_uni, gradient_paired);
           } else {
@@ -166,8 +165,8 @@ void partition_dual_backward(int64_t rows, Matrix grad_uni, Matrix grad_paired, 
             chunk_sum(by_shared, gates, d);
             gate.from_right(
                 gates,
-                [&](int64_t k, auto part, const Gates<V>& at, V x_uni, V x_paired) {
-                  scan(k, part, at, part.load(by_uni + k), part.load(by_paired + k), part.load(by_shared + k), x_uni, x_paired);
+                [&](int64_t k, auto part, const Gates<V>& at) {
+                  scan(k, part, at, part.load(by_uni + k), part.load(by_paired + k), part.load(by_shared + k));
                 },
                 gradient_uni, gradient_paired);
           }

@@ -1,36 +1,21 @@
-"""The compiled CPU kernels as functions of tensors: outputs are allocated here, addresses go to
-``pgm_fast._native``."""
+"""The compiled CPU kernels as backends of the ops.
+
+Those of ``pgm_fast._native`` take addresses, so outputs are allocated here; those that call torch's own products are
+functions of tensors, in the host path.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
-from .. import backends
+from .. import backends, host
 
-__all__ = ["NATIVE_DTYPES", "native_kernel", "refuse_mixed_precision", "register_native"]
+__all__ = ["NATIVE_DTYPES", "refuse_mixed_precision", "register_host", "register_native"]
 
 NATIVE_DTYPES = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16: 3}
-
-
-def native_kernel(op: str) -> Callable[[Sequence[Tensor], float, Sequence[Tensor]], None]:
-    """``_native.<op>`` as ``call(tensors, temperature, outputs)``: contiguous CPU tensors of :data:`NATIVE_DTYPES`,
-    outputs are written.
-
-    Raises:
-        ImportError: the kernels are not built, or built for another CPU.
-    """
-    import pgm_fast._native as native
-
-    kernel, threads = getattr(native, op), torch.get_num_threads
-
-    def call(tensors: Sequence[Tensor], temperature: float, outputs: Sequence[Tensor]) -> None:
-        rows = tensors[0].numel() // tensors[0].shape[-1]
-        kernel(rows, *map(_matrix, tensors), temperature, *map(_matrix, outputs), threads())
-
-    return call
 
 
 def register_native(op: str, outputs: tuple[int, ...]) -> None:
@@ -42,17 +27,30 @@ def register_native(op: str, outputs: tuple[int, ...]) -> None:
     """
 
     def load():
-        call = native_kernel(op)
+        import pgm_fast._native as native
+
+        kernel, threads = getattr(native, op), torch.get_num_threads
 
         def run(*arguments):
             *tensors, temperature = arguments
             tensors = [x.contiguous() for x in tensors]
             made = tuple(torch.empty_like(tensors[position]) for position in outputs)
-            call(tensors, temperature, made)
+            rows = tensors[0].numel() // tensors[0].shape[-1]
+            kernel(rows, *map(_matrix, tensors), temperature, *map(_matrix, made), threads())
             return made
 
         return run
 
+    _register(op, load)
+
+
+def register_host(op: str) -> None:
+    """Registers ``<host path>.<op>``, which takes and returns tensors, as the ``native`` backend of ``op`` on the
+    CPU."""
+    _register(op, lambda: getattr(host.load(), op))
+
+
+def _register(op: str, load: Callable[[], Callable]) -> None:
     backends.register(op, "native", load, devices=("cpu",), dtypes=tuple(NATIVE_DTYPES), refuse=refuse_mixed_precision)
 
 

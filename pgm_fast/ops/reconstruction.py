@@ -12,6 +12,7 @@ from torch import Tensor
 
 from .checks import autocast_dtype, check_features, check_tensor
 from .gates import accumulation_dtype
+from .native import register_host
 from .registration import define, define_autograd, define_backward
 
 __all__ = ["reconstruction"]
@@ -56,7 +57,7 @@ def reconstruction(
     check_tensor("target", target, shape=(*u.shape[:-1], d), like=u)
     if row_weight is not None:
         check_tensor("row_weight", row_weight, shape=tuple(u.shape[:-1]), like=u)
-        row_weight = row_weight.detach().reshape(-1)
+        row_weight = row_weight.detach().flatten()
     named = {"u": u, "p": p, "w_uni": w_uni, "w_paired": w_paired, "bias": bias}
     dtype = autocast_dtype(u)
     if dtype is not None:
@@ -66,10 +67,10 @@ def reconstruction(
             raise TypeError(f"{name} must have the dtype of u ({named['u'].dtype}), got {x.dtype}")
     u, p, w_uni, w_paired, bias = named.values()
     leading = u.shape[:-1]
-    decoded, loss = _reconstruction(
-        u.reshape(-1, u.shape[-1]), p.reshape(-1, p.shape[-1]), w_uni, w_paired, bias, target.reshape(-1, d), row_weight
-    )
-    return decoded.reshape(*leading, d), loss
+    if len(leading) != 1:
+        u, p, target = (x.reshape(-1, x.shape[-1]) for x in (u, p, target))
+    decoded, loss = _reconstruction(u, p, w_uni, w_paired, bias, target, row_weight)
+    return decoded if len(leading) == 1 else decoded.reshape(*leading, d), loss
 
 
 def _weights(row_weight: Tensor | None, decoded: Tensor, dtype: torch.dtype) -> Tensor:
@@ -124,6 +125,10 @@ _reconstruction_backward = define_backward(
         target.new_empty(target.shape),
     ),
 )
+
+
+register_host("reconstruction")
+register_host("reconstruction_backward")
 
 
 def _setup_context(ctx, inputs, output) -> None:
