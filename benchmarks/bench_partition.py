@@ -63,10 +63,10 @@ def variants(op: Op) -> dict[str, Callable]:
 
 def forward(run: Callable, tensors: list[torch.Tensor], backend: str) -> Callable[[], object]:
     def call():
-        with torch.no_grad(), pgm_fast.backend(backend):
+        with torch.no_grad():
             return run(*tensors)
 
-    return call
+    return harness.on_backend(backend, call)
 
 
 def forward_backward(
@@ -75,10 +75,9 @@ def forward_backward(
     leaves = [x.detach().requires_grad_() for x in tensors]
 
     def call():
-        with pgm_fast.backend(backend):
-            return torch.autograd.grad(run(*leaves), leaves, gradients)
+        return torch.autograd.grad(run(*leaves), leaves, gradients)
 
-    return call
+    return harness.on_backend(backend, call)
 
 
 def copy_bandwidth() -> float:

@@ -14,8 +14,11 @@ from pathlib import Path
 
 import torch
 
+from pgm_fast import backends
 from pgm_fast.env import git_commit, versions
 from pgm_fast.train.files import atomic_write
+
+_backend: str | None = None  # what on_backend has chosen last
 
 RESULTS = Path(__file__).resolve().parent / "results"
 ROUNDS = 7  # of all variants in turn; medians are over these times the calls of a round
@@ -95,6 +98,19 @@ def count(run: Callable[[], object], device: torch.device, clear: Callable[[], o
     host_reads = sum(event.name in HOST_READS and not _inside_fused_optimizer(event) for event in events)
     clear()
     return Counts(ops, host_reads, _peak_bytes(run, device))
+
+
+def on_backend(backend: str | None, run: Callable[[], object]) -> Callable[[], object]:
+    """``run`` with the ops' backend chosen, for the process and as long as no other variant runs, as a user does it."""
+
+    def call():
+        global _backend
+        if backend != _backend:
+            backends.set_backend(backend)
+            _backend = backend
+        return run()
+
+    return call
 
 
 def write(name: str, device: torch.device, rows: list[dict], **facts) -> Path:

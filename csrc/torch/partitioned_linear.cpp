@@ -74,8 +74,8 @@ Four forward(const Tensor& h_, const Tensor& z_, const Tensor& w_uni_, const May
     for (int64_t block = first; block < last; ++block) {
       const int64_t begin = block * size, n = std::min(size, rows - begin);
       if (n <= 0) break;
-      const auto rows_of_block = [&](const Tensor& x) { return x.narrow(0, begin, n); };
-      const Tensor uni_n = uni.narrow(0, 0, n), paired_n = paired.narrow(0, 0, n);
+      const auto rows_of_block = [&](const Tensor& x) { return n == rows ? x : x.narrow(0, begin, n); };
+      const Tensor uni_n = n == size ? uni : uni.narrow(0, 0, n), paired_n = n == size ? paired : paired.narrow(0, 0, n);
       cpu::partition(n, input(rows_of_block(h), n), input(rows_of_block(z), n), temperature, output(uni_n, n), output(paired_n, n), threads);
       Tensor x_uni_n = rows_of_block(x_uni), x_paired_n = rows_of_block(x_paired);
       linear_out(uni_n, w_uni_, b_uni_, x_uni_n);

@@ -13,7 +13,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .activations import ACTIVATIONS, activate, activate_backward
-from .checks import autocast_dtype, check_features, check_gate, check_temperature, check_tensor
+from .checks import (
+    autocast_dtype,
+    check_features,
+    check_gate,
+    check_same_dtype,
+    check_temperature,
+    check_tensor,
+)
 from .gates import accumulation_dtype, chunk_sum, cumsoftmax, cumsoftmax_backward, expand_gate
 from .native import register_host
 from .registration import define, define_autograd, define_backward
@@ -64,14 +71,12 @@ def partitioned_linear(
     if activation not in ACTIVATIONS:
         raise ValueError(f"activation must be one of {', '.join(map(repr, ACTIVATIONS))}, got {activation!r}")
     temperature = check_temperature(temperature)
-    named = {"h": h, "w_uni": w_uni, "b_uni": b_uni, "w_paired": w_paired, "b_paired": b_paired}
     dtype = autocast_dtype(h)
     if dtype is not None:
-        named = {name: None if x is None else x.to(dtype) for name, x in named.items()}
-    for name, x in named.items():
-        if x is not None and x.dtype != named["h"].dtype:
-            raise TypeError(f"{name} must have the dtype of h ({named['h'].dtype}), got {x.dtype}")
-    h, w_uni, b_uni, w_paired, b_paired = named.values()
+        h, w_uni, b_uni, w_paired, b_paired = (
+            None if x is None else x.to(dtype) for x in (h, w_uni, b_uni, w_paired, b_paired)
+        )
+    check_same_dtype("h", h, w_uni=w_uni, b_uni=b_uni, w_paired=w_paired, b_paired=b_paired)
     leading = h.shape[:-1]
     if len(leading) != 1:
         h, z = h.reshape(-1, d), z.reshape(-1, z.shape[-1])

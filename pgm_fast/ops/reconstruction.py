@@ -10,7 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .checks import autocast_dtype, check_features, check_tensor
+from .checks import autocast_dtype, check_features, check_same_dtype, check_tensor
 from .gates import accumulation_dtype
 from .native import register_host
 from .registration import define, define_autograd, define_backward
@@ -58,14 +58,10 @@ def reconstruction(
     if row_weight is not None:
         check_tensor("row_weight", row_weight, shape=tuple(u.shape[:-1]), like=u)
         row_weight = row_weight.detach().flatten()
-    named = {"u": u, "p": p, "w_uni": w_uni, "w_paired": w_paired, "bias": bias}
     dtype = autocast_dtype(u)
     if dtype is not None:
-        named = {name: None if x is None else x.to(dtype) for name, x in named.items()}
-    for name, x in named.items():
-        if x is not None and x.dtype != named["u"].dtype:
-            raise TypeError(f"{name} must have the dtype of u ({named['u'].dtype}), got {x.dtype}")
-    u, p, w_uni, w_paired, bias = named.values()
+        u, p, w_uni, w_paired, bias = (None if x is None else x.to(dtype) for x in (u, p, w_uni, w_paired, bias))
+    check_same_dtype("u", u, p=p, w_uni=w_uni, w_paired=w_paired, bias=bias)
     leading = u.shape[:-1]
     if len(leading) != 1:
         u, p, target = (x.reshape(-1, x.shape[-1]) for x in (u, p, target))
