@@ -20,8 +20,8 @@ class ModelConfig:
 
     Attributes:
         dim: width d of each modality's representation.
-        encoder: ``auto`` (mlp for vectors, gru for sequences), ``mlp``, ``gru`` or ``transformer``; one name for all
-            modalities.
+        encoder: ``auto`` (mlp for vectors, gru for sequences, resnet18 for pictures and spectrograms), ``mlp``,
+            ``gru``, ``transformer`` or ``resnet18``; one name for all modalities.
         hidden: width inside the encoder.
         layers: number of hidden layers of the encoder.
         heads: attention heads, where there is attention. Must divide ``hidden`` and ``dim``.
