@@ -227,9 +227,7 @@ class DIMML(Method):
         weights = {m: batch.weight_of(m) for m in f}
         losses = {f"uni/{m}": task_loss(task, z, batch.labels, weights[m]) for m, z in out.unimodal.items()}
         total = torch.stack(list(losses.values())).sum()
-        shared = {
-            f"shared/{m}": task_loss(task, out.further[f"shared/{m}"], batch.labels, weights[m]) for m in f
-        }
+        shared = {f"shared/{m}": task_loss(task, out.further[f"shared/{m}"], batch.labels, weights[m]) for m in f}
         losses.update(shared)
         total = total + config.shared_weight * torch.stack(list(shared.values())).sum()
         if self.training and self._distilling:
