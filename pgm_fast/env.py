@@ -11,7 +11,6 @@ import platform
 import re
 import shutil
 import subprocess
-import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from importlib import metadata, util
@@ -32,7 +31,8 @@ EXTRAS = {
         "tensorboard": "tensorboard",
         "safetensors": "safetensors",
     },
-    "test": {"pytest": "pytest", "hypothesis": "hypothesis"},
+    "av": {"soundfile": "soundfile", "scipy": "scipy", "PIL": "pillow", "transformers": "transformers"},
+    "test": {"pytest": "pytest", "hypothesis": "hypothesis", "triton": "triton"},
 }
 PIP = "python -m pip install"
 
@@ -196,7 +196,7 @@ def _host_path() -> Fact:
 
 
 def _packages() -> list[Fact]:
-    facts = [_package("triton", "triton", f"{PIP} triton" if sys.platform.startswith("linux") else None)]
+    facts = []
     for extra, packages in EXTRAS.items():
         facts += [_package(module, name, f'{PIP} "pgm-fast[{extra}]"') for module, name in packages.items()]
     return facts
