@@ -6,7 +6,7 @@
 The masked operands are formed in registers where they are multiplied, forward and backward; h and z are read once for
 both products. Launches: forward ``statistics`` (one pass over z), ``project``. Backward ``statistics``,
 ``grad_operands`` (grad_h, and grad_z where a row fits one tile), ``grad_logits`` (grad_z otherwise), ``grad_weights``
-and, where rows are split, the sum of the splits. Large problems add one pass that stores gates (:data:`FORMED_TILES`).
+and, where rows are split, the sum of the splits. Wide products are preceded by one pass that stores the gates (``_stores_gates``).
 
 fp16 and bf16 accumulate in fp32; fp32 products are fp32 throughout unless TF32 is allowed; fp64 has no kernel here.
 """
@@ -44,7 +44,7 @@ __all__ = [
 
 
 @triton.jit(do_not_specialize=["scale_bits"])
-def statistics(
+def statistics_kernel(
     tiles, p_z, p_statistics, rows, d, gates, chunk, scale_bits,
     CHUNKED: tl.constexpr, GATE_BLOCK: tl.constexpr, PIECE: tl.constexpr, ROWS: tl.constexpr,
 ):  # fmt: skip
@@ -57,7 +57,7 @@ def statistics(
 
 
 @triton.jit(do_not_specialize=["scale_bits"])
-def store_gates(
+def store_gates_kernel(
     tiles, p_z, p_statistics, p_gates, rows, d, gates, chunk, scale_bits,
     CHUNKED: tl.constexpr, GATE_BLOCK: tl.constexpr, ROWS: tl.constexpr,
 ):  # fmt: skip
@@ -70,7 +70,7 @@ def store_gates(
 
 
 @triton.jit(do_not_specialize=["scale_bits"])
-def project(
+def project_kernel(
     tiles, p_h, p_z, p_statistics, p_gates, p_w_uni, p_b_uni, p_w_paired, p_b_paired, p_u, p_p, p_x_uni, p_x_paired,
     rows, d, gates, chunk, n_u, n_p, n_b_uni, n_b_paired, scale_bits,
     ACTIVATION: tl.constexpr, KEEP_X: tl.constexpr, STORED: tl.constexpr, CHUNKED: tl.constexpr, DOT: tl.constexpr,
@@ -127,7 +127,7 @@ def project(
 
 
 @triton.jit
-def grad_pre_activation(
+def grad_pre_activation_kernel(
     tiles, p_grad_uni, p_saved_uni, p_grad_paired, p_saved_paired, p_out_uni, p_out_paired, size_uni, size_paired,
     ACTIVATION: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
@@ -163,7 +163,7 @@ def _times_weight(
 
 
 @triton.jit(do_not_specialize=["scale_bits"])
-def grad_operands(
+def grad_operands_kernel(
     tiles, p_grad_u, p_saved_u, p_grad_p, p_saved_p, p_h, p_z, p_statistics, p_w_uni, p_w_paired,
     p_grad_h, p_grad_gate, p_grad_z, rows, d, gates, chunk, n_u, n_p, scale_bits,
     ACTIVATION: tl.constexpr, WHOLE_ROW: tl.constexpr, CHUNKED: tl.constexpr, DOT: tl.constexpr,
@@ -214,7 +214,7 @@ def grad_operands(
 
 
 @triton.jit(do_not_specialize=["scale_bits"])
-def grad_logits(
+def grad_logits_kernel(
     tiles, p_grad_gate, p_z, p_statistics, p_grad_z, rows, d, gates, chunk, scale_bits,
     CHUNKED: tl.constexpr, GATE_BLOCK: tl.constexpr, WIDTH: tl.constexpr, ROWS: tl.constexpr,
 ):  # fmt: skip
@@ -228,7 +228,7 @@ def grad_logits(
 
 
 @triton.jit(do_not_specialize=["scale_bits"])
-def grad_weights(
+def grad_weights_kernel(
     tiles, p_grad_u, p_saved_u, p_grad_p, p_saved_p, p_h, p_z, p_statistics, p_gates,
     p_grad_w_uni, p_grad_b_uni, p_grad_w_paired, p_grad_b_paired,
     rows, split, stride, d, gates, chunk, n_u, n_p, scale_bits,
@@ -318,13 +318,40 @@ def _store_grad_weight(p_weight, p_bias, b_weight, b_bias, o_n, o_col, column, n
         tl.store(p_bias + o_n, b_bias.to(p_bias.dtype.element_ty), mask=m_n)
 
 
-# Tiles by width of the type and size of the problem; the last two are warps and pipeline stages. Two accumulators make
-# 128 x 128 spill on sm_90. Registers per thread in the compile reports, sm_90, no spill and no stack in any:
-_SMALL = {"16": Tiles(32, 32, 64, 4, 3), "tf32": Tiles(32, 32, 32, 4, 3), "fp32": Tiles(32, 32, 32, 4, 3)}
-_LARGE = {"16": Tiles(64, 128, 64, 8, 3), "tf32": Tiles(64, 128, 32, 8, 3), "fp32": Tiles(64, 64, 32, 8, 3)}
-# A gate is formed in about 40 instructions by every program that needs it. With more than this many programs across a
-# row that costs more than the products, and one pass stores the gates first, N * d elements of the type of h.
-FORMED_TILES = 2
+# Tiles by size of the problem, product and type; the last two are warps and pipeline stages. Two accumulators make 128 x
+# 128 spill on sm_90.
+_SMALL, _LARGE = 0, 1
+_TILES = {
+    # rows, columns of u and p, step over d (the block of the gates)
+    "project": {
+        "16": (Tiles(32, 32, 64, 4, 3), Tiles(64, 128, 64, 8, 3)),
+        "tf32": (Tiles(32, 32, 32, 4, 3), Tiles(64, 128, 32, 8, 3)),
+        "fp32": (Tiles(32, 32, 32, 4, 3), Tiles(32, 64, 32, 8, 3)),
+    },
+    # rows, columns of h, step over the columns of u and p
+    "grad_operands": {
+        "16": (Tiles(32, 64, 32, 4, 3), Tiles(64, 128, 64, 8, 3)),
+        "tf32": (Tiles(32, 32, 32, 4, 3), Tiles(64, 128, 32, 8, 3)),
+        "fp32": (Tiles(32, 32, 32, 4, 3), Tiles(64, 64, 32, 8, 3)),
+    },
+    # rows and columns of the weight, step over the batch
+    "grad_weights": {
+        "16": (Tiles(32, 64, 32, 8, 3), Tiles(128, 64, 64, 8, 3)),
+        "tf32": (Tiles(32, 32, 32, 4, 3), Tiles(128, 64, 32, 8, 3)),
+        "fp32": (Tiles(32, 32, 32, 4, 3), Tiles(64, 32, 32, 8, 3)),
+    },
+}
+# The block of the gates divides every tile's columns.
+_GATE_BLOCK = {"16": 64, "tf32": 32, "fp32": 32}
+
+
+def _stores_gates(widths: list[int], tile: int, large: bool) -> bool:
+    """Whether one pass stores the gates (N * d elements in the type of h) before a product.
+
+    A gate is formed in about 40 instructions by every program across the width of the product; with more than two of
+    them the large tiles would spend longer on gates than on products. A small problem is bound by its launches.
+    """
+    return max(triton.cdiv(width, tile) for width in widths) > (2 if large else 8)
 
 
 class _Problem:
@@ -348,7 +375,7 @@ class _Group:
         self.dtype, self.device = first.dtype, first.device
         self.dot = dot_precision(self.dtype)
         self.kind = "16" if self.dtype.itemsize == 2 else "fp32" if self.dot == "ieee" else "tf32"
-        self.gate_block = _SMALL[self.kind].k
+        self.gate_block = _GATE_BLOCK[self.kind]
         self.scale_bits = float_bits(LOG2_E / temperature)
         self.chunked = any(x.chunk != 1 for x in problems)
         self.statistics = tuple(self._statistics())
@@ -357,10 +384,12 @@ class _Group:
         """One argument per name, with one entry per problem."""
         return [tuple(getattr(x, name) for x in self.problems) for name in names]
 
-    def tiles(self, programs) -> Tiles:
-        """Large tiles where they still fill the device; ``programs(problem, m, n)`` counts those of a problem."""
-        large = _LARGE[self.kind]
-        return large if sum(programs(x, large.m, large.n) for x in self.problems) >= FILL else _SMALL[self.kind]
+    def tiles(self, product: str, programs) -> tuple[Tiles, bool]:
+        """The tiles, and whether they are the large ones: where those still fill the device. ``programs(problem,
+        tiles)`` counts them."""
+        choice = _TILES[product][self.kind]
+        large = sum(programs(x, choice[_LARGE]) for x in self.problems) >= FILL
+        return choice[_LARGE if large else _SMALL], large
 
     def launch(self, kernel, tiles, *arguments, **constants) -> None:
         launch(kernel, tiles, *arguments, device=self.device, **constants)
@@ -374,7 +403,7 @@ class _Group:
             for x, count in zip(self.problems, blocks, strict=True)
         ]
         self.launch(
-            statistics,
+            statistics_kernel,
             [triton.cdiv(x.rows, rows) for x in self.problems],
             *self.tuple("z"),
             tuple(made),
@@ -392,7 +421,7 @@ class _Group:
         made = tuple(torch.empty_like(x.h) for x in self.problems)
         rows = 32
         self.launch(
-            store_gates,
+            store_gates_kernel,
             [triton.cdiv(x.rows, rows) * triton.cdiv(x.d, self.gate_block) for x in self.problems],
             *self.tuple("z"),
             self.statistics,
@@ -415,10 +444,10 @@ def _forward(problems, biases_uni, biases_paired, activation, temperature):
     x_uni, x_paired = u, p
     if keep_x:
         x_uni, x_paired = tuple(map(torch.empty_like, u)), tuple(map(torch.empty_like, p))
-    tiles = group.tiles(lambda x, m, n: triton.cdiv(x.rows, m) * triton.cdiv(x.n, n))
-    stored = any(triton.cdiv(x.n, tiles.n) > FORMED_TILES for x in problems)
+    tiles, large = group.tiles("project", lambda x, t: triton.cdiv(x.rows, t.m) * triton.cdiv(x.n, t.n))
+    stored = _stores_gates([x.n for x in problems], tiles.n, large)
     group.launch(
-        project,
+        project_kernel,
         [triton.cdiv(x.rows, tiles.m) * triton.cdiv(x.n, tiles.n) for x in problems],
         *group.tuple("h", "z"),
         group.statistics,
@@ -460,13 +489,13 @@ def _backward(problems, grads_u, grads_p, saved_u, saved_p, activation, temperat
     activation = activation or "none"
     grads_u, grads_p = (tuple(x.contiguous() for x in grads) for grads in (grads_u, grads_p))
     saved_u, saved_p = _or_else(saved_u, grads_u), _or_else(saved_p, grads_p)
-    operands = group.tiles(lambda x, m, n: triton.cdiv(x.rows, m) * triton.cdiv(x.d, n))
-    wide = max(operands.n, group.gate_block)
-    if activation != "none" and any(triton.cdiv(x.d, wide) > FORMED_TILES for x in problems):
+    operands, large = group.tiles("grad_operands", lambda x, t: triton.cdiv(x.rows, t.m) * triton.cdiv(x.d, t.n))
+    # a derivative costs about what a gate does, and every program across d needs it
+    if activation != "none" and _stores_gates([x.d for x in problems], operands.n, large):
         grads_u, grads_p = _grad_pre_activation(group, grads_u, saved_u, grads_p, saved_p, activation)
         activation = "none"
     grads = grads_u, saved_u, grads_p, saved_p
-    by_operand = _grad_operands(group, grads, activation, operands, wide)
+    by_operand = _grad_operands(group, grads, activation, operands)
     by_weight = _grad_weights(group, grads, activation)
     return [(h, z, *weights) for (h, z), weights in zip(by_operand, by_weight, strict=True)]
 
@@ -475,7 +504,7 @@ def _grad_pre_activation(group, grads_u, saved_u, grads_p, saved_p, activation):
     made_u, made_p = tuple(map(torch.empty_like, grads_u)), tuple(map(torch.empty_like, grads_p))
     block = 1024
     group.launch(
-        grad_pre_activation,
+        grad_pre_activation_kernel,
         [triton.cdiv(x.rows * x.n, block) for x in group.problems],
         grads_u,
         saved_u,
@@ -492,15 +521,15 @@ def _grad_pre_activation(group, grads_u, saved_u, grads_p, saved_p, activation):
     return made_u, made_p
 
 
-def _grad_operands(group, grads, activation, tiles, wide) -> list[tuple[Tensor, Tensor]]:
+def _grad_operands(group, grads, activation, tiles) -> list[tuple[Tensor, Tensor]]:
     problems = group.problems
     grad_h = tuple(torch.empty_like(x.h) for x in problems)
     grad_z = tuple(torch.empty_like(x.z) for x in problems)
-    whole_row = all(x.d <= wide for x in problems)
+    whole_row = all(x.d <= tiles.n for x in problems)
     grad_gate = group.statistics if whole_row else tuple(torch.empty_like(x, dtype=torch.float32) for x in grad_h)
     group.launch(
-        grad_operands,
-        [triton.cdiv(x.rows, tiles.m) * triton.cdiv(x.d, wide) for x in problems],
+        grad_operands_kernel,
+        [triton.cdiv(x.rows, tiles.m) * triton.cdiv(x.d, tiles.n) for x in problems],
         *grads,
         *group.tuple("h", "z"),
         group.statistics,
@@ -517,14 +546,14 @@ def _grad_operands(group, grads, activation, tiles, wide) -> list[tuple[Tensor, 
         GATE_BLOCK=group.gate_block,
         BLOCK_M=tiles.m,
         BLOCK_N=tiles.k,
-        BLOCK_D=wide,
+        BLOCK_D=tiles.n,
         **tiles.options,
     )
     if not whole_row:
         width = min(max(triton.next_power_of_2(max(x.d for x in problems)), 16), ROW_PIECE)
         rows = 2 * ROW_PIECE // width
         group.launch(
-            grad_logits,
+            grad_logits_kernel,
             [triton.cdiv(x.rows, rows) for x in problems],
             grad_gate,
             *group.tuple("z"),
@@ -543,18 +572,20 @@ def _grad_operands(group, grads, activation, tiles, wide) -> list[tuple[Tensor, 
 
 def _grad_weights(group, grads, activation) -> list[tuple[Tensor, ...]]:
     problems = group.problems
-    tiles = group.tiles(lambda x, m, n: triton.cdiv(x.n, m) * triton.cdiv(x.d, n) * max(1, x.rows // 256))
-    wide = max(tiles.n, group.gate_block)
-    counts = [triton.cdiv(x.n, tiles.m) * triton.cdiv(x.d, wide) for x in problems]
+    tiles, large = group.tiles(
+        "grad_weights",
+        lambda x, t: triton.cdiv(x.n, t.m) * triton.cdiv(x.d, t.n) * (x.rows // (4 * t.k)),
+    )
+    counts = [triton.cdiv(x.n, tiles.m) * triton.cdiv(x.d, tiles.n) for x in problems]
     splits = [split_rows(x.rows, sum(counts), tiles.k) for x in problems]
     partial = any(count > 1 for count, _ in splits)
     sums = [
         Sums([(x.n_u, x.d), (x.n_u,), (x.n_p, x.d), (x.n_p,)], count, partial, group.dtype, group.device)
         for x, (count, _) in zip(problems, splits, strict=True)
     ]
-    stored = any(triton.cdiv(x.n, tiles.m) > FORMED_TILES for x in problems)
+    stored = _stores_gates([x.n for x in problems], tiles.m, large)
     group.launch(
-        grad_weights,
+        grad_weights_kernel,
         [count * split for count, (split, _) in zip(counts, splits, strict=True)],
         *grads,
         *group.tuple("h", "z"),
@@ -572,7 +603,7 @@ def _grad_weights(group, grads, activation) -> list[tuple[Tensor, ...]]:
         DOT=group.dot,
         GATE_BLOCK=group.gate_block,
         BLOCK_N=tiles.m,
-        BLOCK_D=wide,
+        BLOCK_D=tiles.n,
         BLOCK_R=tiles.k,
         **tiles.options,
     )

@@ -122,7 +122,7 @@ SUM_BLOCK = 1024
 
 
 @triton.jit
-def _sum_splits(
+def sum_splits_kernel(
     tiles, p_partial, p_out0, p_out1, p_out2, p_out3, size0, size1, size2, size3, splits,
     BLOCK: tl.constexpr,
 ):  # fmt: skip
@@ -151,7 +151,7 @@ def sum_splits(sums: list[Sums]) -> list[tuple[torch.Tensor, ...]]:
     """The outputs, four of every problem; all problems have partial sums or none has."""
     if sums[0].partial is not None:
         launch(
-            _sum_splits,
+            sum_splits_kernel,
             [triton.cdiv(x.stride, SUM_BLOCK) for x in sums],
             tuple(x.partial for x in sums),
             *(tuple(x.outputs[i] for x in sums) for i in range(4)),
