@@ -50,9 +50,12 @@ def float_bits(value: float) -> int:
     return struct.unpack("i", struct.pack("f", value))[0]
 
 
-def launch(kernel, tiles: Sequence[int], *arguments, device: torch.device, **constants) -> None:
-    """Runs ``kernel`` with ``tiles[i]`` programs for problem i on ``device``."""
-    if sum(tiles) == 0:
-        return
-    with torch.cuda.device(device if device.type == "cuda" else -1):
-        kernel[(sum(tiles),)](tuple(tiles), *arguments, enable_fp_fusion=True, **constants)
+def launch(kernel, programs: int | Sequence[int], *arguments, device: torch.device, **constants) -> None:
+    """Runs ``kernel`` on ``device``, with ``programs`` programs; or with ``programs[i]`` of them for problem i, which
+    then are the kernel's first argument. An empty launch is left out."""
+    grid = programs
+    if not isinstance(programs, int):
+        grid, arguments = sum(programs), (tuple(programs), *arguments)
+    if grid:
+        with torch.cuda.device(device if device.type == "cuda" else -1):
+            kernel[(grid,)](*arguments, enable_fp_fusion=True, **constants)

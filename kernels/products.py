@@ -148,14 +148,16 @@ def sum_splits_kernel(
 
 
 def sum_splits(sums: list[Sums]) -> list[tuple[torch.Tensor, ...]]:
-    """The outputs, four of every problem; all problems have partial sums or none has."""
+    """The outputs of every problem, at most four of each; all problems have partial sums or none has."""
     if sums[0].partial is not None:
+        outputs = [(x.outputs + 4 * [x.outputs[0]])[:4] for x in sums]
+        sizes = [(x.sizes + 4 * [0])[:4] for x in sums]
         launch(
             sum_splits_kernel,
             [triton.cdiv(x.stride, SUM_BLOCK) for x in sums],
             tuple(x.partial for x in sums),
-            *(tuple(x.outputs[i] for x in sums) for i in range(4)),
-            *(tuple(x.sizes[i] for x in sums) for i in range(4)),
+            *zip(*outputs, strict=True),
+            *zip(*sizes, strict=True),
             tuple(x.splits for x in sums),
             device=sums[0].partial.device,
             BLOCK=SUM_BLOCK,
