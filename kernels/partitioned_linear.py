@@ -6,7 +6,7 @@
 The masked operands are formed in registers where they are multiplied, forward and backward; h and z are read once for
 both products. Launches: forward ``statistics`` (one pass over z), ``project``. Backward ``statistics``,
 ``grad_operands`` (grad_h, and grad_z where a row fits one tile), ``grad_logits`` (grad_z otherwise), ``grad_weights``
-and, where rows are split, the sum of the splits. Wide products are preceded by one pass that stores the gates (``_stores_gates``).
+and, where rows are split, the sum of the splits. Wide products are preceded by one pass that stores the gates (``_FORMED_LARGE``).
 
 fp16 and bf16 accumulate in fp32; fp32 products are fp32 throughout unless TF32 is allowed; fp64 has no kernel here.
 """
@@ -35,12 +35,7 @@ from .gate_blocks import (
 from .groups import MAX_GROUP, find_group, float_bits, launch, pick
 from .products import FILL, Sums, Tiles, dot_precision, finish, load_grad, split_rows, sum_splits
 
-__all__ = [
-    "grouped_partitioned_linear",
-    "grouped_partitioned_linear_backward",
-    "partitioned_linear",
-    "partitioned_linear_backward",
-]
+__all__ = ["backward", "forward", "grouped_backward", "grouped_forward"]
 
 
 @triton.jit(do_not_specialize=["scale_bits"])
@@ -318,40 +313,37 @@ def _store_grad_weight(p_weight, p_bias, b_weight, b_bias, o_n, o_col, column, n
         tl.store(p_bias + o_n, b_bias.to(p_bias.dtype.element_ty), mask=m_n)
 
 
-# Tiles by size of the problem, product and type; the last two are warps and pipeline stages. Two accumulators make 128 x
-# 128 spill on sm_90.
-_SMALL, _LARGE = 0, 1
+# Tiles by size of the problem, product and type; the last two of each are warps and pipeline stages. Two accumulators make
+# 128 x 128 spill on sm_90, and stored gates a step of 64 on sm_80.
+_SMALL, _LARGE, _LARGE_STORED = 0, 1, 2
 _TILES = {
     # rows, columns of u and p, step over d (the block of the gates)
     "project": {
-        "16": (Tiles(32, 32, 64, 4, 3), Tiles(64, 128, 64, 8, 3)),
-        "tf32": (Tiles(32, 32, 32, 4, 3), Tiles(64, 128, 32, 8, 3)),
-        "fp32": (Tiles(32, 32, 32, 4, 3), Tiles(32, 64, 32, 8, 3)),
+        "16": (Tiles(32, 32, 64, 4, 3), Tiles(64, 128, 64, 8, 3), Tiles(64, 128, 32, 8, 4)),
+        "tf32": (Tiles(32, 32, 32, 4, 3), Tiles(64, 128, 32, 8, 3), Tiles(64, 128, 32, 8, 3)),
+        "fp32": (Tiles(32, 32, 32, 4, 3), Tiles(32, 64, 32, 8, 3), Tiles(32, 64, 32, 8, 3)),
     },
     # rows, columns of h, step over the columns of u and p
     "grad_operands": {
-        "16": (Tiles(32, 64, 32, 4, 3), Tiles(64, 128, 64, 8, 3)),
+        "16": (Tiles(32, 64, 32, 8, 3), Tiles(64, 128, 64, 8, 3)),
         "tf32": (Tiles(32, 32, 32, 4, 3), Tiles(64, 128, 32, 8, 3)),
         "fp32": (Tiles(32, 32, 32, 4, 3), Tiles(64, 64, 32, 8, 3)),
     },
     # rows and columns of the weight, step over the batch
     "grad_weights": {
-        "16": (Tiles(32, 64, 32, 8, 3), Tiles(128, 64, 64, 8, 3)),
-        "tf32": (Tiles(32, 32, 32, 4, 3), Tiles(128, 64, 32, 8, 3)),
-        "fp32": (Tiles(32, 32, 32, 4, 3), Tiles(64, 32, 32, 8, 3)),
+        "16": (Tiles(32, 64, 32, 8, 3), Tiles(128, 64, 64, 8, 3), Tiles(64, 128, 32, 8, 4)),
+        "tf32": (Tiles(32, 32, 32, 4, 3), Tiles(128, 64, 32, 8, 3), Tiles(64, 128, 32, 8, 3)),
+        "fp32": (Tiles(32, 32, 32, 4, 3), Tiles(32, 32, 32, 8, 3), Tiles(32, 32, 32, 8, 3)),
     },
 }
 # The block of the gates divides every tile's columns.
 _GATE_BLOCK = {"16": 64, "tf32": 32, "fp32": 32}
 
 
-def _stores_gates(widths: list[int], tile: int, large: bool) -> bool:
-    """Whether one pass stores the gates (N * d elements in the type of h) before a product.
-
-    A gate is formed in about 40 instructions by every program across the width of the product; with more than two of
-    them the large tiles would spend longer on gates than on products. A small problem is bound by its launches.
-    """
-    return max(triton.cdiv(width, tile) for width in widths) > (2 if large else 8)
+# A gate is formed in about 40 instructions by every program across the width of a product. Past this many programs one
+# pass stores the gates first, N * d elements in the type of h: at large tiles more than two would spend longer on gates
+# than on products, small problems are bound by their launches.
+_FORMED_SMALL, _FORMED_LARGE = 8, 2
 
 
 class _Problem:
@@ -376,7 +368,9 @@ class _Group:
         self.dot = dot_precision(self.dtype)
         self.kind = "16" if self.dtype.itemsize == 2 else "fp32" if self.dot == "ieee" else "tf32"
         self.gate_block = _GATE_BLOCK[self.kind]
-        self.scale_bits = float_bits(LOG2_E / temperature)
+        # finite and above 0: a column past the end is -inf, and -inf * 0 is not 0
+        limits = torch.finfo(torch.float32)
+        self.scale_bits = float_bits(min(max(LOG2_E / temperature, limits.tiny), limits.max))
         self.chunked = any(x.chunk != 1 for x in problems)
         self.statistics = tuple(self._statistics())
 
@@ -384,12 +378,18 @@ class _Group:
         """One argument per name, with one entry per problem."""
         return [tuple(getattr(x, name) for x in self.problems) for name in names]
 
-    def tiles(self, product: str, programs) -> tuple[Tiles, bool]:
-        """The tiles, and whether they are the large ones: where those still fill the device. ``programs(problem,
-        tiles)`` counts them."""
+    def tiles(self, product: str, programs, across) -> tuple[Tiles, bool]:
+        """Tiles of a product, and whether it should find its gates stored.
+
+        Args:
+            programs: of a problem and tiles; the large tiles are taken where these still fill the device.
+            across: the same, those that meet one and the same gate.
+        """
         choice = _TILES[product][self.kind]
         large = sum(programs(x, choice[_LARGE]) for x in self.problems) >= FILL
-        return choice[_LARGE if large else _SMALL], large
+        tiles = choice[_LARGE if large else _SMALL]
+        stored = max(across(x, tiles) for x in self.problems) > (_FORMED_LARGE if large else _FORMED_SMALL)
+        return (choice[-1] if large and stored else tiles), stored
 
     def launch(self, kernel, tiles, *arguments, **constants) -> None:
         launch(kernel, tiles, *arguments, device=self.device, **constants)
@@ -436,7 +436,7 @@ class _Group:
         return made
 
 
-def _forward(problems, biases_uni, biases_paired, activation, temperature):
+def _run_forward(problems, biases_uni, biases_paired, activation, temperature):
     group = _Group(problems, temperature)
     keep_x = activation in ("gelu", "silu")
     u = tuple(x.h.new_empty(x.rows, x.n_u) for x in problems)
@@ -444,8 +444,11 @@ def _forward(problems, biases_uni, biases_paired, activation, temperature):
     x_uni, x_paired = u, p
     if keep_x:
         x_uni, x_paired = tuple(map(torch.empty_like, u)), tuple(map(torch.empty_like, p))
-    tiles, large = group.tiles("project", lambda x, t: triton.cdiv(x.rows, t.m) * triton.cdiv(x.n, t.n))
-    stored = _stores_gates([x.n for x in problems], tiles.n, large)
+    tiles, stored = group.tiles(
+        "project",
+        programs=lambda x, t: triton.cdiv(x.rows, t.m) * triton.cdiv(x.n, t.n),
+        across=lambda x, t: triton.cdiv(x.n, t.n),
+    )
     group.launch(
         project_kernel,
         [triton.cdiv(x.rows, tiles.m) * triton.cdiv(x.n, tiles.n) for x in problems],
@@ -484,14 +487,18 @@ def _or_else(tensors: Sequence[Tensor | None], others: Sequence[Tensor]) -> tupl
     return tuple(other if x is None else x.contiguous() for x, other in zip(tensors, others, strict=True))
 
 
-def _backward(problems, grads_u, grads_p, saved_u, saved_p, activation, temperature):
+def _run_backward(problems, grads_u, grads_p, saved_u, saved_p, activation, temperature):
     group = _Group(problems, temperature)
     activation = activation or "none"
     grads_u, grads_p = (tuple(x.contiguous() for x in grads) for grads in (grads_u, grads_p))
     saved_u, saved_p = _or_else(saved_u, grads_u), _or_else(saved_p, grads_p)
-    operands, large = group.tiles("grad_operands", lambda x, t: triton.cdiv(x.rows, t.m) * triton.cdiv(x.d, t.n))
-    # a derivative costs about what a gate does, and every program across d needs it
-    if activation != "none" and _stores_gates([x.d for x in problems], operands.n, large):
+    # here it is the activation's derivative that is formed or stored: it costs about what a gate does
+    operands, stored = group.tiles(
+        "grad_operands",
+        programs=lambda x, t: triton.cdiv(x.rows, t.m) * triton.cdiv(x.d, t.n),
+        across=lambda x, t: triton.cdiv(x.d, t.n),
+    )
+    if activation != "none" and stored:
         grads_u, grads_p = _grad_pre_activation(group, grads_u, saved_u, grads_p, saved_p, activation)
         activation = "none"
     grads = grads_u, saved_u, grads_p, saved_p
@@ -572,9 +579,10 @@ def _grad_operands(group, grads, activation, tiles) -> list[tuple[Tensor, Tensor
 
 def _grad_weights(group, grads, activation) -> list[tuple[Tensor, ...]]:
     problems = group.problems
-    tiles, large = group.tiles(
+    tiles, stored = group.tiles(
         "grad_weights",
-        lambda x, t: triton.cdiv(x.n, t.m) * triton.cdiv(x.d, t.n) * (x.rows // (4 * t.k)),
+        programs=lambda x, t: triton.cdiv(x.n, t.m) * triton.cdiv(x.d, t.n) * (x.rows // (4 * t.k)),
+        across=lambda x, t: triton.cdiv(x.n, t.m),
     )
     counts = [triton.cdiv(x.n, tiles.m) * triton.cdiv(x.d, tiles.n) for x in problems]
     splits = [split_rows(x.rows, sum(counts), tiles.k) for x in problems]
@@ -583,7 +591,6 @@ def _grad_weights(group, grads, activation) -> list[tuple[Tensor, ...]]:
         Sums([(x.n_u, x.d), (x.n_u,), (x.n_p, x.d), (x.n_p,)], count, partial, group.dtype, group.device)
         for x, (count, _) in zip(problems, splits, strict=True)
     ]
-    stored = _stores_gates([x.n for x in problems], tiles.m, large)
     group.launch(
         grad_weights_kernel,
         [count * split for count, (split, _) in zip(counts, splits, strict=True)],
@@ -610,12 +617,35 @@ def _grad_weights(group, grads, activation) -> list[tuple[Tensor, ...]]:
     return sum_splits(sums)
 
 
-def partitioned_linear(h, z, w_uni, b_uni, w_paired, b_paired, activation, temperature):
+def forward(h, z, w_uni, b_uni, w_paired, b_paired, activation, temperature):
     """``(u, p, x_uni, x_paired)`` of 2-D inputs; the pre-activations are empty unless backward needs them."""
-    return _forward([_Problem(h, z, w_uni, w_paired)], [b_uni], [b_paired], activation, temperature)[0]
+    return _run_forward([_Problem(h, z, w_uni, w_paired)], [b_uni], [b_paired], activation, temperature)[0]
 
 
-def partitioned_linear_backward(grad_u, grad_p, saved_u, saved_p, h, z, w_uni, w_paired, activation, temperature):
+def backward(grad_u, grad_p, saved_u, saved_p, h, z, w_uni, w_paired, activation, temperature):
     """Gradients of h, z, w_uni, b_uni, w_paired, b_paired. ``saved``: pre-activations, outputs for relu."""
     problem = _Problem(h, z, w_uni, w_paired)
-    return _backward([problem], [grad_u], [grad_p], [saved_u], [saved_p], activation, temperature)[0]
+    return _run_backward([problem], [grad_u], [grad_p], [saved_u], [saved_p], activation, temperature)[0]
+
+
+def grouped_forward(h, z, w_uni, b_uni, w_paired, b_paired, activation, temperature):
+    """As :func:`forward` of lists with one entry per problem: four lists, from the same number of launches."""
+    problems = [_Problem(*x) for x in zip(h, z, w_uni, w_paired, strict=True)]
+    made = []
+    for at in _launched_together(problems):
+        made += _run_forward(problems[at], b_uni[at], b_paired[at], activation, temperature)
+    return tuple(map(list, zip(*made, strict=True)))
+
+
+def grouped_backward(grad_u, grad_p, saved_u, saved_p, h, z, w_uni, w_paired, activation, temperature):
+    """As :func:`backward` of lists with one entry per problem: six lists."""
+    problems = [_Problem(*x) for x in zip(h, z, w_uni, w_paired, strict=True)]
+    made = []
+    for at in _launched_together(problems):
+        lists = (grad_u[at], grad_p[at], saved_u[at], saved_p[at])
+        made += _run_backward(problems[at], *lists, activation, temperature)
+    return tuple(map(list, zip(*made, strict=True)))
+
+
+def _launched_together(problems: list[_Problem]) -> list[slice]:
+    return [slice(start, start + MAX_GROUP) for start in range(0, len(problems), MAX_GROUP)]

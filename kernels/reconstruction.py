@@ -24,17 +24,17 @@ import triton.language as tl
 from .groups import launch
 from .products import FILL, Sums, Tiles, dot_precision, split_rows, sum_splits
 
-__all__ = ["reconstruction", "reconstruction_backward"]
+__all__ = ["backward", "forward"]
 
 
 @triton.jit
 def _row_scale(p_row_weight, o_row, m_row, rows, d):
     """weight_i / d, weight_i = 1 / rows where there are no weights; 0 past the last row."""
     if p_row_weight is None:
-        b_weight = tl.where(m_row, 1.0 / rows.to(tl.float32), 0.0)
+        b_weight = tl.where(m_row, 1.0 / rows, 0.0)
     else:
         b_weight = tl.load(p_row_weight + o_row, mask=m_row, other=0.0).to(tl.float32)
-    return b_weight / d.to(tl.float32)
+    return b_weight / d
 
 
 @triton.jit
@@ -53,7 +53,7 @@ def _product(b_sum, p_x, p_w, o_row, m_row, o_col, m_col, n, DOT: tl.constexpr, 
     return b_sum
 
 
-@triton.jit(do_not_specialize=["rows", "d"])
+@triton.jit
 def decode_kernel(
     p_u, p_p, p_w_uni, p_w_paired, p_bias, p_target, p_row_weight, p_decoded, p_loss, rows, d, n_u, n_p,
     DOT: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
@@ -114,7 +114,7 @@ def _load_grad(
     return b_grad
 
 
-@triton.jit(do_not_specialize=["rows", "d"])
+@triton.jit
 def form_grad_kernel(
     p_grad_decoded, p_grad_loss, p_decoded, p_target, p_row_weight, p_grad, p_grad_target, rows, d,
     ROWS: tl.constexpr, BLOCK_D: tl.constexpr,
@@ -133,7 +133,7 @@ def form_grad_kernel(
         tl.store(p_grad_target + offsets, (b_by_loss * -1.0).to(p_grad_target.dtype.element_ty), mask=mask)
 
 
-@triton.jit(do_not_specialize=["rows", "d"])
+@triton.jit
 def grad_features_kernel(
     p_grad_decoded, p_grad_loss, p_decoded, p_target, p_row_weight, p_w_uni, p_w_paired, p_grad_u, p_grad_p,
     rows, d, n_u, n_p,
@@ -171,7 +171,7 @@ def grad_features_kernel(
     tl.store(p_grad_p + o_first * n_p + o_n[None, :], b_p.to(element), mask=m_row[:, None] & (o_n < n_p)[None, :])
 
 
-@triton.jit(do_not_specialize=["rows", "d"])
+@triton.jit
 def grad_decoder_kernel(
     p_grad_decoded, p_grad_loss, p_decoded, p_target, p_row_weight, p_u, p_p, p_grad_w_uni, p_grad_w_paired, p_grad_bias,
     rows, split, stride, d, n_u, n_p,
@@ -245,7 +245,7 @@ def _tiles(product: str, dtype: torch.dtype, programs) -> tuple[Tiles, bool]:
     return (large if fills else small), fills
 
 
-def reconstruction(u, p, w_uni, w_paired, bias, target, row_weight):
+def forward(u, p, w_uni, w_paired, bias, target, row_weight):
     """``(decoded, loss)`` of 2-D inputs."""
     u, p, w_uni, w_paired, target = (x.contiguous() for x in (u, p, w_uni, w_paired, target))
     rows, d = target.shape
@@ -284,7 +284,7 @@ def reconstruction(u, p, w_uni, w_paired, bias, target, row_weight):
     return decoded, loss
 
 
-def reconstruction_backward(grad_decoded, grad_loss, u, p, w_uni, w_paired, decoded, target, row_weight, needs_target):
+def backward(grad_decoded, grad_loss, u, p, w_uni, w_paired, decoded, target, row_weight, needs_target):
     """Gradients of u, p, w_uni, w_paired, bias and target; the last is empty unless it is needed."""
     grad_decoded, u, p, w_uni, w_paired, decoded, target = (
         x.contiguous() for x in (grad_decoded, u, p, w_uni, w_paired, decoded, target)
