@@ -11,13 +11,12 @@ from __future__ import annotations
 import struct
 from collections.abc import Sequence
 
-import torch
 import triton
 import triton.language as tl
 
 __all__ = ["MAX_GROUP", "find_group", "float_bits", "launch", "pick"]
 
-# problems in one launch: 16 times the 25 arguments of the largest kernel, 8 bytes each, fit in CUDA's 4 KiB of arguments
+# problems in one launch: 16 times the 25 arguments of the largest kernel, 8 bytes each, fit in CUDA's 4 KiB for them
 MAX_GROUP = 16
 
 
@@ -50,12 +49,12 @@ def float_bits(value: float) -> int:
     return struct.unpack("i", struct.pack("f", value))[0]
 
 
-def launch(kernel, programs: int | Sequence[int], *arguments, device: torch.device, **constants) -> None:
-    """Runs ``kernel`` on ``device``, with ``programs`` programs; or with ``programs[i]`` of them for problem i, which
-    then are the kernel's first argument. An empty launch is left out."""
+def launch(kernel, programs: int | Sequence[int], *arguments, **constants) -> None:
+    """Runs ``kernel`` with ``programs`` programs; or with ``programs[i]`` of them for problem i, which then are the
+    kernel's first argument. An empty launch is left out."""
     grid = programs
     if not isinstance(programs, int):
         grid, arguments = sum(programs), (tuple(programs), *arguments)
     if grid:
-        with torch.cuda.device(device if device.type == "cuda" else -1):
-            kernel[(grid,)](*arguments, enable_fp_fusion=True, **constants)
+        # fused multiply-add is asked for by name: its default is not the same in every release of triton
+        kernel[(grid,)](*arguments, enable_fp_fusion=True, **constants)

@@ -10,7 +10,7 @@ import triton.language as tl
 
 from .groups import find_group, launch, pick
 
-__all__ = ["Sums", "Tiles", "activate", "dot_precision", "finish", "load_grad", "split_rows", "sum_splits"]
+__all__ = ["FILL", "Sums", "Tiles", "activate", "dot_precision", "finish", "load_grad", "split_rows", "sum_splits"]
 
 
 class Tiles(NamedTuple):
@@ -71,7 +71,8 @@ def finish(
     b_accumulator, p_bias, n_bias, p_y, p_x, o_row, o_n, rows, n,
     ACTIVATION: tl.constexpr, KEEP_X: tl.constexpr,
 ):  # fmt: skip
-    """Bias (``n_bias`` entries: n, or 0 for none) and activation of a tile of a product; writes ``p_y`` and, with KEEP_X, the pre-activation ``p_x``."""
+    """Bias (``n_bias`` entries: n, or 0 for none) and activation of a tile of a product; writes ``p_y`` and, with
+    KEEP_X, the pre-activation ``p_x``."""
     b_bias = tl.load(p_bias + o_n, mask=o_n < n_bias, other=0.0)
     b_x = (b_accumulator + b_bias.to(tl.float32)[None, :]).to(p_y.dtype.element_ty)
     offsets = o_row.to(tl.int64)[:, None] * n + o_n[None, :]
@@ -82,14 +83,14 @@ def finish(
     tl.store(p_y + offsets, activate(b_x.to(tl.float32), ACTIVATION).to(b_x.dtype), mask=mask)
 
 
-# programs that fill a data-centre GPU of this decade (108 to 148 multiprocessors); a constant, so that a result does not
-# depend on the machine
+# programs that fill a data-centre GPU of this decade (108 to 148 multiprocessors); a constant, so that a result does
+# not depend on the machine
 FILL = 128
 
 
 def split_rows(rows: int, tiles: int, step: int) -> tuple[int, int]:
-    """``(splits, rows of one)`` for a sum over ``rows`` that ``tiles`` programs would otherwise do alone: enough to fill
-    the device, at least four steps of ``step`` rows each."""
+    """``(splits, rows of one)`` for a sum over ``rows`` that ``tiles`` programs would otherwise do alone: enough to
+    fill the device, at least four steps of ``step`` rows each."""
     splits = max(1, min(FILL // tiles, rows // (4 * step)))
     size = triton.cdiv(triton.cdiv(rows, step), splits) * step
     return max(1, triton.cdiv(rows, max(size, 1))), max(size, step)
@@ -98,8 +99,8 @@ def split_rows(rows: int, tiles: int, step: int) -> tuple[int, int]:
 class Sums:
     """The outputs of a product that is summed over splits of its rows.
 
-    Without ``partial`` the only split writes the outputs themselves. With it every split writes an fp32 partial sum, and
-    :func:`sum_splits` adds them in the order of the splits: no atomic, and the same bits every time.
+    Without ``partial`` the only split writes the outputs themselves. With it every split writes an fp32 partial sum,
+    and :func:`sum_splits` adds them in the order of the splits: no atomic, and the same bits every time.
 
     Attributes:
         targets: where split 0 writes each output; split i writes ``i * stride`` elements further.
@@ -159,7 +160,6 @@ def sum_splits(sums: list[Sums]) -> list[tuple[torch.Tensor, ...]]:
             *zip(*outputs, strict=True),
             *zip(*sizes, strict=True),
             tuple(x.splits for x in sums),
-            device=sums[0].partial.device,
             BLOCK=SUM_BLOCK,
             num_warps=4,
         )

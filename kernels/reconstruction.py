@@ -11,8 +11,8 @@ starts from decoded - target, of which nothing is stored by forward:
 ``grad_features`` and ``grad_weights`` form it in registers. Where it would be formed many times over, or where the
 target wants its gradient too, one pass writes it first, N * d elements in the type of u.
 
-fp16 and bf16 accumulate in fp32, the loss is fp32; fp32 products are fp32 throughout unless TF32 is allowed; fp64 has no
-kernel here. No atomics: two runs are equal bit by bit.
+fp16 and bf16 accumulate in fp32, the loss is fp32; fp32 products are fp32 throughout unless TF32 is allowed; fp64 has
+no kernel here. No atomics: two runs are equal bit by bit.
 """
 
 from __future__ import annotations
@@ -91,7 +91,9 @@ def sum_loss_kernel(p_partial, p_loss, count, BLOCK: tl.constexpr):
 
 
 @triton.jit
-def _grad_by_loss(p_grad_loss, p_decoded, p_target, p_row_weight, o_row, m_row, offsets, mask, rows, d, ROW: tl.constexpr):
+def _grad_by_loss(
+    p_grad_loss, p_decoded, p_target, p_row_weight, o_row, m_row, offsets, mask, rows, d, ROW: tl.constexpr
+):
     """2 / d * weight_i * grad_loss * (decoded - target), fp32; rows lie along dimension ROW of the tile."""
     b_decoded = tl.load(p_decoded + offsets, mask=mask, other=0.0).to(tl.float32)
     b_target = tl.load(p_target + offsets, mask=mask, other=0.0).to(tl.float32)
@@ -173,8 +175,8 @@ def grad_features_kernel(
 
 @triton.jit
 def grad_decoder_kernel(
-    p_grad_decoded, p_grad_loss, p_decoded, p_target, p_row_weight, p_u, p_p, p_grad_w_uni, p_grad_w_paired, p_grad_bias,
-    rows, split, stride, d, n_u, n_p,
+    p_grad_decoded, p_grad_loss, p_decoded, p_target, p_row_weight, p_u, p_p,
+    p_grad_w_uni, p_grad_w_paired, p_grad_bias, rows, split, stride, d, n_u, n_p,
     FORMED: tl.constexpr, DOT: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_R: tl.constexpr,
 ):  # fmt: skip
     """A program owns a tile of grad_w_uni = grad.T @ u and of grad_w_paired = grad.T @ p over one split of ``split``
@@ -215,9 +217,10 @@ def grad_decoder_kernel(
         tl.store(p_grad_bias + o_split + o_col, b_bias.to(element), mask=m_col)
 
 
-# (small, large) tiles by product and type, as in partitioned_linear
+# Tiles by product, type and size of the problem, as in partitioned_linear. One accumulator: 128 x 128 takes 123
+# registers on sm_90 and 218 on sm_80; 64 x 128 with two takes 118 to 157.
 _TILES = {
-    # rows, columns of decoded, step over the columns of u and p; one accumulator, so that 128 x 128 fits
+    # rows, columns of decoded, step over the columns of u and p
     "decode": {
         "16": (Tiles(32, 32, 64, 4, 3), Tiles(128, 128, 64, 8, 3)),
         "tf32": (Tiles(32, 32, 32, 4, 3), Tiles(128, 128, 32, 8, 3)),
@@ -246,8 +249,7 @@ def _tiles(product: str, dtype: torch.dtype, programs) -> tuple[Tiles, bool]:
 
 
 def forward(u, p, w_uni, w_paired, bias, target, row_weight):
-    """``(decoded, loss)`` of 2-D inputs."""
-    u, p, w_uni, w_paired, target = (x.contiguous() for x in (u, p, w_uni, w_paired, target))
+    """``(decoded, loss)`` of contiguous 2-D inputs."""
     rows, d = target.shape
     decoded = u.new_empty(rows, d)
     if rows == 0:
@@ -263,16 +265,15 @@ def forward(u, p, w_uni, w_paired, bias, target, row_weight):
         p,
         w_uni,
         w_paired,
-        None if bias is None else bias.contiguous(),
+        bias,
         target,
-        None if row_weight is None else row_weight.contiguous(),
+        row_weight,
         decoded,
         partial,
         rows,
         d,
         w_uni.shape[1],
         w_paired.shape[1],
-        device=u.device,
         DOT=dot_precision(u.dtype),
         BLOCK_M=tiles.m,
         BLOCK_N=tiles.n,
@@ -280,16 +281,12 @@ def forward(u, p, w_uni, w_paired, bias, target, row_weight):
         **tiles.options,
     )
     if programs > 1:
-        launch(sum_loss_kernel, 1, partial, loss, programs, device=u.device, BLOCK=1024, num_warps=4)
+        launch(sum_loss_kernel, 1, partial, loss, programs, BLOCK=1024, num_warps=4)
     return decoded, loss
 
 
-def backward(grad_decoded, grad_loss, u, p, w_uni, w_paired, decoded, target, row_weight, needs_target):
-    """Gradients of u, p, w_uni, w_paired, bias and target; the last is empty unless it is needed."""
-    grad_decoded, u, p, w_uni, w_paired, decoded, target = (
-        x.contiguous() for x in (grad_decoded, u, p, w_uni, w_paired, decoded, target)
-    )
-    row_weight = None if row_weight is None else row_weight.contiguous()
+def backward(grad_decoded, grad_loss, u, p, w_uni, w_paired, decoded, target, row_weight, target_grad):
+    """Gradients of u, p, w_uni, w_paired, bias and target, of contiguous inputs; the last is empty unless asked for."""
     rows, d = target.shape
     n_u, n_p = w_uni.shape[1], w_paired.shape[1]
     n = max(n_u, n_p)
@@ -297,13 +294,13 @@ def backward(grad_decoded, grad_loss, u, p, w_uni, w_paired, decoded, target, ro
     weights, _ = _tiles(
         "grad_decoder", u.dtype, lambda t: triton.cdiv(d, t.m) * triton.cdiv(n, t.n) * (rows // (4 * t.k))
     )
-    grad_target = torch.empty_like(target) if needs_target else target.new_empty(0)
+    grad_target = torch.empty_like(target) if target_grad else None
     # formed in registers, grad costs two more loads for every tile across the width of u and p
-    formed = needs_target or (large and triton.cdiv(n, features.n) > 2)
+    formed = target_grad or (large and triton.cdiv(n, features.n) > 2)
     grad = grad_decoded, grad_loss, decoded, target, row_weight
     if formed:
         made = torch.empty_like(decoded)
-        _form_grad(grad, made, grad_target if needs_target else None)
+        _form_grad(grad, made, grad_target)
         grad = made, *grad[1:]
     grad_u, grad_p = torch.empty_like(u), torch.empty_like(p)
     options = {"FORMED": formed, "DOT": dot_precision(u.dtype)}
@@ -319,7 +316,6 @@ def backward(grad_decoded, grad_loss, u, p, w_uni, w_paired, decoded, target, ro
         d,
         n_u,
         n_p,
-        device=u.device,
         BLOCK_M=features.m,
         BLOCK_N=features.n,
         BLOCK_K=features.k,
@@ -342,14 +338,13 @@ def backward(grad_decoded, grad_loss, u, p, w_uni, w_paired, decoded, target, ro
         d,
         n_u,
         n_p,
-        device=u.device,
         BLOCK_D=weights.m,
         BLOCK_N=weights.n,
         BLOCK_R=weights.k,
         **options,
         **weights.options,
     )
-    return grad_u, grad_p, *sum_splits([sums])[0], grad_target
+    return grad_u, grad_p, *sum_splits([sums])[0], grad_target if target_grad else target.new_empty(0)
 
 
 def _form_grad(grad, made, grad_target) -> None:
@@ -364,7 +359,6 @@ def _form_grad(grad, made, grad_target) -> None:
         grad_target,
         rows,
         d,
-        device=made.device,
         ROWS=height,
         BLOCK_D=block,
         num_warps=4,
