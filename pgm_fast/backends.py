@@ -1,7 +1,7 @@
 """What can compute an op here, and which of those a call takes.
 
 Every op has the ``torch`` backend: the reference, plain PyTorch, every device and dtype. ``native`` (compiled C++, on
-the CPU) and ``triton`` (CUDA devices; no op has such a kernel yet) register per op in ``pgm_fast/ops``. The choice
+the CPU) and ``triton`` (CUDA devices) register per op in ``pgm_fast/ops``; not every op has such kernels. The choice
 depends on device, dtype and shape only:
 
 - automatic (the default): the first of ``native``, ``triton``, ``torch`` that serves the call. Falling back to

@@ -6,6 +6,7 @@ The plain formulas are written apart from the references, with nothing shared, s
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
@@ -158,6 +159,18 @@ _OPS = [
     ),
     Case("info_nce", lambda n, d: [(n, d), (n, d)], ops.info_nce, _plain_info_nce, (True, True)),
 ]
+
+
+def _interpret_triton() -> None:
+    """Under triton's interpreter its kernels take CPU tensors, which no user's call gets to do."""
+    for op, implementations in backends._implementations.items():
+        if "triton" in implementations:
+            kernel = implementations["triton"]
+            backends.register(op, "triton", kernel.load, dtypes=tuple(kernel.dtypes), refuse=kernel.refuse)
+
+
+if os.environ.get("TRITON_INTERPRET") == "1":
+    _interpret_triton()
 
 
 def _on_every_backend(case: Case) -> list[Case]:
