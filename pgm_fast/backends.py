@@ -81,12 +81,14 @@ def register(
 
 
 def select(op: str, args: tuple) -> Callable:
-    """The function that computes ``op`` on these arguments; the first one is a tensor.
+    """The function that computes ``op`` on these arguments; the first one is a tensor or a list of tensors.
 
     Raises:
         BackendError: the explicit choice cannot serve.
     """
     first = args[0]
+    if isinstance(first, (list, tuple)):
+        first = first[0]
     key = (op, first.device.type, first.dtype)
     candidates = _candidates.get(key)
     if candidates is None:
