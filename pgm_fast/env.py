@@ -90,7 +90,7 @@ def doctor() -> dict:
         ``{"versions": {...}, "facts": [Fact as a dict, ...], "ops": {op: {device: {backend: reason}}}}``, plain
         containers. The reason why a backend does not serve an op is None where it does.
     """
-    facts = [*_devices(), *_distributed(), *_compilers(), _kernels(), *_packages()]
+    facts = [*_devices(), *_distributed(), *_compilers(), _kernels(), _host_path(), *_packages()]
     return {"versions": versions(), "facts": [asdict(fact) for fact in facts], "ops": _ops()}
 
 
@@ -179,6 +179,20 @@ def _kernels() -> Fact:
             "kernels", name, False, reason, f"{PIP} --force-reinstall --no-deps .  # in the folder of the sources"
         )
     return Fact("kernels", name, True, f"built for {_native.instruction_set}")
+
+
+def _host_path() -> Fact:
+    from . import host
+
+    name = "compiled host path"
+    try:
+        host.load()
+    except (ImportError, OSError) as error:
+        found = util.find_spec(f"pgm_fast.{host.module_name()}") is not None
+        reason = str(error) if found else f"not built for torch {_version('torch')}; Python calls the kernels, slower"
+        command = f"{PIP} --force-reinstall --no-deps --no-build-isolation .  # in the folder of the sources"
+        return Fact("kernels", name, False, reason, command)
+    return Fact("kernels", name, True, f"built for torch {_version('torch')}")
 
 
 def _packages() -> list[Fact]:
