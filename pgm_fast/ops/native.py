@@ -1,5 +1,5 @@
-"""The compiled CPU kernels as functions of tensors: outputs are allocated here, addresses go to
-``pgm_fast._native``."""
+"""The compiled kernels as functions of tensors: outputs are allocated here, addresses go to ``pgm_fast._native`` for
+CPU tensors and to ``pgm_fast._cuda`` for CUDA ones."""
 
 from __future__ import annotations
 
@@ -13,36 +13,56 @@ from .. import backends
 __all__ = ["NATIVE_DTYPES", "native_kernel", "refuse_mixed_precision", "register_native"]
 
 NATIVE_DTYPES = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16: 3}
+# Gates of a row that the CUDA kernels take (kMaxGates of csrc/cuda/partition_tiles.cuh) and neighbours of one gate.
+CUDA_MAX_GATES = {torch.float64: 16384}
+CUDA_MAX_GATES_ELSE = 32768
+CUDA_MAX_CHUNK = 2**31 // 32 - 2
 
 
-def native_kernel(op: str) -> Callable[[Sequence[Tensor], float, Sequence[Tensor]], None]:
-    """``_native.<op>`` as ``call(tensors, temperature, outputs)``: contiguous CPU tensors of :data:`NATIVE_DTYPES`,
-    outputs are written.
+def native_kernel(op: str, device_type: str = "cpu") -> Callable[[Sequence[Tensor], float, Sequence[Tensor]], None]:
+    """The compiled ``op`` as ``call(tensors, temperature, outputs)``: contiguous tensors of :data:`NATIVE_DTYPES`, on
+    one device of this type, outputs are written.
 
     Raises:
         ImportError: the kernels are not built, or built for another CPU.
     """
+    return _cpu_kernel(op) if device_type == "cpu" else _cuda_kernel(op)
+
+
+def _cpu_kernel(op: str):
     import pgm_fast._native as native
 
     kernel, threads = getattr(native, op), torch.get_num_threads
 
     def call(tensors: Sequence[Tensor], temperature: float, outputs: Sequence[Tensor]) -> None:
-        rows = tensors[0].numel() // tensors[0].shape[-1]
-        kernel(rows, *map(_matrix, tensors), temperature, *map(_matrix, outputs), threads())
+        kernel(_rows(tensors[0]), *map(_matrix, tensors), temperature, *map(_matrix, outputs), threads())
+
+    return call
+
+
+def _cuda_kernel(op: str):
+    import pgm_fast._cuda as native
+
+    kernel, current_stream = getattr(native, op), torch.cuda.current_stream
+
+    def call(tensors: Sequence[Tensor], temperature: float, outputs: Sequence[Tensor]) -> None:
+        stream = current_stream(tensors[0].device)
+        place = stream.device_index, stream.cuda_stream
+        kernel(_rows(tensors[0]), *map(_matrix, tensors), temperature, *map(_matrix, outputs), *place)
 
     return call
 
 
 def register_native(op: str, outputs: tuple[int, ...]) -> None:
-    """Registers the kernel ``_native.<op>`` as the ``native`` backend of ``op`` on the CPU.
+    """Registers the compiled kernels of ``op`` as its ``native`` backend on the CPU and on CUDA devices.
 
     Args:
         op: its arguments are tensors, then a temperature.
         outputs: positions of the arguments whose shapes and dtypes the outputs have.
     """
 
-    def load():
-        call = native_kernel(op)
+    def load(device_type: str):
+        call = native_kernel(op, device_type)
 
         def run(*arguments):
             *tensors, temperature = arguments
@@ -53,11 +73,17 @@ def register_native(op: str, outputs: tuple[int, ...]) -> None:
 
         return run
 
-    backends.register(op, "native", load, devices=("cpu",), dtypes=tuple(NATIVE_DTYPES), refuse=refuse_mixed_precision)
+    dtypes = tuple(NATIVE_DTYPES)
+    backends.register(op, "native", lambda: load("cpu"), devices=("cpu",), dtypes=dtypes, refuse=refuse_mixed_precision)
+    backends.register(op, "native", lambda: load("cuda"), devices=("cuda",), dtypes=dtypes, refuse=_refuse_on_cuda)
 
 
 def _matrix(x: Tensor) -> tuple[int, int, int]:
     return x.data_ptr(), NATIVE_DTYPES[x.dtype], x.shape[-1]
+
+
+def _rows(x: Tensor) -> int:
+    return x.numel() // x.shape[-1]
 
 
 def refuse_mixed_precision(*arguments) -> str | None:
@@ -68,3 +94,14 @@ def refuse_mixed_precision(*arguments) -> str | None:
             if first is torch.float64 or x.dtype is torch.float64 or x.dtype not in NATIVE_DTYPES:
                 return f"does not mix {first} with {x.dtype}"
     return None
+
+
+def _refuse_on_cuda(*arguments) -> str | None:
+    """Sums of a row of gates wait in the shared memory of a block."""
+    widths = [x.shape[-1] for x in arguments if isinstance(x, Tensor)]
+    gates, largest = min(widths), CUDA_MAX_GATES.get(arguments[0].dtype, CUDA_MAX_GATES_ELSE)
+    if gates > largest:
+        return f"takes at most {largest} gates of {arguments[0].dtype}, not {gates}"
+    if max(widths) > gates * CUDA_MAX_CHUNK:
+        return f"takes at most {CUDA_MAX_CHUNK} neighbours of one gate, not {max(widths) // gates}"
+    return refuse_mixed_precision(*arguments)
