@@ -1,6 +1,7 @@
-// Entry points of the CPU kernels: contiguous matrices, no checks. Formulas in common/partition.h.
+// Entry points of the CPU kernels: contiguous matrices, no checks. Formulas in common/.
 #pragma once
 
+#include "../common/multi_rate.h"
 #include "matrix.h"
 
 namespace pgm_fast::cpu {
@@ -13,5 +14,9 @@ void partition_dual(int64_t rows, Matrix h, Matrix z_uni, Matrix z_paired, doubl
                     Matrix shared, int threads);
 void partition_dual_backward(int64_t rows, Matrix grad_uni, Matrix grad_paired, Matrix grad_shared, Matrix h, Matrix z_uni,
                              Matrix z_paired, double temperature, Matrix grad_h, Matrix grad_z_uni, Matrix grad_z_paired, int threads);
+
+// partials: one number per chunk, scratch. sums: those of Launch::sums, written; the launch's own are not read.
+void multi_rate_squares(const multi_rate::Launch& launch, double* partials, double* sums, int threads);
+void multi_rate_step(const multi_rate::Launch& launch, int threads);
 
 }  // namespace pgm_fast::cpu
