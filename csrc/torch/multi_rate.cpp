@@ -19,10 +19,17 @@ struct Column {
   int64_t number;
 };
 
+// A number that CPython changes with every change of a dict, up to 3.11; later a look at every entry says the same.
+#if PY_VERSION_HEX < 0x030C0000
+uint64_t version_of(PyObject* dict) { return reinterpret_cast<PyDictObject*>(dict)->ma_version_tag; }
+#else
+uint64_t version_of(PyObject*) { return 0; }
+#endif
+
 // The entries of a dict, which must still be the same objects.
 class Entries {
  public:
-  explicit Entries(PyObject* dict) : dict_(py::reinterpret_borrow<py::object>(dict)) {
+  explicit Entries(PyObject* dict) : dict_(py::reinterpret_borrow<py::object>(dict)), version_(version_of(dict)) {
     PyObject *key, *value;
     Py_ssize_t position = 0;
     while (PyDict_Next(dict, &position, &key, &value)) {
@@ -33,6 +40,8 @@ class Entries {
   // changed(key, old, new) says whether it could take the new value in; false where it could not, or the keys are not the same.
   template <class Changed>
   bool follow(Changed&& changed) {
+    const uint64_t version = version_of(dict_.ptr());
+    if (version != 0 && version == version_) return true;
     if (PyDict_GET_SIZE(dict_.ptr()) != static_cast<Py_ssize_t>(entries_.size())) return false;
     PyObject *key, *value;
     Py_ssize_t position = 0;
@@ -42,6 +51,7 @@ class Entries {
       if (!changed(key, known_value.ptr(), value)) return false;
       known_value = py::reinterpret_borrow<py::object>(value);
     }
+    version_ = version;
     return true;
   }
   bool unchanged() {
@@ -50,6 +60,7 @@ class Entries {
 
  private:
   py::object dict_;
+  uint64_t version_;
   std::vector<std::pair<py::object, py::object>> entries_;
 };
 
@@ -70,6 +81,7 @@ struct Watched {
   at::Tensor local;   // its memory here: the parameter itself, or a DTensor's shard
   py::object handle;  // a DTensor, else nothing
   const void* data;
+  bool dense;    // whether a kernel walks that memory itself
   int64_t slot;  // of the gradients' table, -1 where the parameter had no gradient
   bool copied;   // a copy of the gradient is at that address, made by whoever asks
   at::ScalarType gradient_dtype;
@@ -87,10 +99,11 @@ class Watch {
     for (const auto& item : params) {
       const auto entry = py::reinterpret_borrow<py::tuple>(item);
       const py::object handle = entry[0], local = entry[1];
-      Watched w{THPVariable_Unpack(handle.ptr()), THPVariable_Unpack(local.ptr()), py::object(), nullptr, entry[2].cast<int64_t>(),
+      Watched w{THPVariable_Unpack(handle.ptr()), THPVariable_Unpack(local.ptr()), py::object(), nullptr, false, entry[2].cast<int64_t>(),
                 entry[3].cast<bool>(), at::kFloat};
       if (!handle.is(local)) w.handle = handle;
       w.data = w.local.const_data_ptr();
+      w.dense = w.local.is_non_overlapping_and_dense();
       w.gradient_dtype = py::object(entry[4]).is_none() ? at::kFloat : THPVariable_Unpack(py::object(entry[4]).ptr()).scalar_type();
       params_.push_back(std::move(w));
     }
@@ -162,7 +175,7 @@ class Watch {
     if (!grad.defined()) return w.slot < 0 ? kNone : kRebuild;
     if (w.slot < 0 || local.const_data_ptr() != w.data) return kRebuild;
     if (grad.layout() != at::kStrided || grad.scalar_type() != w.gradient_dtype || grad.device() != local.device()) return kRebuild;
-    const bool direct = local.is_non_overlapping_and_dense() && same_strides(local, grad);
+    const bool direct = w.dense && same_strides(local, grad);
     if (direct == w.copied) return kRebuild;
     if (w.copied) return kNone;
     const auto address = reinterpret_cast<uintptr_t>(grad.const_data_ptr());
