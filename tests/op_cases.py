@@ -26,15 +26,16 @@ class Case:
     smooth: bool = True
     has_temperature: bool = True
     backend: str = "torch"
+    device: str = "cpu"
 
     @property
     def id(self) -> str:
-        return f"{self.name}-{self.backend}"
+        return f"{self.name}-{self.backend}" + ("" if self.device == "cpu" else f"-{self.device}")
 
     def tensors(self, rows: int, d: int, dtype=torch.float32, scale: float = 1.0, seed: int = 0) -> list[torch.Tensor]:
         generator = torch.Generator().manual_seed(seed)
         made = [torch.randn(shape, generator=generator, dtype=torch.float64) * scale for shape in self.shapes(rows, d)]
-        return [x.to(dtype) for x in made]
+        return [x.to(self.device, dtype) for x in made]
 
 
 def _gate(z, temperature):
@@ -76,7 +77,7 @@ def _plain_info_nce(a, b, temperature=0.1):
     if a.shape[0] == 0:
         return a.sum() + b.sum()
     logits = F.normalize(a, dim=1) @ F.normalize(b, dim=1).t() / temperature
-    labels = torch.arange(a.shape[0])
+    labels = torch.arange(a.shape[0], device=a.device)
     return (F.cross_entropy(logits, labels) + F.cross_entropy(logits.t(), labels)) / 2
 
 
@@ -175,13 +176,16 @@ if os.environ.get("TRITON_INTERPRET") == "1":
     _interpret_triton()
 
 
-def _on_every_backend(case: Case) -> list[Case]:
+DEVICES = ("cpu", "cuda") if torch.cuda.is_available() else ("cpu",)
+
+
+def _on_every_backend(case: Case, device: str) -> list[Case]:
     op = case.name.partition("-")[0]
-    usable = [name for name, reason in backends.implementations()[op].items() if reason is None]
-    return [replace(case, backend=name) for name in usable]
+    usable = [name for name, reason in backends.implementations(device)[op].items() if reason is None]
+    return [replace(case, backend=name, device=device) for name in usable]
 
 
-CASES = [variant for case in _OPS for variant in _on_every_backend(case)]
+CASES = [variant for device in DEVICES for case in _OPS for variant in _on_every_backend(case, device)]
 
 
 def outputs(result) -> tuple[torch.Tensor, ...]:
@@ -193,7 +197,7 @@ def forward_and_gradients(function, tensors, seed: int = 1, **kwargs):
     leaves = [x.detach().clone().requires_grad_() for x in tensors]
     result = outputs(function(*leaves, **kwargs))
     generator = torch.Generator().manual_seed(seed)
-    directions = [torch.randn(x.shape, generator=generator, dtype=torch.float64).to(x.dtype) for x in result]
+    directions = [torch.randn(x.shape, generator=generator, dtype=torch.float64).to(x) for x in result]
     scalar = sum((x.double() * direction.double()).sum() for x, direction in zip(result, directions, strict=True))
     gradients = torch.autograd.grad(scalar, leaves)
     return [x.detach() for x in result], list(gradients)
