@@ -132,6 +132,30 @@ def _linear(activation):
     )
 
 
+def _grouped_shapes(rows, d):
+    """A problem of the size asked for and a smaller one with one gate for two neighbours."""
+    small = [(rows + 1, 4), (rows + 1, 2), (3, 4), (3,), (2, 4), (2,)]
+    return [shape for pair in zip(_linear_shapes(rows, d), small, strict=True) for shape in pair]
+
+
+def _lists(tensors):
+    """h0 h1 z0 z1 ... to lists, one per argument."""
+    return [list(tensors[i : i + 2]) for i in range(0, 12, 2)]
+
+
+def _run_grouped(*x, temperature=1.0):
+    u, p = ops.grouped_partitioned_linear(*_lists(x), activation="gelu", temperature=temperature)
+    return *u, *p
+
+
+def _plain_grouped(*x, temperature=1.0):
+    made = []
+    for h, z, w_uni, b_uni, w_paired, b_paired in zip(*_lists(x), strict=True):
+        g = _gate(z, temperature).repeat_interleave(h.shape[1] // z.shape[1], 1)
+        made.append((F.gelu(F.linear(h - g * h, w_uni, b_uni)), F.gelu(F.linear(g * h, w_paired, b_paired))))
+    return *(u for u, _ in made), *(p for _, p in made)
+
+
 _OPS = [
     Case("partition", lambda n, d: [(n, d), (n, d)], ops.partition, _plain_partition, (True, True)),
     Case("partition_dual", lambda n, d: [(n, d)] * 3, ops.partition_dual, _plain_dual, (True,) * 3),
@@ -144,6 +168,13 @@ _OPS = [
     ),
     Case("partition_share-dual", lambda n, d: [(n, d)] * 2, ops.partition_share, _plain_dual_share, (True, True)),
     *(_linear(activation) for activation in (None, "relu", "gelu", "silu")),
+    Case(
+        "grouped_partitioned_linear",
+        _grouped_shapes,
+        _run_grouped,
+        _plain_grouped,
+        (True,) * 4 + (False,) * 8,
+    ),
     Case(
         "reconstruction",
         _reconstruction_shapes,

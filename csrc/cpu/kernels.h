@@ -1,6 +1,7 @@
-// Entry points of the CPU kernels: contiguous matrices, no checks. Formulas in common/partition.h.
+// Entry points of the CPU kernels: contiguous matrices, no checks. Formulas in common/.
 #pragma once
 
+#include "../common/multi_rate.h"
 #include "matrix.h"
 
 namespace pgm_fast::cpu {
@@ -20,5 +21,9 @@ void reconstruction_loss(int64_t rows, Matrix decoded, Matrix bias, Matrix targe
 // grad = grad_decoded + d loss / d decoded, grad_target = d loss / d target.
 void reconstruction_gradient(int64_t rows, Matrix grad_decoded, Matrix decoded, Matrix target, const void* row_weight, double grad_loss,
                              Matrix grad, Matrix grad_target, int threads);
+
+// partials: one number per chunk, scratch. sums: those of Launch::sums, written; the launch's own are not read.
+void multi_rate_squares(const multi_rate::Launch& launch, double* partials, double* sums, int threads);
+void multi_rate_step(const multi_rate::Launch& launch, int threads);
 
 }  // namespace pgm_fast::cpu

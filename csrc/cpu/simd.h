@@ -30,6 +30,10 @@ struct Lane {
   friend Lane operator+(Lane a, Lane b) { return {a.v + b.v}; }
   friend Lane operator-(Lane a, Lane b) { return {a.v - b.v}; }
   friend Lane operator*(Lane a, Lane b) { return {a.v * b.v}; }
+  friend Lane operator/(Lane a, Lane b) { return {a.v / b.v}; }
+  friend Lane multiply_add(Lane a, Lane b, Lane c) { return {a.v * b.v + c.v}; }
+  friend Lane square_root(Lane a) { return {std::sqrt(a.v)}; }
+  friend Lane larger(Lane a, Lane b) { return {a.v > b.v || a.v != a.v ? a.v : b.v}; }  // NaN in either stays
   // as the vector instructions: the second operand where one is NaN
   static Lane max(Lane a, Lane b) { return {a.v > b.v ? a.v : b.v}; }
   static Lane min(Lane a, Lane b) { return {a.v < b.v ? a.v : b.v}; }
@@ -74,6 +78,13 @@ struct Simd {
   friend Simd operator+(Simd a, Simd b) { return {_mm512_add_ps(a.v, b.v)}; }
   friend Simd operator-(Simd a, Simd b) { return {_mm512_sub_ps(a.v, b.v)}; }
   friend Simd operator*(Simd a, Simd b) { return {_mm512_mul_ps(a.v, b.v)}; }
+  friend Simd operator/(Simd a, Simd b) { return {_mm512_div_ps(a.v, b.v)}; }
+  friend Simd multiply_add(Simd a, Simd b, Simd c) { return {_mm512_fmadd_ps(a.v, b.v, c.v)}; }
+  friend Simd square_root(Simd a) { return {_mm512_sqrt_ps(a.v)}; }
+  friend Simd larger(Simd a, Simd b) {
+    // the instruction returns its second operand where one is NaN
+    return {_mm512_mask_mov_ps(_mm512_max_ps(a.v, b.v), _mm512_cmp_ps_mask(a.v, a.v, _CMP_UNORD_Q), a.v)};
+  }
   static Simd max(Simd a, Simd b) { return {_mm512_max_ps(a.v, b.v)}; }
   static Simd min(Simd a, Simd b) { return {_mm512_min_ps(a.v, b.v)}; }
   static Simd fma(Simd a, Simd b, Simd c) { return {_mm512_fmadd_ps(a.v, b.v, c.v)}; }
@@ -124,6 +135,13 @@ struct Simd {
   friend Simd operator+(Simd a, Simd b) { return {_mm256_add_ps(a.v, b.v)}; }
   friend Simd operator-(Simd a, Simd b) { return {_mm256_sub_ps(a.v, b.v)}; }
   friend Simd operator*(Simd a, Simd b) { return {_mm256_mul_ps(a.v, b.v)}; }
+  friend Simd operator/(Simd a, Simd b) { return {_mm256_div_ps(a.v, b.v)}; }
+  friend Simd multiply_add(Simd a, Simd b, Simd c) { return {_mm256_fmadd_ps(a.v, b.v, c.v)}; }
+  friend Simd square_root(Simd a) { return {_mm256_sqrt_ps(a.v)}; }
+  friend Simd larger(Simd a, Simd b) {
+    // the instruction returns its second operand where one is NaN
+    return {_mm256_blendv_ps(_mm256_max_ps(a.v, b.v), a.v, _mm256_cmp_ps(a.v, a.v, _CMP_UNORD_Q))};
+  }
   static Simd max(Simd a, Simd b) { return {_mm256_max_ps(a.v, b.v)}; }
   static Simd min(Simd a, Simd b) { return {_mm256_min_ps(a.v, b.v)}; }
   static Simd fma(Simd a, Simd b, Simd c) { return {_mm256_fmadd_ps(a.v, b.v, c.v)}; }

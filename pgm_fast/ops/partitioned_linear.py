@@ -24,6 +24,7 @@ from .checks import (
 from .gates import accumulation_dtype, chunk_sum, cumsoftmax, cumsoftmax_backward, expand_gate
 from .native import register_host
 from .registration import define, define_autograd, define_backward
+from .triton import TRITON_PRODUCT_DTYPES, register_triton
 
 __all__ = ["partitioned_linear"]
 
@@ -59,6 +60,17 @@ def partitioned_linear(
             Python number.
         ValueError: shapes that do not fit, tensors on different devices, an unknown activation, a wrong temperature.
     """
+    prepared = prepare(h, z, w_uni, b_uni, w_paired, b_paired, activation, temperature)
+    u, p, _, _ = _partitioned_linear(*prepared, activation, float(temperature))
+    leading = h.shape[:-1]
+    if len(leading) == 1:
+        return u, p
+    return u.reshape(*leading, u.shape[-1]), p.reshape(*leading, p.shape[-1])
+
+
+def prepare(h, z, w_uni, b_uni, w_paired, b_paired, activation, temperature) -> tuple[Tensor | None, ...]:
+    """Checks the arguments of :func:`partitioned_linear` and returns its tensors as the op takes them: cast where
+    autocast says so, h and z ``[rows, ...]``."""
     check_features("h", h)
     check_gate("z", z, h)
     d = h.shape[-1]
@@ -70,34 +82,30 @@ def partitioned_linear(
         check_tensor("b_paired", b_paired, shape=(w_paired.shape[0],), like=h)
     if activation not in ACTIVATIONS:
         raise ValueError(f"activation must be one of {', '.join(map(repr, ACTIVATIONS))}, got {activation!r}")
-    temperature = check_temperature(temperature)
+    check_temperature(temperature)
     dtype = autocast_dtype(h)
     if dtype is not None:
         h, w_uni, b_uni, w_paired, b_paired = (
             None if x is None else x.to(dtype) for x in (h, w_uni, b_uni, w_paired, b_paired)
         )
     check_same_dtype("h", h, w_uni=w_uni, b_uni=b_uni, w_paired=w_paired, b_paired=b_paired)
-    leading = h.shape[:-1]
-    if len(leading) != 1:
+    if h.dim() != 2:
         h, z = h.reshape(-1, d), z.reshape(-1, z.shape[-1])
-    u, p, _, _ = _partitioned_linear(h, z, w_uni, b_uni, w_paired, b_paired, activation, temperature)
-    if len(leading) == 1:
-        return u, p
-    return u.reshape(*leading, u.shape[-1]), p.reshape(*leading, p.shape[-1])
+    return h, z, w_uni, b_uni, w_paired, b_paired
 
 
-def _keeps_pre_activation(activation: str | None) -> bool:
+def keeps_pre_activation(activation: str | None) -> bool:
     # relu's mask can be read off its output
     return activation in ("gelu", "silu")
 
 
-def _reference(h, z, w_uni, b_uni, w_paired, b_paired, activation, temperature):
+def reference(h, z, w_uni, b_uni, w_paired, b_paired, activation, temperature):
     gate, complement, _ = cumsoftmax(z, temperature)
     d = h.shape[-1]
     x_uni = F.linear((expand_gate(complement, d) * h).to(h.dtype), w_uni, b_uni)
     x_paired = F.linear((expand_gate(gate, d) * h).to(h.dtype), w_paired, b_paired)
     u, p = activate(x_uni, activation), activate(x_paired, activation)
-    if _keeps_pre_activation(activation):
+    if keeps_pre_activation(activation):
         return u, p, x_uni, x_paired
     return u, p, h.new_empty(0), h.new_empty(0)
 
@@ -109,7 +117,7 @@ def _at_pre_activation(grad: Tensor, saved: Tensor, activation: str | None) -> T
     return activate_backward(grad.to(wide), saved.to(wide), activation).to(grad.dtype)
 
 
-def _reference_backward(grad_u, grad_p, saved_u, saved_p, h, z, w_uni, w_paired, activation, temperature):
+def reference_backward(grad_u, grad_p, saved_u, saved_p, h, z, w_uni, w_paired, activation, temperature):
     gate, complement, p = cumsoftmax(z, temperature)
     d, wide = h.shape[-1], accumulation_dtype(h.dtype)
     gate, complement = expand_gate(gate, d), expand_gate(complement, d)
@@ -127,14 +135,14 @@ def _reference_backward(grad_u, grad_p, saved_u, saved_p, h, z, w_uni, w_paired,
     )
 
 
-def _fake(h, z, w_uni, b_uni, w_paired, b_paired, activation, temperature):
+def fake(h, z, w_uni, b_uni, w_paired, b_paired, activation, temperature):
     u, p = h.new_empty((h.shape[0], w_uni.shape[0])), h.new_empty((h.shape[0], w_paired.shape[0]))
-    if _keeps_pre_activation(activation):
+    if keeps_pre_activation(activation):
         return u, p, torch.empty_like(u), torch.empty_like(p)
     return u, p, h.new_empty(0), h.new_empty(0)
 
 
-def _fake_backward(grad_u, grad_p, saved_u, saved_p, h, z, w_uni, w_paired, activation, temperature):
+def fake_backward(grad_u, grad_p, saved_u, saved_p, h, z, w_uni, w_paired, activation, temperature):
     grads = [x.new_empty(x.shape) for x in (h, z, w_uni)]
     return *grads, h.new_empty(w_uni.shape[0]), w_paired.new_empty(w_paired.shape), h.new_empty(w_paired.shape[0])
 
@@ -143,20 +151,21 @@ _partitioned_linear = define(
     "partitioned_linear(Tensor h, Tensor z, Tensor w_uni, Tensor? b_uni, Tensor w_paired, Tensor? b_paired, "
     "str? activation, "
     "float temperature) -> (Tensor, Tensor, Tensor, Tensor)",
-    _reference,
-    _fake,
+    reference,
+    fake,
 )
 _partitioned_linear_backward = define_backward(
     "partitioned_linear_backward(Tensor grad_u, Tensor grad_p, Tensor saved_u, Tensor saved_p, Tensor h, "
     "Tensor z, Tensor w_uni, "
     "Tensor w_paired, str? activation, float temperature) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
-    _reference_backward,
-    _fake_backward,
+    reference_backward,
+    fake_backward,
 )
 
 
 register_host("partitioned_linear")
 register_host("partitioned_linear_backward")
+register_triton("partitioned_linear", dtypes=TRITON_PRODUCT_DTYPES)
 
 
 def _setup_context(ctx, inputs, output) -> None:
