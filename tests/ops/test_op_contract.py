@@ -36,6 +36,7 @@ SIZES = [(0, 3), (1, 1), (5, 7), (3, 64)]
 @by_op
 @pytest.mark.parametrize("temperature", TEMPERATURES)
 def test_equals_the_plain_formula_in_fp64(case, temperature):
+    case.skip_unless_double()
     kwargs = {"temperature": temperature} if case.has_temperature else {}
     for rows, d in SIZES:
         tensors = case.tensors(rows, d, torch.float64)
@@ -47,6 +48,7 @@ def test_equals_the_plain_formula_in_fp64(case, temperature):
 
 @by_op
 def test_gradients_equal_finite_differences(case):
+    case.skip_unless_double()
     tensors = [x.requires_grad_() for x in case.tensors(3, 5, torch.float64)]
     assert torch.autograd.gradcheck(case.run, tensors, rtol=0, atol=FINITE_DIFFERENCE)
 
