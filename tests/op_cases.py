@@ -205,8 +205,9 @@ def _interpret_triton() -> None:
     """Under triton's interpreter its kernels take CPU tensors, which no user's call gets to do."""
     for op, implementations in backends._implementations.items():
         for kernel in list(implementations.get("triton", {}).values()):
-            options = {"dtypes": tuple(kernel.dtypes), "refuse": kernel.refuse}
-            backends.register(op, "triton", kernel.load, devices=("cpu",), **options)
+            backends.register(
+                op, "triton", kernel.load, devices=("cpu",), dtypes=tuple(kernel.dtypes), refuse=kernel.refuse
+            )
 
 
 if os.environ.get("TRITON_INTERPRET") == "1":
