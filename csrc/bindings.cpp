@@ -9,6 +9,7 @@
 
 namespace py = pybind11;
 namespace cpu = pgm_fast::cpu;
+using pgm_fast::multi_rate::Launch;
 
 PYBIND11_MODULE(_native, m) {
   m.doc() = "CPU kernels of pgm_fast. Addresses in, nothing checked: call pgm_fast.ops instead.";
@@ -22,4 +23,15 @@ PYBIND11_MODULE(_native, m) {
   m.def("partition_backward", &cpu::partition_backward, without_gil);
   m.def("partition_dual", &cpu::partition_dual, without_gil);
   m.def("partition_dual_backward", &cpu::partition_dual_backward, without_gil);
+  // a launch is the address of its words
+  m.def(
+      "multi_rate_squares",
+      [](uintptr_t launch, uintptr_t partials, uintptr_t sums, int threads) {
+        cpu::multi_rate_squares(*reinterpret_cast<const Launch*>(launch), reinterpret_cast<double*>(partials),
+                                reinterpret_cast<double*>(sums), threads);
+      },
+      without_gil);
+  m.def(
+      "multi_rate_step",
+      [](uintptr_t launch, int threads) { cpu::multi_rate_step(*reinterpret_cast<const Launch*>(launch), threads); }, without_gil);
 }

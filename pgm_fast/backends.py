@@ -1,8 +1,8 @@
 """What can compute an op here, and which of those a call takes.
 
 Every op has the ``torch`` backend: the reference, plain PyTorch, every device and dtype. ``native`` (compiled C++ on
-the CPU, compiled CUDA on its devices) and ``triton`` (CUDA devices; no op has such a kernel yet) register per op in
-``pgm_fast/ops``. The choice depends on device, dtype and shape only:
+the CPU, compiled CUDA on its devices) and ``triton`` (CUDA devices) register per op in ``pgm_fast/ops``; not every op
+has such kernels. The choice depends on device, dtype and shape only:
 
 - automatic (the default): the first of ``native``, ``triton``, ``torch`` that serves the call. Falling back to
   ``torch`` where a kernel exists but cannot serve is said once, at INFO;
@@ -84,12 +84,14 @@ def register(
 
 
 def select(op: str, args: tuple) -> Callable:
-    """The function that computes ``op`` on these arguments; the first one is a tensor.
+    """The function that computes ``op`` on these arguments; the first one is a tensor or a list of tensors.
 
     Raises:
         BackendError: the explicit choice cannot serve.
     """
     first = args[0]
+    if isinstance(first, (list, tuple)):
+        first = first[0]
     key = (op, first.device.type, first.dtype)
     candidates = _candidates.get(key)
     if candidates is None:

@@ -11,7 +11,6 @@ import platform
 import re
 import shutil
 import subprocess
-import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from importlib import metadata, util
@@ -32,7 +31,8 @@ EXTRAS = {
         "tensorboard": "tensorboard",
         "safetensors": "safetensors",
     },
-    "test": {"pytest": "pytest", "hypothesis": "hypothesis"},
+    "av": {"soundfile": "soundfile", "scipy": "scipy", "PIL": "pillow", "transformers": "transformers"},
+    "test": {"pytest": "pytest", "hypothesis": "hypothesis", "triton": "triton"},
 }
 PIP = "python -m pip install"
 
@@ -189,7 +189,7 @@ def _host_path() -> Fact:
         host.load()
     except (ImportError, OSError) as error:
         found = util.find_spec(f"pgm_fast.{host.module_name()}") is not None
-        reason = str(error) if found else f"not built for torch {_version('torch')}; Python calls the kernels, slower"
+        reason = str(error) if found else f"not built for torch {_version('torch')}; small calls are slower without it"
         command = f"{PIP} --force-reinstall --no-deps --no-build-isolation .  # in the folder of the sources"
         return Fact("kernels", name, False, reason, command)
     return Fact("kernels", name, True, f"built for torch {_version('torch')}")
@@ -217,7 +217,7 @@ def _cuda_kernels() -> Fact:
 
 
 def _packages() -> list[Fact]:
-    facts = [_package("triton", "triton", f"{PIP} triton" if sys.platform.startswith("linux") else None)]
+    facts = []
     for extra, packages in EXTRAS.items():
         facts += [_package(module, name, f'{PIP} "pgm-fast[{extra}]"') for module, name in packages.items()]
     return facts

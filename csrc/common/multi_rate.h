@@ -86,6 +86,7 @@ struct Launch {
   int64_t num_tensors;
   int64_t num_chunks;
   int64_t num_groups;
+  int64_t num_elements;  // of all chunks
   int64_t chunk_size;  // a power of two
   Algorithm algorithm;
   Dtype param_dtype;
