@@ -19,7 +19,6 @@ pytestmark = pytest.mark.skipif(NVCC is None, reason="nvcc is not on the PATH")
 SOURCES = ("partition", "partition_dual", "multi_rate")
 ARCHITECTURES = ("sm_80", "sm_90", "sm_100")
 DOUBLE_ARITHMETIC = r"\bD(?:ADD|MUL|FMA|SETP|MNMX)\b"
-# An element is a float, or 2 bytes: a warp's 16-byte accesses to one leave no gap, nor do 8-byte ones to the other beside it.
 WIDE = r"\.E\.128\b"
 ACCESS = r"\b(?:LDG|LD|STG|ST)\.E"
 
