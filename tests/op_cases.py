@@ -224,7 +224,7 @@ def forward_and_gradients(function, tensors, seed: int = 1, **kwargs):
     leaves = [x.detach().clone().requires_grad_() for x in tensors]
     result = outputs(function(*leaves, **kwargs))
     generator = torch.Generator().manual_seed(seed)
-    directions = [torch.randn(x.shape, generator=generator, dtype=torch.float64).to(x.dtype) for x in result]
+    directions = [torch.randn(x.shape, generator=generator, dtype=torch.float64).to(x) for x in result]
     scalar = sum((x.double() * direction.double()).sum() for x, direction in zip(result, directions, strict=True))
     gradients = torch.autograd.grad(scalar, leaves)
     return [x.detach() for x in result], list(gradients)
