@@ -271,10 +271,10 @@ def bench(
 ) -> None:
     """Measure the kernels and whole steps on this machine.
 
-    Takes the sources: the benchmarks are not part of the installed package.
+    Reads nothing; takes the sources, as the benchmarks are not part of the installed package. A variant whose numbers
+    are wrong is not measured.
 
-    Checks every variant first and measures none that is wrong. Prints a table and writes
-    benchmarks/results/DEVICE/NAME.json.
+    Prints a table and writes benchmarks/results/DEVICE/NAME.json.
 
     Exit status 1 when a benchmark failed.
     """
