@@ -1,4 +1,4 @@
-"""The CUDA kernels, run thread by thread on the CPU: their indexing, scans, barriers and tables give the reference's numbers.
+"""The CUDA kernels run thread by thread on the CPU: indexing, scans, barriers and tables give the reference's numbers.
 
 What this cannot show is what the GPU's own arithmetic, memory and scheduling do; tests/gpu shows that.
 """
@@ -19,7 +19,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from op_cases import forward_and_gradients
-from tolerances import EPS, FP32, NATIVE_TIMES_EPS, OPTIMIZER_MOVE_FP32
+from tolerances import EPS, FP32, NATIVE_TIMES_EPS, OPTIMIZER_MOVE
 
 import pgm_fast
 from pgm_fast import ops
@@ -201,9 +201,7 @@ def by_emulator(emulated, monkeypatch):
         else:
             emulated.multi_rate_squares(launch.address, launch.partials.data_ptr(), launch.sums.data_ptr(), 0, 0)
 
-    from pgm_fast.optim import multi_rate
-
-    monkeypatch.setattr(multi_rate, "run", run)
+    monkeypatch.setattr(optimizer_kernels, "run", run)
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
@@ -214,7 +212,7 @@ def test_a_step_is_that_of_the_reference(by_emulator, monkeypatch, name, dtype, 
     with pgm_fast.backend("torch"):
         want, _ = stepped(*OPTIMIZERS[name], dtype, master)
     for a, b in zip(got, want, strict=True):
-        torch.testing.assert_close(a, b, rtol=max(FP32, EPS[dtype]), atol=OPTIMIZER_MOVE_FP32)
+        torch.testing.assert_close(a, b, rtol=max(FP32, EPS[dtype]), atol=OPTIMIZER_MOVE[dtype])
 
 
 @pytest.mark.parametrize("value", [float("inf"), float("nan")])

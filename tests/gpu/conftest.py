@@ -15,8 +15,8 @@ def pytest_collection_modifyitems(items):
 
 @pytest.fixture(autouse=True)
 def _poisoned_memory():
-    """Fresh tensors hold NaN: torch fills ``torch.empty`` so in deterministic mode. What the plain formulas use that has
-    no deterministic form only warns."""
+    """Fresh tensors hold NaN: torch fills ``torch.empty`` so in deterministic mode. What the plain formulas use that
+    has no deterministic form only warns."""
     torch.use_deterministic_algorithms(True, warn_only=True)
     yield
     torch.use_deterministic_algorithms(False)

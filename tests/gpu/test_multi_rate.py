@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from tolerances import EPS, FP32, OPTIMIZER_MOVE_FP32
+from tolerances import EPS, FP32, OPTIMIZER_MOVE
 from torch import nn
 
 import pgm_fast
@@ -63,7 +63,7 @@ def test_a_step_is_that_of_the_reference(backend, name, dtype, master):
     want, _ = stepped("torch", *OPTIMIZERS[name], dtype, master)
     rtol = max(FP32, EPS[dtype])
     for a, b in zip(got, want, strict=True):
-        torch.testing.assert_close(a, b, rtol=rtol, atol=max(OPTIMIZER_MOVE_FP32, EPS[dtype] * OPTIMIZER_MOVE_FP32))
+        torch.testing.assert_close(a, b, rtol=rtol, atol=OPTIMIZER_MOVE[dtype])
 
 
 @pytest.mark.parametrize("backend", ["native", "triton"])

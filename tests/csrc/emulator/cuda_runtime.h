@@ -12,6 +12,7 @@
 #include <cstdlib>
 #include <cstring>
 #include <functional>
+#include <memory>
 #include <vector>
 
 #include "cuda_runtime_api.h"
@@ -47,7 +48,7 @@ inline unsigned __float_as_uint(float x) {
 namespace emulated {
 
 constexpr int kLanes = 32;
-constexpr size_t kStack = 256 * 1024;
+constexpr size_t kStack = 64 * 1024;
 
 struct Index {
   unsigned x;
@@ -64,7 +65,6 @@ struct Warp : Group {
 
 struct Fiber {
   ucontext_t context;
-  std::vector<char> stack;
   Index index;
   Warp* warp;
   uint64_t exchanges = 0;
@@ -78,6 +78,7 @@ inline Index block_index, block_size, grid_size;
 inline std::vector<unsigned char> dynamic;
 inline const std::function<void()>* kernel;
 inline uint64_t progress;
+inline std::vector<std::unique_ptr<char[]>> stacks;  // of every thread that there ever was, used again by later blocks
 
 inline void yield() { swapcontext(&current->context, &scheduler); }
 
@@ -119,10 +120,10 @@ inline void run_block(unsigned threads) {
     fiber.index = {t};
     fiber.warp = &warps[t / kLanes];
     ++fiber.warp->threads;
-    fiber.stack.resize(kStack);
+    if (t == stacks.size()) stacks.emplace_back(new char[kStack]);
     getcontext(&fiber.context);
-    fiber.context.uc_stack.ss_sp = fiber.stack.data();
-    fiber.context.uc_stack.ss_size = fiber.stack.size();
+    fiber.context.uc_stack.ss_sp = stacks[t].get();
+    fiber.context.uc_stack.ss_size = kStack;
     fiber.context.uc_link = nullptr;
     makecontext(&fiber.context, enter, 0);
   }
