@@ -60,11 +60,12 @@ else
   skip nvcc "not on the PATH; without it there are no compiled CUDA kernels"
 fi
 
-# kernels that someone has built in the repository are not these
+# kernels that were built elsewhere, for an editable installation, are not these
 build() {
-  cd "$repository" && "$python" setup.py -q build_py --build-lib "$work/lib" && rm -f "$work"/lib/pgm_fast/*.so &&
-    "$python" setup.py -q build_ext --build-lib "$work/lib" --build-temp "$work/build" && cd "$work" &&
-    "$python" -c 'import pgm_fast._cuda as c; print("built for", c.architectures)'
+  cd "$repository" && "$python" setup.py -q build --build-base "$work/build" --build-lib "$work/lib" && cd "$work" &&
+    "$python" -c 'import os, pgm_fast._cuda as c
+print("built for", c.architectures, "in", c.__file__)
+assert c.__file__.startswith(os.environ["PYTHONPATH"])'
 }
 export -f build
 export repository work python
