@@ -114,3 +114,14 @@ def frequency(p: float, n: int) -> float:
 
 # Results that must not be the same differ by more than this in some entry of order 1: 1e10 roundings. Measured: 0.035.
 DIFFERENT = 1e-2
+
+# A multi-rate optimizer in fp64 against torch's in fp64, both at the same formula in another order: 30 steps of some ten
+# roundings each of numbers up to 10.
+OPTIMIZER_FP64 = 30 * 10 * 10 * EPS[torch.float64] / 2
+
+# fp32 sums of squares of 1e5 entries in blocks against fp64, relative.
+NORM_FP32 = 64 * EPS[torch.float32]
+
+# fp32 state against the same steps in fp64, parameters of order 1 moved by up to 0.1 a step: FP32 of them and their
+# movement, over 50 steps; the floor of a comparison with torch's own error.
+OPTIMIZER_FLOOR = {dtype: 2 * eps for dtype, eps in EPS.items()}
