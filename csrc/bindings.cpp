@@ -5,24 +5,11 @@
 
 #include "cpu/instruction_set.h"
 #include "cpu/kernels.h"
+#include "matrix_caster.h"
 
 namespace py = pybind11;
 namespace cpu = pgm_fast::cpu;
 using pgm_fast::multi_rate::Launch;
-
-// A matrix is the tuple (address, dtype, width) in Python.
-template <>
-struct pybind11::detail::type_caster<cpu::Matrix> {
-  PYBIND11_TYPE_CASTER(cpu::Matrix, const_name("tuple[int, int, int]"));
-
-  bool load(handle source, bool) {
-    if (!PyTuple_Check(source.ptr()) || PyTuple_GET_SIZE(source.ptr()) != 3) return false;
-    value.data = PyLong_AsVoidPtr(PyTuple_GET_ITEM(source.ptr(), 0));
-    value.dtype = static_cast<cpu::Dtype>(PyLong_AsLong(PyTuple_GET_ITEM(source.ptr(), 1)));
-    value.width = PyLong_AsLongLong(PyTuple_GET_ITEM(source.ptr(), 2));
-    return !PyErr_Occurred();
-  }
-};
 
 PYBIND11_MODULE(_native, m) {
   m.doc() = "CPU kernels of pgm_fast. Addresses in, nothing checked: call pgm_fast.ops instead.";

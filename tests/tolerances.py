@@ -64,8 +64,9 @@ def steps(d: int) -> float:
 # dtype, plus a floor of one rounding of a typical value (the plain form may be exact by luck); in root mean square.
 TIMES_TORCH_ERROR = 2.0
 
-# Compiled kernel against reference, both accumulating in fp32 (fp64): each is within a scan's error (64 eps/2 at d <=
-# 70 gates) of the exact value, gradients sum up to 350 products of order 1 and are compared relative to their largest
+# Compiled or Triton kernel against reference, both accumulating in fp32 (fp64): each is within a scan's error (64
+# eps/2 at d <= 70 gates) of the exact value, gradients sum up to 2500 products of order 1 of both signs (fewer than 350
+# roundings in the same direction) and are compared relative to their largest
 # entry; 16-bit outputs add a rounding each way. In units of the output's eps:
 NATIVE_TIMES_EPS = 128
 
@@ -115,6 +116,13 @@ def frequency(p: float, n: int) -> float:
 # Results that must not be the same differ by more than this in some entry of order 1: 1e10 roundings. Measured: 0.035.
 DIFFERENT = 1e-2
 
+# a magnitude is at most 0.5 * sum(Hann window of 64) = 16; the transform and the logarithm each lose up to 8 eps of it
+STFT_FP32 = 16 * 16 * EPS[torch.float32]
+
+# log-magnitudes of a tone at 2 kHz of 8 kHz that was doubled in rate by straight lines: these weaken it by
+# sinc^2(1/8) = 0.95 and no more, so that a tenth in the logarithm tells them from any other sound
+RESAMPLED_LOG = 0.1
+
 # A multi-rate optimizer in fp64 against torch's in fp64, both at the same formula in another order: 30 steps of some ten
 # roundings each of numbers up to 10.
 OPTIMIZER_FP64 = 30 * 10 * 10 * EPS[torch.float64] / 2
@@ -122,6 +130,13 @@ OPTIMIZER_FP64 = 30 * 10 * 10 * EPS[torch.float64] / 2
 # fp32 sums of squares of 1e5 entries in blocks against fp64, relative.
 NORM_FP32 = 64 * EPS[torch.float32]
 
-# fp32 state against the same steps in fp64, parameters of order 1 moved by up to 0.1 a step: FP32 of them and their
-# movement, over 50 steps; the floor of a comparison with torch's own error.
+# The floor of a comparison with torch's own error, which may be small by luck: two eps, relative to the parameters.
 OPTIMIZER_FLOOR = {dtype: 2 * eps for dtype, eps in EPS.items()}
+
+# A handful of steps of two forms of an optimizer whose gradients come from the weights, so that differences grow: four
+# times what as many steps of given gradients differ by, of parameters and of what moves them.
+OPTIMIZER_RUN_FP32 = 4 * FP32
+OPTIMIZER_RUN_MOVE_FP32 = 4 * OPTIMIZER_MOVE_FP32
+
+# Moments after 8 steps in two orders of operations: squares of sums of gradients, eight roundings each.
+OPTIMIZER_STATE_FP32 = 8 * FP32

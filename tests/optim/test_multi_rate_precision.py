@@ -7,7 +7,7 @@ import math
 
 import pytest
 import torch
-from tolerances import FP32, NORM_FP32, OPTIMIZER_MOVE_FP32
+from tolerances import FP32, NORM_FP32, OPTIMIZER_RUN_FP32, OPTIMIZER_RUN_MOVE_FP32
 from torch import nn
 
 from pgm_fast.optim import MultiRateAdamW, MultiRateSGD
@@ -78,7 +78,7 @@ def test_gradient_scaling_changes_no_result(way, ours, theirs, lane):
                 nn.utils.clip_grad_norm_(twin.parameters(), max_norm)
             reference.step()
     for a, b in zip(net.parameters(), twin.parameters(), strict=True):
-        torch.testing.assert_close(a, b, rtol=4 * FP32, atol=4 * OPTIMIZER_MOVE_FP32)
+        torch.testing.assert_close(a, b, rtol=OPTIMIZER_RUN_FP32, atol=OPTIMIZER_RUN_MOVE_FP32)
         assert optimizer.state[a]["step"] == 3.0
 
 
@@ -176,7 +176,7 @@ def test_sixteen_bits_and_sixteen_more_are_a_float_bit_by_bit():
     value = value[~value.isnan()]
     high, low = split_remainder(value)
     assert torch.equal(join_remainder(high, low).view(torch.int32), value.view(torch.int32))
-    middle = value[(value.abs() < 1e30) & (value.abs() > 1e-30)]
+    middle = value[value.bfloat16().isfinite()]
     high, _ = split_remainder(middle)
     assert ((high.double() - middle).abs() <= (middle.bfloat16().double() - middle).abs()).all()
     assert split_remainder(torch.tensor([math.nan]))[0].isnan().all()
