@@ -126,3 +126,21 @@ STFT_FP32 = 16 * 16 * EPS[torch.float32]
 # log-magnitudes of a tone at 2 kHz of 8 kHz that was doubled in rate by straight lines: these weaken it by
 # sinc^2(1/8) = 0.95 and no more, so that a tenth in the logarithm tells them from any other sound
 RESAMPLED_LOG = 0.1
+
+# A multi-rate optimizer in fp64 against torch's in fp64, both at the same formula in another order: 30 steps of some ten
+# roundings each of numbers up to 10.
+OPTIMIZER_FP64 = 30 * 10 * 10 * EPS[torch.float64] / 2
+
+# fp32 sums of squares of 1e5 entries in blocks against fp64, relative.
+NORM_FP32 = 64 * EPS[torch.float32]
+
+# The floor of a comparison with torch's own error, which may be small by luck: two eps, relative to the parameters.
+OPTIMIZER_FLOOR = {dtype: 2 * eps for dtype, eps in EPS.items()}
+
+# A handful of steps of two forms of an optimizer whose gradients come from the weights, so that differences grow: four
+# times what as many steps of given gradients differ by, of parameters and of what moves them.
+OPTIMIZER_RUN_FP32 = 4 * FP32
+OPTIMIZER_RUN_MOVE_FP32 = 4 * OPTIMIZER_MOVE_FP32
+
+# Moments after 8 steps in two orders of operations: squares of sums of gradients, eight roundings each.
+OPTIMIZER_STATE_FP32 = 8 * FP32

@@ -40,6 +40,7 @@ class MultiRateOptimizer(Optimizer):
 
     algorithm: str
     _step_supports_amp_scaling = True
+    _loaded: dict[str, Any] | None = None  # what load_state_dict is about to take up
 
     def __init__(
         self,
@@ -148,7 +149,8 @@ class MultiRateOptimizer(Optimizer):
         for index, group in enumerate(self.param_groups):
             known = {sys.intern(key): value for key, value in group.items() if key not in FOREIGN}
             for key, value in self.defaults.items():
-                known.setdefault(key, value)
+                if key not in FOREIGN:
+                    known.setdefault(key, value)
             if "betas" in known:
                 known["betas"] = tuple(known["betas"])
             self.param_groups[index] = known
@@ -185,8 +187,6 @@ class MultiRateOptimizer(Optimizer):
         self._plan: Plan | None = None
         if not keep_counts or not hasattr(self, "_skipped"):
             self._skipped: dict[torch.device, Tensor] = {}
-        if not hasattr(self, "_loaded"):
-            self._loaded: dict[str, Any] | None = None
 
     def _current_plan(self) -> Plan:
         if self._plan is None or not self._plan.refresh():
