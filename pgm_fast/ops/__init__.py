@@ -1,5 +1,8 @@
 """The ops: one file each, with its schema, checks, fake, derivative and plain PyTorch reference."""
 
+from .certainty_weighted_logits import certainty_weighted_logits
+from .duc_loss import duc_loss
+from .effective_dimensions import EffectiveDimensions, effective_dimensions
 from .grouped_partitioned_linear import grouped_partitioned_linear
 from .info_nce import info_nce
 from .partition import partition
@@ -9,6 +12,10 @@ from .partitioned_linear import partitioned_linear
 from .reconstruction import reconstruction
 
 __all__ = [
+    "EffectiveDimensions",
+    "certainty_weighted_logits",
+    "duc_loss",
+    "effective_dimensions",
     "grouped_partitioned_linear",
     "info_nce",
     "partition",

@@ -10,8 +10,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from .. import backends
-from .native import NATIVE_DTYPES, native_kernel
+from .. import backends, host
+from .native import NATIVE_DTYPES
 from .partitioned_linear import (
     fake,
     fake_backward,
@@ -122,7 +122,7 @@ _grouped_backward = define_backward(
 
 
 def _load_native(by, op):
-    native_kernel("partition")
+    host.load()
     return by(op)
 
 

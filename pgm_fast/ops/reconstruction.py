@@ -10,8 +10,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .checks import autocast_dtype, check_features, check_tensor
+from .checks import autocast_dtype, check_features, check_same_dtype, check_tensor
 from .gates import accumulation_dtype
+from .native import register_host
 from .registration import define, define_autograd, define_backward
 from .triton import TRITON_PRODUCT_DTYPES, register_triton
 
@@ -57,20 +58,16 @@ def reconstruction(
     check_tensor("target", target, shape=(*u.shape[:-1], d), like=u)
     if row_weight is not None:
         check_tensor("row_weight", row_weight, shape=tuple(u.shape[:-1]), like=u)
-        row_weight = row_weight.detach().reshape(-1)
-    named = {"u": u, "p": p, "w_uni": w_uni, "w_paired": w_paired, "bias": bias}
+        row_weight = row_weight.detach().flatten()
     dtype = autocast_dtype(u)
     if dtype is not None:
-        named = {name: None if x is None else x.to(dtype) for name, x in named.items()}
-    for name, x in named.items():
-        if x is not None and x.dtype != named["u"].dtype:
-            raise TypeError(f"{name} must have the dtype of u ({named['u'].dtype}), got {x.dtype}")
-    u, p, w_uni, w_paired, bias = named.values()
+        u, p, w_uni, w_paired, bias = (None if x is None else x.to(dtype) for x in (u, p, w_uni, w_paired, bias))
+    check_same_dtype("u", u, p=p, w_uni=w_uni, w_paired=w_paired, bias=bias)
     leading = u.shape[:-1]
-    decoded, loss = _reconstruction(
-        u.reshape(-1, u.shape[-1]), p.reshape(-1, p.shape[-1]), w_uni, w_paired, bias, target.reshape(-1, d), row_weight
-    )
-    return decoded.reshape(*leading, d), loss
+    if len(leading) != 1:
+        u, p, target = (x.reshape(-1, x.shape[-1]) for x in (u, p, target))
+    decoded, loss = _reconstruction(u, p, w_uni, w_paired, bias, target, row_weight)
+    return decoded if len(leading) == 1 else decoded.reshape(*leading, d), loss
 
 
 def _weights(row_weight: Tensor | None, decoded: Tensor, dtype: torch.dtype) -> Tensor:
@@ -127,6 +124,10 @@ _reconstruction_backward = define_backward(
 )
 
 register_triton("reconstruction", dtypes=TRITON_PRODUCT_DTYPES)
+
+
+register_host("reconstruction")
+register_host("reconstruction_backward")
 
 
 def _setup_context(ctx, inputs, output) -> None:
