@@ -197,9 +197,10 @@ _OPS = [
 def _interpret_triton() -> None:
     """Under triton's interpreter its kernels take CPU tensors, which no user's call gets to do."""
     for op, implementations in backends._implementations.items():
-        if "triton" in implementations:
-            kernel = implementations["triton"]
-            backends.register(op, "triton", kernel.load, dtypes=tuple(kernel.dtypes), refuse=kernel.refuse)
+        for kernel in list(implementations.get("triton", {}).values()):
+            backends.register(
+                op, "triton", kernel.load, devices=("cpu",), dtypes=tuple(kernel.dtypes), refuse=kernel.refuse
+            )
 
 
 if os.environ.get("TRITON_INTERPRET") == "1":
