@@ -18,7 +18,7 @@ void partition_dual_backward(int64_t rows, Matrix grad_uni, Matrix grad_paired, 
 // decoded holds the products and becomes decoded + bias (bias.data may be null); loss[row] is the row's weighted mean squared error.
 // row_weight is of the computation's type, null for 1 / rows.
 void reconstruction_loss(int64_t rows, Matrix decoded, Matrix bias, Matrix target, const void* row_weight, double* loss, int threads);
-// grad = grad_decoded + d loss / d decoded, grad_target = d loss / d target.
+// grad = grad_decoded + d loss / d decoded, grad_target = d loss / d target (not written where its data is null).
 void reconstruction_gradient(int64_t rows, Matrix grad_decoded, Matrix decoded, Matrix target, const void* row_weight, double grad_loss,
                              Matrix grad, Matrix grad_target, int threads);
 
