@@ -27,7 +27,7 @@ from setuptools.command.build_ext import build_ext
 from setuptools.errors import CompileError
 
 NATIVE = "pgm_fast._native"
-KERNELS = ["convert", "partition", "partition_dual"]
+KERNELS = ["convert", "duc_loss", "partition", "partition_dual"]
 HOST = ["module", "serving", "ops"]
 FLAGS = ["-O3", "-fPIC", "-fvisibility=hidden", "-fno-math-errno", "-ffp-contract=fast", "-DNDEBUG"]
 # the flag of the instruction set, and the macros that say that the building machine has it

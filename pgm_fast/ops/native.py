@@ -10,7 +10,7 @@ from torch import Tensor
 
 from .. import backends
 
-__all__ = ["NATIVE_DTYPES", "native_kernel", "refuse_mixed_precision", "register_native"]
+__all__ = ["NATIVE_DTYPES", "matrix", "native_kernel", "refuse_mixed_precision", "register_native"]
 
 NATIVE_DTYPES = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16: 3}
 
@@ -28,7 +28,7 @@ def native_kernel(op: str) -> Callable[[Sequence[Tensor], float, Sequence[Tensor
 
     def call(tensors: Sequence[Tensor], temperature: float, outputs: Sequence[Tensor]) -> None:
         rows = tensors[0].numel() // tensors[0].shape[-1]
-        kernel(rows, *map(_matrix, tensors), temperature, *map(_matrix, outputs), threads())
+        kernel(rows, *map(matrix, tensors), temperature, *map(matrix, outputs), threads())
 
     return call
 
@@ -56,7 +56,8 @@ def register_native(op: str, outputs: tuple[int, ...]) -> None:
     backends.register(op, "native", load, devices=("cpu",), dtypes=tuple(NATIVE_DTYPES), refuse=refuse_mixed_precision)
 
 
-def _matrix(x: Tensor) -> tuple[int, int, int]:
+def matrix(x: Tensor) -> tuple[int, int, int]:
+    """A contiguous tensor as the kernels take it: address, dtype, width of its last dimension."""
     return x.data_ptr(), NATIVE_DTYPES[x.dtype], x.shape[-1]
 
 
