@@ -24,6 +24,7 @@ from ..backends import BACKENDS
 from ..data.feature_set import TASKS
 from ..errors import ConfigError
 from ..methods import METHODS
+from ..nn.encoders import ENCODERS
 from .config import Config
 from .optimizers import OPTIMIZERS, SCHEDULES
 
@@ -33,11 +34,11 @@ ENVIRONMENT = "environment"  # the section of a run's config.yaml that records v
 
 CHOICES = {
     "method": tuple(METHODS),
-    "data.format": ("auto", "npz", "pt", "safetensors", "folder", "mmsa", "multibench", "lsmi", "avmnist"),
+    "data.format": ("auto", "npz", "pt", "safetensors", "folder", "mmsa", "multibench", "lsmi", "avmnist", "av"),
     "data.task": ("auto", *TASKS),
     "data.nonfinite": ("error", "zero"),
     "data.resident": ("auto", "always", "never"),
-    "model.encoder": ("auto", "mlp", "gru", "transformer"),
+    "model.encoder": ("auto", *ENCODERS),
     "pgm.gate": ("single", "dual", "sigmoid", "fixed", "none"),
     "pgm.interaction": ("attention", "concat"),
     "dimml.optimizer": ("", *OPTIMIZERS),
