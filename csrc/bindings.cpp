@@ -3,6 +3,7 @@
 
 #include <string>
 
+#include "cpu/instruction_set.h"
 #include "cpu/kernels.h"
 
 namespace py = pybind11;
@@ -22,26 +23,10 @@ struct pybind11::detail::type_caster<cpu::Matrix> {
   }
 };
 
-namespace {
-
-bool cpu_has(const std::string& instruction_set) {
-#if defined(__x86_64__)
-  __builtin_cpu_init();
-  if (instruction_set == "avx512") {
-    return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
-           __builtin_cpu_supports("avx512vl");
-  }
-  if (instruction_set == "avx2") return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
-#endif
-  return instruction_set == "scalar";
-}
-
-}  // namespace
-
 PYBIND11_MODULE(_native, m) {
   m.doc() = "CPU kernels of pgm_fast. Addresses in, nothing checked: call pgm_fast.ops instead.";
   const std::string built_for = PGM_FAST_INSTRUCTION_SET;
-  if (!cpu_has(built_for)) {
+  if (!cpu::cpu_has(built_for)) {
     throw py::import_error("was built for " + built_for + ", which this CPU lacks; install pgm_fast again on this machine");
   }
   m.attr("instruction_set") = built_for;

@@ -11,7 +11,6 @@ import platform
 import re
 import shutil
 import subprocess
-import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from importlib import metadata, util
@@ -32,7 +31,8 @@ EXTRAS = {
         "tensorboard": "tensorboard",
         "safetensors": "safetensors",
     },
-    "test": {"pytest": "pytest", "hypothesis": "hypothesis"},
+    "av": {"soundfile": "soundfile", "scipy": "scipy", "PIL": "pillow", "transformers": "transformers"},
+    "test": {"pytest": "pytest", "hypothesis": "hypothesis", "triton": "triton"},
 }
 PIP = "python -m pip install"
 
@@ -90,7 +90,7 @@ def doctor() -> dict:
         ``{"versions": {...}, "facts": [Fact as a dict, ...], "ops": {op: {device: {backend: reason}}}}``, plain
         containers. The reason why a backend does not serve an op is None where it does.
     """
-    facts = [*_devices(), *_distributed(), *_compilers(), _kernels(), *_packages()]
+    facts = [*_devices(), *_distributed(), *_compilers(), _kernels(), _host_path(), *_packages()]
     return {"versions": versions(), "facts": [asdict(fact) for fact in facts], "ops": _ops()}
 
 
@@ -181,8 +181,22 @@ def _kernels() -> Fact:
     return Fact("kernels", name, True, f"built for {_native.instruction_set}")
 
 
+def _host_path() -> Fact:
+    from . import host
+
+    name = "compiled host path"
+    try:
+        host.load()
+    except (ImportError, OSError) as error:
+        found = util.find_spec(f"pgm_fast.{host.module_name()}") is not None
+        reason = str(error) if found else f"not built for torch {_version('torch')}; Python calls the kernels, slower"
+        command = f"{PIP} --force-reinstall --no-deps --no-build-isolation .  # in the folder of the sources"
+        return Fact("kernels", name, False, reason, command)
+    return Fact("kernels", name, True, f"built for torch {_version('torch')}")
+
+
 def _packages() -> list[Fact]:
-    facts = [_package("triton", "triton", f"{PIP} triton" if sys.platform.startswith("linux") else None)]
+    facts = []
     for extra, packages in EXTRAS.items():
         facts += [_package(module, name, f'{PIP} "pgm-fast[{extra}]"') for module, name in packages.items()]
     return facts

@@ -79,6 +79,31 @@ def _plain_info_nce(a, b, temperature=0.1):
     return (F.cross_entropy(logits, labels) + F.cross_entropy(logits.t(), labels)) / 2
 
 
+def _teacher(student):
+    """Features that depend on nothing but their place: a detached teacher has no part in finite differences."""
+    like = torch.atleast_2d(torch.as_tensor(student))  # a wrong argument, too, is to reach the op
+    places = torch.arange(like.numel(), dtype=torch.float64).reshape(like.shape)
+    return (2 * places).sin().to(like.dtype)
+
+
+def _duc(student, temperature=1.0):
+    teacher = _teacher(student)
+    return ops.duc_loss(student, teacher, torch.arange(0, teacher.shape[1], 2), temperature)
+
+
+def _plain_duc(student, temperature=1.0):
+    if student.shape[0] == 0:
+        return student.sum()
+    logits = student[:, ::2] @ _teacher(student)[:, ::2].t() / temperature
+    return F.cross_entropy(logits, torch.arange(student.shape[0]))
+
+
+def _plain_certainty(*logits, temperature=1.0):
+    certainty = torch.stack([z.softmax(-1).max(-1).values for z in logits], -1)
+    weights = (certainty / temperature).softmax(-1)
+    return sum(z * weights[:, k : k + 1] for k, z in enumerate(logits)), weights
+
+
 def _odd_widths(d):
     """Two different widths for the two learners, of no convenient size."""
     return max(min(d // 2, 70), 1), min(d + 1, 71)
@@ -124,6 +149,14 @@ _OPS = [
         _plain_reconstruction,
         (True, True, False, False, False, True),
         has_temperature=False,
+    ),
+    Case("duc_loss", lambda n, d: [(n, d)], _duc, _plain_duc, (True,)),
+    Case(
+        "certainty_weighted_logits",
+        lambda n, d: [(n, d)] * 3,
+        lambda *z, temperature=1.0: ops.certainty_weighted_logits(z, temperature),
+        _plain_certainty,
+        (True,) * 3,
     ),
     Case("info_nce", lambda n, d: [(n, d), (n, d)], ops.info_nce, _plain_info_nce, (True, True)),
 ]

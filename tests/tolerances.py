@@ -114,3 +114,10 @@ def frequency(p: float, n: int) -> float:
 
 # Results that must not be the same differ by more than this in some entry of order 1: 1e10 roundings. Measured: 0.035.
 DIFFERENT = 1e-2
+
+# a magnitude is at most 0.5 * sum(Hann window of 64) = 16; the transform and the logarithm each lose up to 8 eps of it
+STFT_FP32 = 16 * 16 * EPS[torch.float32]
+
+# log-magnitudes of a tone at 2 kHz of 8 kHz that was doubled in rate by straight lines: these weaken it by
+# sinc^2(1/8) = 0.95 and no more, so that a tenth in the logarithm tells them from any other sound
+RESAMPLED_LOG = 0.1

@@ -1,5 +1,8 @@
 """The ops: one file each, with its schema, checks, fake, derivative and plain PyTorch reference."""
 
+from .certainty_weighted_logits import certainty_weighted_logits
+from .duc_loss import duc_loss
+from .effective_dimensions import EffectiveDimensions, effective_dimensions
 from .info_nce import info_nce
 from .partition import partition
 from .partition_dual import partition_dual
@@ -7,4 +10,15 @@ from .partition_share import partition_share
 from .partitioned_linear import partitioned_linear
 from .reconstruction import reconstruction
 
-__all__ = ["info_nce", "partition", "partition_dual", "partition_share", "partitioned_linear", "reconstruction"]
+__all__ = [
+    "EffectiveDimensions",
+    "certainty_weighted_logits",
+    "duc_loss",
+    "effective_dimensions",
+    "info_nce",
+    "partition",
+    "partition_dual",
+    "partition_share",
+    "partitioned_linear",
+    "reconstruction",
+]

@@ -7,11 +7,12 @@ from collections.abc import Callable
 
 import torch
 
-from .. import backends
+from .. import backends, host
 
 __all__ = ["define", "define_autograd", "define_backward"]
 
 _library = torch.library.Library("pgm_fast", "DEF")
+_host = host.load_or_none()
 
 
 def define(schema: str, reference: Callable, fake: Callable):
@@ -32,6 +33,8 @@ def define(schema: str, reference: Callable, fake: Callable):
 
     # explicit autograd: one body for every device, and autograd (registered apart) still sees the op as a whole
     _library.impl(name, dispatch, "CompositeExplicitAutograd")
+    if _host is not None:
+        _host.set_dispatch(name, dispatch)
     torch.library.register_fake(f"pgm_fast::{name}", fake, lib=_library)
     return getattr(torch.ops.pgm_fast, name).default
 

@@ -19,7 +19,7 @@ from .predictions import Predictions
 
 __all__ = ["collect", "measure"]
 
-_DICTS = ("unimodal", "embeddings", "shares", "features", "presence")
+_DICTS = ("unimodal", "further", "embeddings", "shares", "features", "presence")
 
 
 def collect(
@@ -79,6 +79,7 @@ def _flat(batch: Batch, output: Output, features: bool) -> list[tuple[str, Tenso
         pairs.append(("logits", output.logits))
     named = {
         "unimodal": output.unimodal,
+        "further": output.further,
         "embeddings": output.embeddings,
         "shares": output.shares,
         "presence": batch.presence,
