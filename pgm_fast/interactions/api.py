@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Mapping
 from dataclasses import replace
 from itertools import combinations
 from os import PathLike
@@ -54,14 +53,19 @@ def estimate(
 
     LSMI (Yang et al., ICML 2025, arXiv 2506.17248): a classifier per modality and per pair gives
     ``i = log C + log p(y|x)``, a density per modality ``H = -log p(x)``;
-    ``r = min(H_1, H_2) - min(H_1 - i_1, H_2 - i_2)``, ``u_m = i_m - r``, ``s = i_12 - r - u_1 - u_2``, and a constant of
-    the data set moves ``r, s`` up and ``u_m`` down, or the other way, until no mean is negative where that can be had.
+    ``r = min(H_1, H_2) - min(H_1 - i_1, H_2 - i_2)``, ``u_m = i_m - r``, ``s = i_12 - r - u_1 - u_2``. A constant of the
+    data set then moves ``r, s`` up and ``u_m`` down, or the other way, until no mean is negative where that can be had.
     Published for two modalities; more are taken pair by pair, which is our extension, as are cross-fitting, the
     classifiers' temperatures and the intervals.
 
-    No row is measured by a model that was fitted or stopped on it. Test rows: models are fitted on the training rows and
-    stopped by the validation rows. Training and validation rows: models are fitted on the other folds. The scaling of the
-    inputs, which knows no label, is that of all training rows, so that densities of different folds can be compared.
+    No row is measured by a model that was fitted or stopped on it. Test rows: models are fitted on the training rows
+    and stopped by the validation rows. Training and validation rows: models are fitted on the other folds. The scaling
+    of the inputs, which knows no label, is that of all training rows, so that densities of different folds can be
+    compared.
+
+    What the means say is known to be right where one of the four quantities is 0 in all rows. In a set that mixes
+    samples of every kind the published rule counts part of what is unique as redundant and synergistic, and which of
+    two equally dense modalities is rarer in a sample is chance; ``rule="information"`` is right there as well.
 
     Example:
         >>> found = estimate("features.npz", split="test", progress=True)
@@ -195,7 +199,7 @@ def _warn_if_uneven(rows: Rows, settings: Settings) -> None:
     missing = math.log(rows.classes) + float((share * np.log(np.where(share > 0, share, 1))).sum())
     if settings.prior == "uniform" and missing > UNEVEN:
         log.warning(
-            "%s: the classes are uneven, which prior=uniform counts as %.2f nats of information that every modality has; "
+            "%s: the classes are uneven, which prior=uniform counts as %.2f nats of information in every modality; "
             "prior=empirical does not",
             rows.name,
             missing,

@@ -13,7 +13,7 @@ COMPONENTS = 5
 
 
 def knife_log_density(x: Tensor, means: Tensor, scale: Tensor, coupling: Tensor, logits: Tensor) -> Tensor:
-    """Log-density of a mixture of K Gaussians whose whitening matrices are ``A_k = (I + tril(C_k, -1)) diag(e^tanh s_k)``:
+    """Log-density of a mixture of K Gaussians that ``A_k = (I + tril(C_k, -1)) diag(e^tanh s_k)`` whiten:
 
         log p(x) = log sum_k pi_k |det A_k| (2 pi)^(-d/2) exp(-|A_k (x - mu_k)|^2 / 2),   log |det A_k| = sum tanh s_k
 

@@ -31,8 +31,8 @@ def decompose(
 
     Args:
         i_1, i_2, i_12: ``[N]`` pointwise information about the label of either modality, and of both together.
-        h_1, h_2: ``[N]`` negative log-density of either modality. Without them ``r = min(i_1, i_2)``, our extension: what
-            the modality that says less says.
+        h_1, h_2: ``[N]`` negative log-density of either modality. Without them ``r = min(i_1, i_2)``, our extension:
+            what the modality that says less says.
     """
     if h_1 is None or h_2 is None:
         redundancy = np.minimum(i_1, i_2)
@@ -45,8 +45,8 @@ def decompose(
 def shift_of(means: Interaction) -> np.ndarray:
     """The constant a of a data set with these mean values: no mean stays below 0 where a constant can help it.
 
-    ``a = -min(mean r, mean s)`` where either is negative, else ``a = min(mean u_1, mean u_2)`` where either of those is,
-    else 0. Works on numbers and on arrays of means (one a each).
+    ``a = -min(mean r, mean s)`` where either is negative, else ``a = min(mean u_1, mean u_2)`` where either of those
+    is, else 0. Works on numbers and on arrays of means (one a each).
     """
     lowest_shared = np.minimum(means.redundancy, means.synergy)
     lowest_unique = np.minimum(means.uniqueness_1, means.uniqueness_2)

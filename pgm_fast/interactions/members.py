@@ -1,8 +1,8 @@
 """Training several models of one shape at once, each on rows of its own, with early stopping for each.
 
-The models (*members*) live in one module whose parameters have a leading member axis ``[G, ...]``, so that a step of all
-of them is one batched matrix product per layer. Nothing is shared between them: the loss is a sum over members and the
-optimizer works element by element, so that a member ends as it would alone with the same batches.
+The models (*members*) live in one module whose parameters have a leading member axis ``[G, ...]``, so that a step of
+all of them is one batched matrix product per layer. Nothing is shared between them: the loss is a sum over members and
+the optimizer works element by element, so that a member ends as it would alone with the same batches.
 """
 
 from __future__ import annotations

@@ -66,7 +66,7 @@ def rows_of(features: FeatureSet, learned: dict[str, np.ndarray] | None = None) 
         )
     if len(features.modalities) < 2:
         raise DataError(
-            f"{features.name} has one modality, {next(iter(features.modalities))}; interactions are between at least two"
+            f"{features.name} has one modality, {next(iter(features.modalities))}; interactions need at least two"
         )
     samples, steps = features.locate(np.arange(int(features.row_ranges(np.arange(len(features)))[1].sum())))
     labels = features.labels[samples, steps] if features.per_step else features.labels
