@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 __all__ = ["Member", "Schedule", "evaluate", "train"]
 
+GAIN = 1e-3  # nats: what a member's loss must fall by within its patience, an error that no mean here is sensitive to
 EVAL_ROWS = 1024  # rows per member in one pass of evaluation: bounds memory, fills the cores
 
 
@@ -34,7 +35,8 @@ class Schedule:
 
     Attributes:
         epochs: at most. The longest member's fitting rows are passed once per epoch, shorter ones begin anew.
-        patience: epochs without a better loss on the stopping rows after which a member is done.
+        patience: epochs in which the loss on the stopping rows fell by less than :data:`GAIN` after which a member is
+            done.
         batch: rows per member and step.
         lr: learning rate of AdamW.
         weight_decay: of AdamW.
@@ -74,6 +76,7 @@ def train(
     stop = [member.stop for member in members]
     best = _mean_loss(module, loss, stop, device)
     kept = {name: value.clone() for name, value in module.state_dict().items()}
+    mark = best.clone()
     stale = torch.zeros(len(members), dtype=torch.int64, device=device)
     for epoch in range(schedule.epochs):
         module.train()
@@ -87,7 +90,9 @@ def train(
         best = torch.where(better, now, best)
         for name, value in module.state_dict().items():
             torch.where(better.view(-1, *[1] * (value.ndim - 1)), value, kept[name], out=kept[name])
-        stale = torch.where(better, 0, stale + 1)
+        gained = best < mark - GAIN
+        mark = torch.where(gained, best, mark)
+        stale = torch.where(gained, 0, stale + 1)
         tick((epoch + 1) / schedule.epochs)
         if int(stale.min()) >= schedule.patience:
             break
