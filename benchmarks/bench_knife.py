@@ -23,7 +23,7 @@ COPYING_LIMIT = 4 << 30  # bytes
 
 
 def copying(x: Tensor, means: Tensor, scale: Tensor, coupling: Tensor, logits: Tensor) -> Tensor:
-    """The same for one member as a product of matrix and vector per row and component; the coupling is copied N times."""
+    """The same for one member, a product of matrix and vector per row and component: N copies of the coupling."""
     bounded = scale[0].tanh()
     y = (x[0].unsqueeze(1) - means[0]) * bounded.exp()
     y = y + torch.matmul(torch.tril(coupling[0], -1).expand(len(y), -1, -1, -1), y.unsqueeze(-1)).squeeze(-1)

@@ -111,9 +111,9 @@ def table() -> str:
     lines = [
         "# Known interactions and what is measured",
         "",
-        "Nats (log 2 = 0.693), 400 test rows measured by models of 1200 training rows, defaults; mean ± sample standard",
-        "deviation over seeds, the truth of the same rows in parentheses. The last column says in how many rows the",
-        "largest value is the right one. Made by `python benchmarks/interactions_truth.py`.",
+        "Nats (log 2 = 0.693), 400 test rows measured by models of 1200 training rows, defaults; mean ± sample",
+        "standard deviation over seeds, the truth of the same rows in parentheses. The last column says in how many rows",
+        "the largest value is the right one. Made by `python benchmarks/interactions_truth.py`.",
         "",
         "| set | " + " | ".join(name.replace("_", " ") for name in COMPONENTS) + " | largest is right |",
         "|---|---|---|---|---|---|",

@@ -121,3 +121,15 @@ STFT_FP32 = 16 * 16 * EPS[torch.float32]
 # log-magnitudes of a tone at 2 kHz of 8 kHz that was doubled in rate by straight lines: these weaken it by
 # sinc^2(1/8) = 0.95 and no more, so that a tenth in the logarithm tells them from any other sound
 RESAMPLED_LOG = 0.1
+
+# A mixture of Gaussians in 4 dimensions in fp64 against inverses and determinants of its covariances, whose condition
+# number is below 1e4: that many times FP64, relative to log-densities of order 100.
+FP64_MIXTURE = 1e-8
+
+# One epoch of three steps of a member in a batched product of two against one of one: FP32 of weights of order 1,
+# magnified by Adam, which divides small gradients by their size: at most the rate, 0.01, for gradients that are all
+# rounding; a hundredth of that.
+TRAINED_SIDE_BY_SIDE = 1e-4
+
+# What an estimate of known interactions may be off by, in nats: what is asked of it, 7 % of log 2.
+KNOWN_INTERACTION = 0.05

@@ -52,9 +52,9 @@ def estimate(
     """Redundancy, uniqueness and synergy of every row about its label, for every two modalities.
 
     LSMI (Yang et al., ICML 2025, arXiv 2506.17248): a classifier per modality and per pair gives
-    ``i = log C + log p(y|x)``, a density per modality ``H = -log p(x)``;
+    ``i = log C + log p(y|x)``, a density per modality ``H = -log p(x)``. Then
     ``r = min(H_1, H_2) - min(H_1 - i_1, H_2 - i_2)``, ``u_m = i_m - r``, ``s = i_12 - r - u_1 - u_2``. A constant of
-    the data set then moves ``r, s`` up and ``u_m`` down, or the other way, until no mean is negative where that can be had.
+    the data set moves ``r, s`` up and ``u_m`` down, or the other way, until no mean is negative where that can be had.
     Published for two modalities; more are taken pair by pair, which is our extension, as are cross-fitting, the
     classifiers' temperatures and the intervals.
 
