@@ -39,10 +39,13 @@ CASES = {
 
 WHY = """
 Where one interaction rules the whole set the published rule finds it with the defaults. In noise the truth is less than
-log 2, and so is the estimate. Where the samples of one set are of different kinds the published rule does not: a bit
-that one modality holds alone counts as redundant in every sample in which that modality happens to be the denser one,
-and the constant that mends this in a set of one kind is one for all samples. `rule=information`, which is ours, has no
-such chance in it. What it still misses is what the classifiers have not learned from 1200 rows.
+log 2, and so is the estimate. Where the samples of one set are of different kinds the published rule does not find it:
+a bit that one modality holds alone counts as redundant in every sample in which that modality happens to be the denser
+one, and the constant that mends this in a set of one kind is one for all samples. `rule=information`, which is ours,
+has no such chance in it and gives uniqueness its own, but errs the other way: the lesser of two uncertain classifiers'
+answers is low, so redundancy is counted as uniqueness. Both also miss what the classifiers have not learned from 1200
+rows. With private bits the published redundancy is spread around its mean by that same chance, which the last column
+shows: right in the mean is not right in every row.
 """
 
 
@@ -112,8 +115,8 @@ def table() -> str:
         "# Known interactions and what is measured",
         "",
         "Nats (log 2 = 0.693), 400 test rows measured by models of 1200 training rows, defaults; mean ± sample",
-        "standard deviation over seeds, the truth of the same rows in parentheses. The last column says in how many rows",
-        "the largest value is the right one. Made by `python benchmarks/interactions_truth.py`.",
+        "standard deviation over seeds, the truth of the same rows in parentheses. The last column says in how many",
+        "rows the largest value is the right one. Made by `python benchmarks/interactions_truth.py`.",
         "",
         "| set | " + " | ".join(name.replace("_", " ") for name in COMPONENTS) + " | largest is right |",
         "|---|---|---|---|---|---|",

@@ -155,7 +155,10 @@ def _estimate(rows: Rows, split: str | None, settings: Settings, device: str, pr
     projected = {m: settings.density_dim for m in densities if inputs[m].shape[1] > settings.density_dim}
     for m, count in projected.items():
         log.info("%s: density of the first %d of %d principal components", m, count, inputs[m].shape[1])
-    with Progress(progress, len(views) + len(densities)) as bar:
+    # dropout draws from the global generators, whose state is the caller's
+    forked = torch.random.fork_rng(devices=[where] if where.type == "cuda" else [])
+    with forked, Progress(progress, len(views) + len(densities)) as bar:
+        torch.manual_seed(settings.seed)
         for view in views:
             members = plan(rows, wanted, _usable(rows, view), settings.folds)
             name = joint_name(*view) if len(view) == 2 else view[0]
