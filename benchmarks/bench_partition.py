@@ -91,15 +91,14 @@ def timed_call(
             results = run(*leaves)
 
     def call():
-        with pgm_fast.backend(backend):
-            if kind == "forward":
-                with torch.no_grad():
-                    return run(*tensors)
-            if kind == "backward":
-                return torch.autograd.grad(results, leaves, gradients, retain_graph=True)
-            return torch.autograd.grad(run(*leaves), leaves, gradients)
+        if kind == "forward":
+            with torch.no_grad():
+                return run(*tensors)
+        if kind == "backward":
+            return torch.autograd.grad(results, leaves, gradients, retain_graph=True)
+        return torch.autograd.grad(run(*leaves), leaves, gradients)
 
-    return call
+    return harness.on_backend(backend, call)
 
 
 def check(op: Op, runs: dict[str, Callable], tensors: list[torch.Tensor], gradients: list[torch.Tensor]) -> None:

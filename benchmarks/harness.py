@@ -20,6 +20,7 @@ from clocks import CudaClock, HostClock, Sample
 from device_state import describe, watched
 from torch.autograd import DeviceType
 
+from pgm_fast import backends
 from pgm_fast.env import git_commit, versions
 from pgm_fast.train.files import atomic_write
 
@@ -46,6 +47,8 @@ NO_WORK = {
         "t to transpose unbind unsqueeze view view_as"
     ).split()
 }
+
+_backend: str | None = None  # what on_backend has chosen last
 
 
 @dataclass(frozen=True)
@@ -124,6 +127,19 @@ def count(run: Callable[[], object], device: torch.device, clear: Callable[[], o
     host_reads = sum(event.name in HOST_READS and not _inside_fused_optimizer(event) for event in on_host)
     clear()
     return Counts(ops, host_reads, _peak_bytes(run, device), launches)
+
+
+def on_backend(backend: str | None, run: Callable[[], object]) -> Callable[[], object]:
+    """``run`` with the ops' backend chosen, for the process and as long as no other variant runs, as a user does it."""
+
+    def call():
+        global _backend
+        if backend != _backend:
+            backends.set_backend(backend)
+            _backend = backend
+        return run()
+
+    return call
 
 
 def write(name: str, device: torch.device, rows: list[dict], **facts) -> Path:

@@ -5,23 +5,11 @@
 
 #include "cpu/instruction_set.h"
 #include "cpu/kernels.h"
+#include "matrix_caster.h"
 
 namespace py = pybind11;
 namespace cpu = pgm_fast::cpu;
-
-// A matrix is the tuple (address, dtype, width) in Python.
-template <>
-struct pybind11::detail::type_caster<cpu::Matrix> {
-  PYBIND11_TYPE_CASTER(cpu::Matrix, const_name("tuple[int, int, int]"));
-
-  bool load(handle source, bool) {
-    if (!PyTuple_Check(source.ptr()) || PyTuple_GET_SIZE(source.ptr()) != 3) return false;
-    value.data = PyLong_AsVoidPtr(PyTuple_GET_ITEM(source.ptr(), 0));
-    value.dtype = static_cast<cpu::Dtype>(PyLong_AsLong(PyTuple_GET_ITEM(source.ptr(), 1)));
-    value.width = PyLong_AsLongLong(PyTuple_GET_ITEM(source.ptr(), 2));
-    return !PyErr_Occurred();
-  }
-};
+using pgm_fast::multi_rate::Launch;
 
 PYBIND11_MODULE(_native, m) {
   m.doc() = "CPU kernels of pgm_fast. Addresses in, nothing checked: call pgm_fast.ops instead.";
@@ -35,4 +23,15 @@ PYBIND11_MODULE(_native, m) {
   m.def("partition_backward", &cpu::partition_backward, without_gil);
   m.def("partition_dual", &cpu::partition_dual, without_gil);
   m.def("partition_dual_backward", &cpu::partition_dual_backward, without_gil);
+  // a launch is the address of its words
+  m.def(
+      "multi_rate_squares",
+      [](uintptr_t launch, uintptr_t partials, uintptr_t sums, int threads) {
+        cpu::multi_rate_squares(*reinterpret_cast<const Launch*>(launch), reinterpret_cast<double*>(partials),
+                                reinterpret_cast<double*>(sums), threads);
+      },
+      without_gil);
+  m.def(
+      "multi_rate_step",
+      [](uintptr_t launch, int threads) { cpu::multi_rate_step(*reinterpret_cast<const Launch*>(launch), threads); }, without_gil);
 }

@@ -1,8 +1,8 @@
 """What can compute an op here, and which of those a call takes.
 
-Every op has the ``torch`` backend: the reference, plain PyTorch, every device and dtype. ``native`` (compiled C++, on
-the CPU) and ``triton`` (CUDA devices; no op has such a kernel yet) register per op in ``pgm_fast/ops``. The choice
-depends on device, dtype and shape only:
+Every op has the ``torch`` backend: the reference, plain PyTorch, every device and dtype. ``native`` (compiled C++ on
+the CPU, compiled CUDA on its devices) and ``triton`` (CUDA devices) register per op in ``pgm_fast/ops``; not every op
+has such kernels. The choice depends on device, dtype and shape only:
 
 - automatic (the default): the first of ``native``, ``triton``, ``torch`` that serves the call. Falling back to
   ``torch`` where a kernel exists but cannot serve is said once, at INFO;
@@ -55,7 +55,8 @@ class _Candidate:
     refuse: Callable[..., str | None] | None
 
 
-_implementations: dict[str, dict[str, Implementation]] = {}
+# op -> backend -> devices -> implementation
+_implementations: dict[str, dict[str, dict[frozenset[str] | None, Implementation]]] = {}
 _candidates: dict[tuple[str, str, torch.dtype], tuple[_Candidate, ...]] = {}
 _reasons: dict[tuple[str, str, torch.dtype], dict[str, str]] = {}
 _said: set[tuple[str, str]] = set()
@@ -72,21 +73,25 @@ def register(
     dtypes: tuple[torch.dtype, ...] | None = None,
     refuse: Callable[..., str | None] | None = None,
 ) -> None:
-    """Says that backend ``name`` computes ``op``. Called by ``pgm_fast/ops`` only. See :class:`Implementation`."""
+    """Says that backend ``name`` computes ``op`` on these devices, in place of what it had for the same ones. Called by
+    ``pgm_fast/ops`` only. See :class:`Implementation`."""
     _check_name(name)
-    _implementations.setdefault(op, {})[name] = Implementation(
-        load, frozenset(devices) if devices else None, frozenset(dtypes) if dtypes else None, refuse
+    served = frozenset(devices) if devices else None
+    _implementations.setdefault(op, {}).setdefault(name, {})[served] = Implementation(
+        load, served, frozenset(dtypes) if dtypes else None, refuse
     )
     _forget()
 
 
 def select(op: str, args: tuple) -> Callable:
-    """The function that computes ``op`` on these arguments; the first one is a tensor.
+    """The function that computes ``op`` on these arguments; the first one is a tensor or a list of tensors.
 
     Raises:
         BackendError: the explicit choice cannot serve.
     """
     first = args[0]
+    if isinstance(first, (list, tuple)):
+        first = first[0]
     key = (op, first.device.type, first.dtype)
     candidates = _candidates.get(key)
     if candidates is None:
@@ -162,17 +167,23 @@ def _forget() -> None:
 
 def _load(key: tuple[str, str, torch.dtype], name: str) -> tuple[Callable | None, str | None]:
     op, device_type, dtype = key
-    implementation = _implementations[op].get(name)
-    if implementation is None:
+    by_devices = _implementations[op].get(name)
+    if by_devices is None:
         return None, f"has no {op} kernel in this release"
-    if implementation.devices is not None and device_type not in implementation.devices:
-        return None, f"serves {', '.join(sorted(implementation.devices))} tensors, not {device_type}"
+    implementation = _serving(by_devices, device_type)
+    if implementation is None:
+        served = sorted(frozenset().union(*by_devices))
+        return None, f"serves {', '.join(served)} tensors, not {device_type}"
     if implementation.dtypes is not None and dtype not in implementation.dtypes:
         return None, f"does not serve {dtype}"
     try:
         return implementation.load(), None
     except (ImportError, OSError) as error:
         return None, str(error)
+
+
+def _serving(by_devices: dict[frozenset[str] | None, Implementation], device_type: str) -> Implementation | None:
+    return next((found for served, found in by_devices.items() if served is None or device_type in served), None)
 
 
 def _find_candidates(key: tuple[str, str, torch.dtype]) -> tuple[_Candidate, ...]:
@@ -187,7 +198,7 @@ def _find_candidates(key: tuple[str, str, torch.dtype]) -> tuple[_Candidate, ...
             if name in _implementations[op]:
                 _say_once(op, name, reason)
         else:
-            found.append(_Candidate(name, run, _implementations[op][name].refuse))
+            found.append(_Candidate(name, run, _serving(_implementations[op][name], key[1]).refuse))
     _candidates[key], _reasons[key] = tuple(found), reasons
     if _host is not None and found and found[0].backend == "native" and key[1] == "cpu":
         # from the next call on, and until something changes, without asking here

@@ -90,7 +90,7 @@ def doctor() -> dict:
         ``{"versions": {...}, "facts": [Fact as a dict, ...], "ops": {op: {device: {backend: reason}}}}``, plain
         containers. The reason why a backend does not serve an op is None where it does.
     """
-    facts = [*_devices(), *_distributed(), *_compilers(), _kernels(), _host_path(), *_packages()]
+    facts = [*_devices(), *_distributed(), *_compilers(), _kernels(), _host_path(), _cuda_kernels(), *_packages()]
     return {"versions": versions(), "facts": [asdict(fact) for fact in facts], "ops": _ops()}
 
 
@@ -189,10 +189,31 @@ def _host_path() -> Fact:
         host.load()
     except (ImportError, OSError) as error:
         found = util.find_spec(f"pgm_fast.{host.module_name()}") is not None
-        reason = str(error) if found else f"not built for torch {_version('torch')}; Python calls the kernels, slower"
+        reason = str(error) if found else f"not built for torch {_version('torch')}; small calls are slower without it"
         command = f"{PIP} --force-reinstall --no-deps --no-build-isolation .  # in the folder of the sources"
         return Fact("kernels", name, False, reason, command)
     return Fact("kernels", name, True, f"built for torch {_version('torch')}")
+
+
+def _cuda_kernels() -> Fact:
+    import torch
+
+    name = "compiled CUDA kernels"
+    # loading them touches no device
+    try:
+        from . import _cuda
+    except (ImportError, OSError) as error:
+        build = f"{PIP} --force-reinstall --no-deps --no-build-isolation .  # in the folder of the sources"
+        if util.find_spec("pgm_fast._cuda") is not None:
+            return Fact("kernels", name, False, str(error), build)
+        if shutil.which("nvcc") is None:
+            return Fact("kernels", name, False, "not built; that takes nvcc", "conda install -c nvidia cuda-nvcc")
+        if torch.version.cuda is None:
+            reason = f"not built; this torch ({torch.__version__}) is built without CUDA and could not use them"
+            return Fact("kernels", name, False, reason, f"PGM_FAST_CUDA=1 {build}")
+        reason = "not built; that takes nvcc and a CUDA build of torch while the package is installed"
+        return Fact("kernels", name, False, reason, build)
+    return Fact("kernels", name, True, f"built for {_cuda.architectures}")
 
 
 def _packages() -> list[Fact]:

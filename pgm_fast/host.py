@@ -1,7 +1,8 @@
 """The compiled host path: ops that reach the CPU kernels, and autograd, without a Python frame on the way.
 
 It is an extension of its own, because it includes torch's headers and so fits one version of torch, which its name
-carries. Where it was not built, or for another torch, Python's dispatch does the same work with the same numbers.
+carries. Where it was not built, or for another torch, Python's dispatch selects as ever: the partitions run on the same
+kernels with the same numbers, and ops whose only compiled form is in it fall back to their references.
 """
 
 from __future__ import annotations
@@ -26,7 +27,11 @@ def load() -> ModuleType:
     Raises:
         ImportError: it is not built for this torch, or for another CPU.
     """
-    return importlib.import_module(f"pgm_fast.{module_name()}")
+    name = f"pgm_fast.{module_name()}"
+    try:
+        return importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        raise ImportError(f"needs the compiled host path, which was not built for torch {torch.__version__}") from error
 
 
 def load_or_none() -> ModuleType | None:

@@ -41,9 +41,9 @@ class Launch:
 
     kernel: JITFunction
     grid: tuple[int, ...]
-    signature: tuple[tuple[str, str], ...]
-    constants: tuple[tuple[str, object], ...]
-    aligned: tuple[int, ...]
+    signature: tuple[tuple[str, str | tuple], ...]
+    constants: tuple[tuple[tuple[int, ...], object], ...]
+    aligned: tuple[tuple[int, ...], ...]
     options: tuple[tuple[str, object], ...]
 
 
@@ -96,18 +96,26 @@ def _launch(kernel: JITFunction, args: tuple, grid, kwargs: dict) -> Launch:
         value = values.pop(parameter.name)
         kind = _kind(parameter, value)
         signature.append((parameter.name, kind))
-        if kind == "constexpr":
-            constants.append((parameter.name, value))
-        elif _is_aligned(parameter, value):
-            aligned.append(position)
+        # a tuple is specialised entry by entry
+        entries = {(position,): (kind, value)}
+        if isinstance(kind, tuple):
+            entries = {(position, i): entry for i, entry in enumerate(zip(kind, value, strict=True))}
+        for path, (entry_kind, entry) in entries.items():
+            if entry_kind == "constexpr":
+                constants.append((path, entry))
+            elif _is_aligned(parameter, entry):
+                aligned.append(path)
     assert not values, f"{kernel.__name__} takes no {sorted(values)}"
-    grid = grid({**dict(constants), **kwargs}) if callable(grid) else grid
+    if callable(grid):
+        grid = grid({kernel.arg_names[path[0]]: value for path, value in constants} | kwargs)
     return Launch(kernel, grid, *map(tuple, (signature, constants, aligned, sorted(kwargs.items()))))
 
 
-def _kind(parameter, value) -> str:
+def _kind(parameter, value) -> str | tuple:
     if parameter.is_constexpr or value is None:
         return "constexpr"
+    if isinstance(value, tuple):
+        return tuple(_kind(parameter, entry) for entry in value)
     if isinstance(value, torch.Tensor):
         return f"*{TYPES[value.dtype]}"
     if isinstance(value, bool):
@@ -135,7 +143,7 @@ def compile_launch(launch: Launch, capability: int) -> Compiled:
         launch.kernel,
         signature=dict(launch.signature),
         constexprs=dict(launch.constants),
-        attrs={(position,): [["tt.divisibility", 16]] for position in launch.aligned},
+        attrs={path: [["tt.divisibility", 16]] for path in launch.aligned},
     )
     made = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=dict(launch.options))
     with tempfile.TemporaryDirectory() as folder:

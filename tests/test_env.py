@@ -70,6 +70,22 @@ def test_compiled_kernels_are_usable_exactly_where_they_load(facts, monkeypatch)
     assert not fact["usable"] and fact["detail"] and "pip install" in fact["fix"]
 
 
+def test_cuda_kernels_are_usable_exactly_where_they_load(facts, monkeypatch):
+    fact = next(fact for fact in facts["facts"] if fact["name"] == "compiled CUDA kernels")
+    try:
+        import pgm_fast._cuda  # noqa: F401
+    except ImportError:
+        assert not fact["usable"] and fact["fix"]
+    else:
+        assert fact["usable"] and not torch.cuda.is_initialized()
+    monkeypatch.setitem(sys.modules, "pgm_fast._cuda", None)
+    monkeypatch.delattr("pgm_fast._cuda", raising=False)
+    for nvcc, command in ((None, "nvcc"), ("/usr/bin/nvcc", "--no-build-isolation")):
+        monkeypatch.setattr(env.shutil, "which", lambda name, nvcc=nvcc: nvcc if name == "nvcc" else None)
+        fact = next(fact for fact in env.doctor()["facts"] if fact["name"] == "compiled CUDA kernels")
+        assert not fact["usable"] and fact["detail"] and command in fact["fix"]
+
+
 def test_the_host_path_is_usable_exactly_where_it_loads(facts, monkeypatch):
     fact = next(fact for fact in facts["facts"] if fact["name"] == "compiled host path")
     assert fact["usable"] == (host.load_or_none() is not None)

@@ -64,8 +64,9 @@ def steps(d: int) -> float:
 # dtype, plus a floor of one rounding of a typical value (the plain form may be exact by luck); in root mean square.
 TIMES_TORCH_ERROR = 2.0
 
-# Compiled kernel against reference, both accumulating in fp32 (fp64): each is within a scan's error (64 eps/2 at d <=
-# 70 gates) of the exact value, gradients sum up to 350 products of order 1 and are compared relative to their largest
+# Compiled or Triton kernel against reference, both accumulating in fp32 (fp64): each is within a scan's error (64
+# eps/2 at d <= 70 gates) of the exact value, gradients sum up to 2500 products of order 1 of both signs (fewer than 350
+# roundings in the same direction) and are compared relative to their largest
 # entry; 16-bit outputs add a rounding each way. In units of the output's eps:
 NATIVE_TIMES_EPS = 128
 

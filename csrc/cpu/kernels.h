@@ -1,6 +1,7 @@
-// Entry points of the CPU kernels: contiguous matrices, no checks. Formulas in common/partition.h.
+// Entry points of the CPU kernels: contiguous matrices, no checks. Formulas in common/.
 #pragma once
 
+#include "../common/multi_rate.h"
 #include "matrix.h"
 
 namespace pgm_fast::cpu {
@@ -13,5 +14,16 @@ void partition_dual(int64_t rows, Matrix h, Matrix z_uni, Matrix z_paired, doubl
                     Matrix shared, int threads);
 void partition_dual_backward(int64_t rows, Matrix grad_uni, Matrix grad_paired, Matrix grad_shared, Matrix h, Matrix z_uni,
                              Matrix z_paired, double temperature, Matrix grad_h, Matrix grad_z_uni, Matrix grad_z_paired, int threads);
+
+// decoded holds the products and becomes decoded + bias (bias.data may be null); loss[row] is the row's weighted mean squared error.
+// row_weight is of the computation's type, null for 1 / rows.
+void reconstruction_loss(int64_t rows, Matrix decoded, Matrix bias, Matrix target, const void* row_weight, double* loss, int threads);
+// grad = grad_decoded + d loss / d decoded, grad_target = d loss / d target.
+void reconstruction_gradient(int64_t rows, Matrix grad_decoded, Matrix decoded, Matrix target, const void* row_weight, double grad_loss,
+                             Matrix grad, Matrix grad_target, int threads);
+
+// partials: one number per chunk, scratch. sums: those of Launch::sums, written; the launch's own are not read.
+void multi_rate_squares(const multi_rate::Launch& launch, double* partials, double* sums, int threads);
+void multi_rate_step(const multi_rate::Launch& launch, int threads);
 
 }  // namespace pgm_fast::cpu

@@ -7,6 +7,7 @@
 namespace pgm_fast::host {
 
 void bind_ops(py::module_& m);
+void bind_multi_rate(py::module_& m);
 
 }  // namespace pgm_fast::host
 
@@ -17,4 +18,5 @@ PYBIND11_MODULE(PGM_FAST_HOST_NAME, m) {
     throw py::import_error("was built for " + built_for + ", which this CPU lacks; install pgm_fast again on this machine");
   }
   pgm_fast::host::bind_ops(m);
+  pgm_fast::host::bind_multi_rate(m);
 }

@@ -23,6 +23,7 @@ class Op {
 
   template <class Result, class... Arguments>
   Result in_python(const Arguments&... arguments) const {
+    TORCH_CHECK(dispatch_ != nullptr, "pgm_fast::", name_, " is called before pgm_fast.ops is imported");
     py::gil_scoped_acquire gil;
     return py::reinterpret_borrow<py::object>(dispatch_)(arguments...).template cast<Result>();
   }

@@ -3,6 +3,7 @@
 from .certainty_weighted_logits import certainty_weighted_logits
 from .duc_loss import duc_loss
 from .effective_dimensions import EffectiveDimensions, effective_dimensions
+from .grouped_partitioned_linear import grouped_partitioned_linear
 from .info_nce import info_nce
 from .partition import partition
 from .partition_dual import partition_dual
@@ -15,6 +16,7 @@ __all__ = [
     "certainty_weighted_logits",
     "duc_loss",
     "effective_dimensions",
+    "grouped_partitioned_linear",
     "info_nce",
     "partition",
     "partition_dual",

@@ -19,8 +19,8 @@ def define(schema: str, reference: Callable, fake: Callable):
     """Defines ``pgm_fast::<name>`` from its schema and returns the op.
 
     Args:
-        schema: ``name(Tensor h, ...) -> ...``; the first argument is the tensor whose device and dtype choose the
-            backend.
+        schema: ``name(Tensor h, ...) -> ...``; the first argument is the tensor, or the list of tensors, whose device
+            and dtype choose the backend.
         reference: the plain PyTorch computation, registered as the ``torch`` backend.
         fake: shapes and dtypes of the outputs from those of the inputs.
     """
