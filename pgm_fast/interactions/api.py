@@ -221,10 +221,11 @@ def _learned(predictions: Predictions, run: str | PathLike) -> dict[str, np.ndar
 
 
 def _shares(predictions: Predictions) -> dict[str, np.ndarray]:
-    """``<modality>.<partition>`` -> float ``[n]``, NaN where the modality is absent."""
+    """``<modality>.<partition>`` and ``gate.<component>`` -> float ``[n]``, NaN where the modality is absent."""
     columns = {}
     for modality, values in predictions.shares.items():
         present = predictions.presence.get(modality, np.ones(len(values), bool))
         for name, share in zip(PARTITIONS[values.shape[1]], values.T, strict=True):
             columns[f"{modality}.{name}"] = np.where(present, share, np.nan)
-    return columns
+    # methods that weigh components, rather than split representations, report the weights of each row
+    return columns | {f"gate.{name}": weight for name, weight in getattr(predictions, "gates", {}).items()}
