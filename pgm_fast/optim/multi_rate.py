@@ -261,9 +261,7 @@ class MultiRateOptimizer(Optimizer):
             target = entry.local()
             if local.dtype != kind or local.device != target.device or not same_strides(local, target):
                 if local is not present:
-                    raise ValueError(
-                        f"{name} of a distributed parameter is {local.dtype} on {local.device}, must be {kind}"
-                    )
+                    raise ValueError(f"{name} of a distributed parameter is {local.dtype} on {local.device}, must be {kind}")
                 state[name] = torch.empty_like(target, dtype=kind).copy_(present)
 
     def _make_counters(self, entries: list[Entry]) -> None:
@@ -306,14 +304,10 @@ class MultiRateOptimizer(Optimizer):
             if param.dtype not in DTYPES:
                 raise TypeError(f"{name} takes float32, float64, bfloat16 and float16 parameters, got {param.dtype}")
             if param.dtype == torch.float16 and self.master_weights == "remainder":
-                raise TypeError(
-                    'master_weights="remainder" takes bfloat16 parameters, got torch.float16; use "float32"'
-                )
+                raise TypeError('master_weights="remainder" takes bfloat16 parameters, got torch.float16; use "float32"')
         lr = group["lr"]
         if isinstance(lr, Tensor) and (lr.numel() != 1 or lr.dtype not in (torch.float32, torch.float64)):
-            raise ValueError(
-                f"lr as a tensor is one float32 or float64 number, got {lr.dtype} of shape {tuple(lr.shape)}"
-            )
+            raise ValueError(f"lr as a tensor is one float32 or float64 number, got {lr.dtype} of shape {tuple(lr.shape)}")
         for key in ("lr", "eps", "weight_decay", "momentum"):
             value = group.get(key, 0.0)
             if not isinstance(value, Tensor) and not 0.0 <= value < math.inf:
