@@ -144,3 +144,19 @@ OPTIMIZER_RUN_MOVE_FP32 = 4 * OPTIMIZER_MOVE_FP32
 
 # Moments after 8 steps in two orders of operations: squares of sums of gradients, eight roundings each.
 OPTIMIZER_STATE_FP32 = 8 * FP32
+
+# A mixture of Gaussians in 4 dimensions in fp64 against inverses and determinants of its covariances, whose condition
+# number is below 1e4: that many times FP64, relative to log-densities of order 100.
+FP64_MIXTURE = 1e-8
+
+# One epoch of three steps of a member in a batched product of two against one of one: FP32 of weights of order 1,
+# magnified by Adam, which divides small gradients by their size: at most the rate, 0.01, for gradients that are all
+# rounding; a hundredth of that.
+TRAINED_SIDE_BY_SIDE = 1e-4
+
+# What an estimate of known interactions may be off by, in nats: what is asked of it, 7 % of log 2.
+KNOWN_INTERACTION = 0.05
+
+# A temperature found from 4000 rows: neighbours that are tried differ by 2^(1/16), 4 %, and the likeliest scale of
+# logits of variance 1 errs by about 1 / sqrt(4000 / 4), 3 %; four times the latter and the former.
+TEMPERATURE = 0.04 + 4 * 0.03
