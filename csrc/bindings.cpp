@@ -46,6 +46,8 @@ PYBIND11_MODULE(_native, m) {
   }
   m.attr("instruction_set") = built_for;
   const auto without_gil = py::call_guard<py::gil_scoped_release>();
+  m.def("gaussian_sample_kl", &cpu::gaussian_sample_kl, without_gil);
+  m.def("gaussian_sample_kl_backward", &cpu::gaussian_sample_kl_backward, without_gil);
   m.def("partition", &cpu::partition, without_gil);
   m.def("partition_backward", &cpu::partition_backward, without_gil);
   m.def("partition_dual", &cpu::partition_dual, without_gil);

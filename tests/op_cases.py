@@ -11,8 +11,11 @@ from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
+from noise import normals
 
 from pgm_fast import backends, ops
+
+SEED = torch.tensor([0x0123456789ABCDEF])
 
 
 @dataclass(frozen=True)
@@ -79,6 +82,32 @@ def _plain_info_nce(a, b, temperature=0.1):
     return (F.cross_entropy(logits, labels) + F.cross_entropy(logits.t(), labels)) / 2
 
 
+def _plain_gaussian(mu, logvar, prior_mu=None, prior_logvar=None, sample=True, layers=None):
+    """Written with the two variances, as the textbook has it; the noise from another implementation."""
+    prior_mu = torch.zeros_like(mu) if prior_mu is None else prior_mu
+    prior_logvar = torch.zeros_like(mu) if prior_logvar is None else prior_logvar
+    z = mu
+    if sample:
+        noise = torch.from_numpy(normals(SEED.item(), *mu.shape)).to(mu.dtype)
+        z = mu + logvar.exp().sqrt() * noise
+    squares = (logvar.exp() + (mu - prior_mu).square()) / prior_logvar.exp()
+    kl = 0.5 * (prior_logvar - logvar + squares - 1)
+    if layers is not None:
+        return z, torch.stack([part.mean(-1) for part in kl.chunk(layers, -1)], -1)
+    return z, kl.sum() / max(kl.numel(), 1)
+
+
+def _gaussian(name, count, width=1, **kwargs):
+    return Case(
+        name,
+        lambda n, d: [(n, width * d)] * count,
+        lambda *x: ops.gaussian_sample_kl(*x, seed=SEED, **kwargs),
+        lambda *x: _plain_gaussian(*x, **kwargs),
+        (True,) * count,
+        has_temperature=False,
+    )
+
+
 def _odd_widths(d):
     """Two different widths for the two learners, of no convenient size."""
     return max(min(d // 2, 70), 1), min(d + 1, 71)
@@ -125,6 +154,10 @@ _OPS = [
         (True, True, False, False, False, True),
         has_temperature=False,
     ),
+    _gaussian("gaussian_sample_kl", 2),
+    _gaussian("gaussian_sample_kl-prior", 4),
+    _gaussian("gaussian_sample_kl-layers", 2, width=3, layers=3),
+    _gaussian("gaussian_sample_kl-still", 4, sample=False),
     Case("info_nce", lambda n, d: [(n, d), (n, d)], ops.info_nce, _plain_info_nce, (True, True)),
 ]
 

@@ -1,5 +1,6 @@
 """The ops: one file each, with its schema, checks, fake, derivative and plain PyTorch reference."""
 
+from .gaussian_sample_kl import gaussian_sample_kl
 from .info_nce import info_nce
 from .partition import partition
 from .partition_dual import partition_dual
@@ -7,4 +8,12 @@ from .partition_share import partition_share
 from .partitioned_linear import partitioned_linear
 from .reconstruction import reconstruction
 
-__all__ = ["info_nce", "partition", "partition_dual", "partition_share", "partitioned_linear", "reconstruction"]
+__all__ = [
+    "gaussian_sample_kl",
+    "info_nce",
+    "partition",
+    "partition_dual",
+    "partition_share",
+    "partitioned_linear",
+    "reconstruction",
+]
