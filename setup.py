@@ -20,7 +20,7 @@ from setuptools import Extension, find_packages, setup
 from setuptools.command.build_ext import build_ext
 from setuptools.errors import CompileError
 
-KERNELS = ["convert", "gaussian_sample_kl", "partition", "partition_dual"]
+KERNELS = ["convert", "gated_mixture", "gaussian_sample_kl", "partition", "partition_dual"]
 FLAGS = ["-O3", "-std=c++17", "-fPIC", "-fvisibility=hidden", "-fno-math-errno", "-ffp-contract=fast", "-DNDEBUG"]
 # the flag of the instruction set, and the macros that say that the building machine has it
 INSTRUCTION_SETS = {

@@ -108,6 +108,22 @@ def _gaussian(name, count, width=1, **kwargs):
     )
 
 
+def _plain_mixture(gate, *logits, scored=False):
+    mixed, weights = gate.shape[1], torch.softmax(gate, 1)
+    fused = sum(weights[:, k : k + 1] * logits[k] for k in range(mixed))
+    if not scored:
+        return fused, weights
+    labels = _labels(fused)
+    entropies = [F.cross_entropy(x, labels, reduction="none") for x in (fused, *logits)]
+    return fused, weights, torch.stack(entropies, 1)
+
+
+def _labels(*logits):
+    """A class per row; of arguments that are wrong on purpose the largest is asked."""
+    rows, classes = max([tuple(x.shape) for x in logits if isinstance(x, torch.Tensor)])
+    return (7 * torch.arange(rows)) % classes
+
+
 def _odd_widths(d):
     """Two different widths for the two learners, of no convenient size."""
     return max(min(d // 2, 70), 1), min(d + 1, 71)
@@ -152,6 +168,22 @@ _OPS = [
         ops.reconstruction,
         _plain_reconstruction,
         (True, True, False, False, False, True),
+        has_temperature=False,
+    ),
+    Case(
+        "gated_mixture",
+        lambda n, d: [(n, 3), *[(n, d)] * 3],
+        lambda gate, *logits: ops.gated_mixture(list(logits), gate),
+        _plain_mixture,
+        (True,) * 4,
+        has_temperature=False,
+    ),
+    Case(
+        "gated_mixture-loss",
+        lambda n, d: [(n, 3), *[(n, d)] * 5],
+        lambda gate, *logits: ops.gated_mixture_loss(list(logits[:3]), gate, _labels(*logits), logits[3:]),
+        lambda *x: _plain_mixture(*x, scored=True),
+        (True,) * 6,
         has_temperature=False,
     ),
     _gaussian("gaussian_sample_kl", 2),

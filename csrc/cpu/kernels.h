@@ -1,6 +1,8 @@
 // Entry points of the CPU kernels: contiguous matrices, no checks. Formulas of the partitions in common/partition.h.
 #pragma once
 
+#include <vector>
+
 #include "matrix.h"
 
 namespace pgm_fast::cpu {
@@ -21,5 +23,13 @@ void gaussian_sample_kl(int64_t rows, int64_t d, int64_t layers, Matrix mu, Matr
 void gaussian_sample_kl_backward(int64_t rows, int64_t d, int64_t layers, uintptr_t grad_kl, Matrix grad_z, Matrix mu, Matrix logvar,
                                  Matrix prior_mu, Matrix prior_logvar, uintptr_t seed, Matrix grad_mu, Matrix grad_logvar,
                                  Matrix grad_prior_mu, Matrix grad_prior_logvar, int threads);
+
+// weights [rows, mixed], losses and grad_losses [rows, 1 + logits], grad_weights as weights: float, or double for double. labels int64
+// [rows] or null, then there are no losses.
+void gated_mixture(int64_t rows, Matrix gate, const std::vector<Matrix>& logits, uintptr_t labels, Matrix fused, uintptr_t weights,
+                   uintptr_t losses, int threads);
+void gated_mixture_backward(int64_t rows, Matrix grad_fused, uintptr_t grad_weights, uintptr_t grad_losses, Matrix gate,
+                            const std::vector<Matrix>& logits, uintptr_t labels, Matrix grad_gate,
+                            const std::vector<Matrix>& grad_logits, int threads);
 
 }  // namespace pgm_fast::cpu
