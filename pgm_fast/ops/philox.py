@@ -26,13 +26,13 @@ _MASK = 0xFFFFFFFF
 _ROUNDS = 10
 
 
-def draw_seed(device: torch.device, generator: torch.Generator | None = None) -> Tensor:
-    """int64 ``[1]`` on ``device``: the generator's next number; None for torch's own generator of that device.
+def draw_seed(device: torch.device, generator: torch.Generator | None = None, count: int = 1) -> Tensor:
+    """int64 ``[count]`` on ``device``: the generator's next numbers; None for torch's own generator of that device.
 
     No value is read on the host, so the call may be captured in a graph, where replays draw anew.
     """
     source = device if generator is None else generator.device
-    return torch.randint(0, 2**62, (1,), dtype=torch.int64, device=source, generator=generator).to(device)
+    return torch.randint(0, 2**62, (count,), dtype=torch.int64, device=source, generator=generator).to(device)
 
 
 def philox4x32(counter: tuple[Tensor, Tensor, Tensor, Tensor], key: tuple[Tensor, Tensor]) -> tuple[Tensor, ...]:

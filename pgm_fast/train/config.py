@@ -8,6 +8,7 @@ from typing import Any, Dict, List, Optional
 
 from ..methods.base import ModelConfig
 from ..methods.baselines import BaselineConfig
+from ..methods.dmil import DMILConfig
 from ..methods.pgm import PgMConfig
 
 __all__ = ["Config", "DataConfig", "TrainConfig"]
@@ -61,10 +62,11 @@ class TrainConfig:
 class Config:
     """A whole run."""
 
-    method: str = "pgm"  # pgm, unimodal, joint, ensemble
+    method: str = "pgm"  # pgm, dmil, unimodal, joint, ensemble
     out: str = "runs/run"  # the run folder to write
     data: DataConfig = field(default_factory=DataConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
     pgm: PgMConfig = field(default_factory=PgMConfig)
+    dmil: DMILConfig = field(default_factory=DMILConfig)
     baseline: BaselineConfig = field(default_factory=BaselineConfig)
     train: TrainConfig = field(default_factory=TrainConfig)

@@ -40,6 +40,7 @@ CHOICES = {
     "model.encoder": ("auto", "mlp", "gru", "transformer"),
     "pgm.gate": ("single", "dual", "sigmoid", "fixed", "none"),
     "pgm.interaction": ("attention", "concat"),
+    "dmil.schedule": ("train", "plateau"),
     "train.optimizer": tuple(OPTIMIZERS),
     "train.schedule": tuple(SCHEDULES),
     "train.backend": ("auto", *BACKENDS),
@@ -160,7 +161,7 @@ def validate(config: Config) -> None:
     for modality, share in config.pgm.share_target.items():
         if not 0 <= share <= 1:
             raise _refused(f"pgm.share_target.{modality}", share, "a number from 0 to 1")
-    for section in ("pgm", "baseline"):
+    for section in ("pgm", "dmil", "baseline"):
         for modality, parts in getattr(config, section).rates.items():
             for part, rate in parts.items():
                 if not (math.isfinite(rate) and rate >= 0):
