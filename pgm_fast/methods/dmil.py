@@ -53,7 +53,7 @@ class DMILConfig:
     The loss weights are those of the released code, which multiply means over rows and dimensions.
     """
 
-    epochs: List[int] = _three(10, 5, 0)  # of each stage; 0 for train.epochs
+    stage_epochs: List[int] = _three(10, 5, 0)  # of each stage; 0 for train.epochs
     stage_rates: List[float] = _three(1.0, 1.0, 0.3)  # factors on train.lr
     schedule: str = "train"  # train: as train.schedule says; plateau: by the two lists below
     plateau_factor: List[float] = _three(0.2, 0.1, 0.1)  # plateau: times this
@@ -320,7 +320,7 @@ class DMIL(Method):
             if config.schedule == "plateau":
                 numbers = {"factor": config.plateau_factor[number], "patience": config.plateau_patience[number]}
                 plateau = {"schedule": "plateau", "schedule_options": numbers}
-            stages.append(Stage(name, kept, config.epochs[number] or None, **plateau))
+            stages.append(Stage(name, kept, config.stage_epochs[number] or None, **plateau))
         return stages
 
     def begin_stage(self, index: int) -> None:
@@ -387,7 +387,7 @@ def _check_config(config: DMILConfig, spec: DataSpec) -> None:
 
 
 _PER_STAGE = (
-    "epochs",
+    "stage_epochs",
     "stage_rates",
     "plateau_factor",
     "plateau_patience",
