@@ -87,7 +87,7 @@ void gaussian_sample_kl(int64_t rows, int64_t d, int64_t layers, Matrix mu, Matr
   });
 }
 
-void gaussian_sample_kl_backward(int64_t rows, int64_t d, int64_t layers, uintptr_t grad_kl, Matrix grad_z, Matrix mu, Matrix logvar,
+void gaussian_sample_kl_backward(int64_t rows, int64_t d, int64_t layers, Matrix grad_kl, Matrix grad_z, Matrix mu, Matrix logvar,
                                  Matrix prior_mu, Matrix prior_logvar, uintptr_t seed, Matrix grad_mu, Matrix grad_logvar,
                                  Matrix grad_prior_mu, Matrix grad_prior_logvar, int threads) {
   const int64_t each = d / layers;
@@ -96,7 +96,7 @@ void gaussian_sample_kl_backward(int64_t rows, int64_t d, int64_t layers, uintpt
   dispatch(mu.dtype, [&](auto vector) {
     using V = decltype(vector);
     using T = typename V::value;
-    const T* const by_kl = reinterpret_cast<const T*>(grad_kl);
+    const T* const by_kl = static_cast<const T*>(grad_kl.data);
     choose(prior_mu.data, seed, [&](auto given, auto sampled) {
       parallel_rows(rows, 4 * d, threads, [&](int64_t begin, int64_t end) {
         Scratch<T> scratch(10, padded(d));
@@ -115,7 +115,7 @@ void gaussian_sample_kl_backward(int64_t rows, int64_t d, int64_t layers, uintpt
           if (sampled) noise_row<V>(key, row, d, noise);
           for (int64_t layer = 0; layer < layers; ++layer) {
             const int64_t first = layer * each;
-            const V weight = V::set(by_kl[row * layers + layer] / T(each));
+            const V weight = V::set(by_kl[row * grad_kl.width + layer] / T(each));
             for_each_vector<V>(each, [&](int64_t at, auto part) {
               const int64_t k = first + at;
               const V mean = part.load(m + k), log_variance = part.load(l + k);

@@ -17,10 +17,10 @@ void partition_dual_backward(int64_t rows, Matrix grad_uni, Matrix grad_paired, 
                              Matrix z_paired, double temperature, Matrix grad_h, Matrix grad_z_uni, Matrix grad_z_paired, int threads);
 
 // Here a matrix's width is the distance between its rows, all rows hold d numbers, a null matrix is one that is not there (no prior; no
-// sample, with a null seed). kl and grad_kl are [rows, layers], float, or double for double.
+// sample, with a null seed). kl and grad_kl have rows of as many numbers as there are layers, float, or double for double.
 void gaussian_sample_kl(int64_t rows, int64_t d, int64_t layers, Matrix mu, Matrix logvar, Matrix prior_mu, Matrix prior_logvar,
                         uintptr_t seed, Matrix z, uintptr_t kl, int threads);
-void gaussian_sample_kl_backward(int64_t rows, int64_t d, int64_t layers, uintptr_t grad_kl, Matrix grad_z, Matrix mu, Matrix logvar,
+void gaussian_sample_kl_backward(int64_t rows, int64_t d, int64_t layers, Matrix grad_kl, Matrix grad_z, Matrix mu, Matrix logvar,
                                  Matrix prior_mu, Matrix prior_logvar, uintptr_t seed, Matrix grad_mu, Matrix grad_logvar,
                                  Matrix grad_prior_mu, Matrix grad_prior_logvar, int threads);
 

@@ -206,14 +206,15 @@ def _load_native_backward():
 
     def run(grad_z, grad_kl, mu, logvar, prior_mu, prior_logvar, seed):
         tensors = [_rows(x) for x in (None if seed is None else grad_z, mu, logvar, prior_mu, prior_logvar)]
-        grad_kl = grad_kl.contiguous()
+        layers = grad_kl.shape[1]
+        if layers > 1 and grad_kl.stride(1) != 1:
+            grad_kl = grad_kl.contiguous()
         absent = 0 if prior_mu is None else mu.shape
         made = [mu.new_empty(shape) for shape in (mu.shape, mu.shape, absent, absent)]
         outputs = [_matrix(x if x.numel() or prior_mu is not None else None) for x in made[2:]]
         address = 0 if seed is None else seed.data_ptr()
-        layers = grad_kl.shape[1]
         kernel(
-            *mu.shape, layers, grad_kl.data_ptr(), *map(_matrix, tensors), address, *map(_matrix, made[:2]), *outputs,
+            *mu.shape, layers, _matrix(grad_kl), *map(_matrix, tensors), address, *map(_matrix, made[:2]), *outputs,
             threads(),
         )  # fmt: skip
         return tuple(made)

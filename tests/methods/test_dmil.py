@@ -12,6 +12,7 @@ from tolerances import FP64, ROW_WEIGHT_FP32
 
 from pgm_fast.errors import ConfigError
 from pgm_fast.methods import DMILConfig, ModelConfig, build
+from pgm_fast.train.configure import make_config
 
 D = 6
 SMALL = ModelConfig(dim=D, hidden=8, heads=2, dropout=0.0)
@@ -264,3 +265,14 @@ def test_without_labels_the_gates_are_there(make_batch):
     out = make(spec).eval()(dataclasses.replace(batch, labels=None), report=True)
     assert out.gates and not out.losses
     assert set(out.features) == {f"{m}/{side}" for m in spec.modalities for side in ("uni", "paired")}
+
+
+def test_the_published_settings_are_in_the_examples(repository, make_batch):
+    """Learning rates, schedules and the weights of the table, as the released code has them."""
+    config = make_config(
+        repository / "examples" / "dmil_published.yaml", {"dmil.modality_weight": {"text": 0.4, "audio": 2.0}}
+    )
+    stages = build("dmil", make_batch(modalities=2)[0], config.model, config.dmil).stages(config.train.lr)
+    assert [round(stage.groups[0]["lr"], 9) for stage in stages] == [4e-3, 1e-3, 1e-5]
+    assert sum(stage.epochs for stage in stages) == 70 and config.model.dim == 32
+    assert (config.train.optimizer, config.train.weight_decay, config.train.batch_size) == ("sgd", 1e-4, 64)
