@@ -13,6 +13,7 @@ For two modalities this is the published system. More are our extension: R over 
 N with the products of all pairs; the paper's own rows for three modalities use the intra-modality level alone.
 """
 
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import combinations
@@ -20,6 +21,7 @@ from typing import Dict, List, NamedTuple, Optional
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from .. import ops
 from ..data.batch import Batch
@@ -65,6 +67,7 @@ class DMILConfig:
     consistency_kl_weight: List[float] = _three(0.0, 0.02, 0.008)  # divergence of R, of each U, each alignment
     rebuild_weight: List[float] = _three(0.0, 0.005, 0.001)  # mean of each M rebuilt from R and its U
     component_weight: List[float] = _three(0.0, 0.5, 0.8)  # loss of each component: every U, R and S
+    gate_weight: List[float] = _three(0.0, 0.0, 0.0)  # our extension, not published: see DMIL
     # modality -> factor on kl_weight and reconstruction_weight in the first stage; 1 where not named
     modality_weight: Dict[str, float] = field(default_factory=dict)
     # {modality, shared or "*": {encoder, partitioner, uni, paired, decoder or head: factor on the stage's rate}}
@@ -110,12 +113,17 @@ class DMIL(Method):
     - Absent modalities: M and N are zeros, U has gate weight 0, and their losses weigh nothing. S is used and scored in
       rows with two modalities or more; R is always used.
     - Both sides of a reconstruction move: the representation towards what is rebuilt, too.
+    - ``gate_weight`` is no part of the published losses, which ask every component for the label and leave open which
+      one the gate takes. It draws the gate, in classification, to the component that a row's information is in by the
+      pointwise estimate of LSMI (Yang et al., ICML 2025, arXiv 2506.17248): with i_m = max(0, log C + log p(y|M_m)),
+      redundant min_m i_m, unique i_m minus that, synergistic log C - max_m i_m, divided by their sum. The term is the
+      cross-entropy against that target, which is not differentiated.
     - Parts for ``rates``: the intra-modality layers are ``partitioner``, those of U and v ``uni``, of R and S
       ``paired``, what rebuilds ``decoder``, the rest ``head``.
 
     Losses: ``task``, ``uni/<m>``, ``kl_predictive/<m>`` (M), ``kl_rest/<m>`` (N), ``reconstruction/<m>``,
     ``kl_redundant``, ``align/<m>``, ``kl_unique/<m>``, ``rebuild/<m>``, ``unique/<m>``, ``redundant``,
-    ``synergistic``, ``total``; in each stage those that it weighs.
+    ``synergistic``, ``gate``, ``total``; in each stage those that it weighs.
     """
 
     name = "dmil"
@@ -181,6 +189,8 @@ class DMIL(Method):
                 if labels is not None:
                     scored = [task_rows(task, x, labels) for x in (out.logits, *ordered, *others)]
             out.gates = dict(zip(levels.logits, weights.unbind(1), strict=True))
+            if labels is not None and self._guides_gate(self._stage):
+                levels.rows.append(_gate_error(weights, [levels.alone[m] for m in names], labels))
         if labels is not None:
             out.losses = self._losses(batch, [*scored, *levels.rows])
         if report:
@@ -280,11 +290,15 @@ class DMIL(Method):
             Term(f"{kind}/{m}", "consistency_kl_weight", m) for m in names for kind in ("align", "kl_unique")
         ]
         task = [Term("task", "task_weight"), *components]
+        gate = [Term("gate", "gate_weight")] if self._guides_gate(stage) else []
         if stage == INTRA:
             return uni + intra + reconstruction
         if stage == CONSISTENCY:
-            return task + consistency + rebuild
-        return task + uni + intra + consistency + reconstruction + rebuild
+            return task + consistency + rebuild + gate
+        return task + uni + intra + consistency + reconstruction + rebuild + gate
+
+    def _guides_gate(self, stage: int) -> bool:
+        return stage != INTRA and self.config.gate_weight[stage] > 0
 
     def _weight(self, term: Term, stage: int) -> float:
         weight = getattr(self.config, term.setting)[stage]
@@ -362,6 +376,20 @@ def _squared_errors(pairs: list[tuple[Tensor, Tensor]]) -> Tensor:
     return (rebuilt - targets).square().mean(-1).t()
 
 
+def _gate_error(weights: Tensor, alone: list[Tensor], labels: Tensor) -> Tensor:
+    """Cross-entropy ``[n]`` of gate ``weights`` ``[n, M + 2]`` against what each row's information is, see DMIL.
+
+    Components of weight 0, those of absent modalities, take no part.
+    """
+    everything = math.log(alone[0].shape[1])
+    scores = torch.stack([F.cross_entropy(x.detach().to(weights.dtype), labels, reduction="none") for x in alone])
+    known = (everything - scores).clamp(min=0)
+    redundant, most = known.aminmax(dim=0)
+    parts = torch.stack([*(known - redundant), redundant, everything - most], dim=1) * (weights > 0)
+    target = parts / parts.sum(1, keepdim=True).clamp(min=1e-12)
+    return -(target * weights.clamp(min=1e-12).log()).sum(1)
+
+
 def _hide(x: Tensor, present: Tensor | None) -> Tensor:
     return x if present is None else x.masked_fill(~present.unsqueeze(-1), 0.0)
 
@@ -382,6 +410,10 @@ def _check_config(config: DMILConfig, spec: DataSpec) -> None:
         values = getattr(config, name)
         if len(values) != len(STAGES) or not all(0 <= x < float("inf") for x in values):
             raise ConfigError(f"dmil.{name} is {list(values)}, must be three finite numbers >= 0, one per stage")
+    if any(config.gate_weight) and (spec.task != "classification" or spec.num_outputs < 2):
+        raise ConfigError(
+            f"dmil.gate_weight is {list(config.gate_weight)}, but the task is {spec.task}: it needs classes"
+        )
     for name, value in config.modality_weight.items():
         if not 0 <= value < float("inf"):
             raise ConfigError(f"dmil.modality_weight of {name!r} is {value}, must be a finite number >= 0")
@@ -401,4 +433,5 @@ _PER_STAGE = (
     "consistency_kl_weight",
     "rebuild_weight",
     "component_weight",
+    "gate_weight",
 )

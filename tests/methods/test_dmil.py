@@ -276,3 +276,35 @@ def test_the_published_settings_are_in_the_examples(repository, make_batch):
     assert [round(stage.groups[0]["lr"], 9) for stage in stages] == [4e-3, 1e-3, 1e-5]
     assert sum(stage.epochs for stage in stages) == 70 and config.model.dim == 32
     assert (config.train.optimizer, config.train.weight_decay, config.train.batch_size) == ("sgd", 1e-4, 64)
+
+
+def test_the_gates_own_loss_is_against_what_each_row_tells(make_batch):
+    """Our extension, against numpy: redundant min, unique the rest, synergistic what no modality knows."""
+    spec, batch = make_batch(modalities=2)
+    method = make(spec, gate_weight=[0.0, 2.0, 3.0]).eval()
+    out = method(batch)
+    labels, rows = batch.labels.numpy(), np.arange(len(batch.labels))
+    known = [
+        np.maximum(0, math.log(3) + np.log(softmax(x.detach().numpy())[rows, labels])) for x in out.unimodal.values()
+    ]
+    least, most = np.minimum(*known), np.maximum(*known)
+    target = np.stack([known[0] - least, known[1] - least, least, math.log(3) - most], 1) / math.log(3)
+    gate = np.stack([x.detach().numpy() for x in out.gates.values()], 1)
+    want = -(target * np.log(gate)).sum(1).mean()
+    assert out.losses["gate"].item() == pytest.approx(want, rel=ROW_WEIGHT_FP32, abs=FP64)
+    without = make(spec).eval()(batch).losses
+    assert "gate" not in without
+    extra = out.losses["total"] - without["total"]
+    assert extra.item() == pytest.approx(3 * want, rel=4 * ROW_WEIGHT_FP32, abs=FP64)
+    heads = list(method.intra["heads"].parameters())
+    assert torch.autograd.grad(out.losses["gate"], heads, allow_unused=True) == (None,) * len(heads)
+
+
+def test_the_gates_own_loss_leaves_absent_components_out(make_batch):
+    spec, batch = make_batch(missing=["audio", "vision"])
+    method = make(spec, gate_weight=[0.0, 1.0, 1.0])
+    method(batch).losses["gate"].backward()
+    assert all(torch.isfinite(p.grad).all() for p in method.parameters() if p.grad is not None)
+    spec, _ = make_batch("regression")
+    with pytest.raises(ConfigError, match="gate_weight .* it needs classes"):
+        make(spec, gate_weight=[0.0, 1.0, 1.0])
