@@ -296,8 +296,8 @@ def test_the_gates_own_loss_is_against_what_each_row_tells(make_batch):
     assert "gate" not in without
     extra = out.losses["total"] - without["total"]
     assert extra.item() == pytest.approx(3 * want, rel=4 * ROW_WEIGHT_FP32, abs=FP64)
-    heads = list(method.intra["heads"].parameters())
-    assert torch.autograd.grad(out.losses["gate"], heads, allow_unused=True) == (None,) * len(heads)
+    gradients = torch.autograd.grad(out.losses["gate"], list(method.intra["heads"].parameters()))
+    assert not any(gradient.any() for gradient in gradients)  # the target is not differentiated
 
 
 def test_the_gates_own_loss_leaves_absent_components_out(make_batch):
