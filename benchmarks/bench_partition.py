@@ -1,10 +1,10 @@
-"""partition and partition_dual: eager reference, torch.compile of the reference, and the compiled kernels, in one run.
+"""partition and partition_dual: eager PyTorch, torch.compile of it, the reference and every kernel here, in one run.
 
-    python benchmarks/bench_partition.py [--threads 2]
+    python benchmarks/bench_partition.py [--device cpu|cuda] [--threads 2]
 
-Correctness comes first: a backend whose numbers are not those of the reference gets no row. The floor is the time that
-a plain copy would take to move the bytes that the op must move (partition 4 N d forward and 6 N d backward, dual 6 and
-9, times the element size).
+Correctness comes first: a backend whose numbers are not those of the formula in fp64 gets no row. The floor is the time
+that a plain copy would take to move the bytes that the op must move (partition 4 N d forward and 6 N d backward, dual 6
+and 9, times the element size).
 """
 
 from __future__ import annotations
@@ -14,19 +14,35 @@ from collections.abc import Callable
 
 import harness
 import torch
+import torch._functorch.config
 
 import pgm_fast
 from pgm_fast import backends, ops
 
-SHAPES = ((64, 256), (512, 512), (8192, 768))
-COPY_ELEMENTS = 2**26  # 256 MiB each way in fp32, far larger than a cache's share of one core
+CASES = {  # rows, d, dtype
+    "cpu": ((64, 256, torch.float32), (512, 512, torch.float32), (8192, 768, torch.float32)),
+    "cuda": (
+        (64, 256, torch.bfloat16),
+        (8192, 768, torch.bfloat16),
+        (8192, 768, torch.float32),
+        (65536, 1024, torch.bfloat16),
+        (16384, 4096, torch.bfloat16),
+    ),
+}
+PASSES = {"cpu": ("forward", "forward+backward"), "cuda": ("forward", "backward", "forward+backward")}
+CHECKED_ROWS = 512
+# rtol, atol against fp64: fp32 scans of thousands of terms; a bf16 result rounded once, gates times h of order 1
+KERNEL_BOUND = {torch.float32: (1e-4, 1e-5), torch.bfloat16: (2**-7, 2**-8)}
+# plain bf16 rounds the gate too, then its product with h, then a difference
+PLAIN_BOUND = {torch.float32: (1e-4, 1e-5), torch.bfloat16: (2**-5, 2**-4)}
 
 
 class Op:
     """One op with what it must move."""
 
     def __init__(self, name: str, run: Callable, gates: int, forward: int, backward: int):
-        self.name, self.run, self.gates, self.forward, self.backward = name, run, gates, forward, backward
+        self.name, self.run, self.gates = name, run, gates
+        self.moves = {"forward": forward, "backward": backward, "forward+backward": forward + backward}
 
 
 OPS = (
@@ -53,90 +69,113 @@ def eager(op: Op) -> Callable:
     return single if op.gates == 1 else dual
 
 
-def variants(op: Op) -> dict[str, Callable]:
-    """name -> function of the tensors, each in the backend it names."""
+def variants(op: Op, device: torch.device, dtype: torch.dtype) -> dict[str, Callable]:
+    """name -> function of the tensors; the kernels under the names of their backends."""
     found = {"eager": eager(op), "torch.compile": torch.compile(eager(op)), "torch": op.run}
-    if backends.implementations()[op.name]["native"] is None:
-        found["native"] = op.run
-    return found
+    reasons = backends.implementations(device.type, dtype)[op.name]
+    return found | {name: op.run for name in ("native", "triton") if reasons[name] is None}
 
 
-def forward(run: Callable, tensors: list[torch.Tensor], backend: str) -> Callable[[], object]:
-    def call():
-        with torch.no_grad(), pgm_fast.backend(backend):
-            return run(*tensors)
-
-    return call
+def backend_of(variant: str) -> str:
+    return variant if variant in ("native", "triton") else "torch"
 
 
-def forward_backward(
-    run: Callable, tensors: list[torch.Tensor], gradients: list[torch.Tensor], backend: str
+def timed_call(
+    run: Callable, tensors: list[torch.Tensor], gradients: list[torch.Tensor], variant: str, kind: str
 ) -> Callable[[], object]:
+    """One forward, backward (of a graph that is kept) or both of a variant."""
     leaves = [x.detach().requires_grad_() for x in tensors]
+    backend = backend_of(variant)
+    if kind == "backward":
+        with pgm_fast.backend(backend):
+            results = run(*leaves)
 
     def call():
-        with pgm_fast.backend(backend):
-            return torch.autograd.grad(run(*leaves), leaves, gradients)
+        if kind == "forward":
+            with torch.no_grad():
+                return run(*tensors)
+        if kind == "backward":
+            return torch.autograd.grad(results, leaves, gradients, retain_graph=True)
+        return torch.autograd.grad(run(*leaves), leaves, gradients)
 
-    return call
+    return harness.on_backend(backend, call)
 
 
-def copy_bandwidth() -> float:
-    """Bytes per millisecond, read and written, of a copy far larger than the cache."""
-    source, target = torch.randn(COPY_ELEMENTS), torch.empty(COPY_ELEMENTS)
-    timing = harness.interleaved({"copy": lambda: target.copy_(source)}, torch.device("cpu"))["copy"]
-    return 2 * 4 * COPY_ELEMENTS / timing.median
+def check(op: Op, runs: dict[str, Callable], tensors: list[torch.Tensor], gradients: list[torch.Tensor]) -> None:
+    """Outputs and gradients of every variant against fp64.
+
+    Raises:
+        AssertionError: one is wrong.
+    """
+    few = [x[:CHECKED_ROWS] for x in tensors]
+    by = [x[:CHECKED_ROWS] for x in gradients]
+    expected = _all_results(eager(op), [x.double() for x in few], [x.double() for x in by])
+    for name, run in runs.items():
+        bound = KERNEL_BOUND if run is op.run else PLAIN_BOUND
+        rtol, atol = bound[few[0].dtype]
+        with pgm_fast.backend(backend_of(name)):
+            got = _all_results(run, few, by)
+        for a, b in zip(got, expected, strict=True):
+            torch.testing.assert_close(a.double(), b, rtol=rtol, atol=atol * max(1.0, b.abs().max().item()))
+
+
+def _all_results(run: Callable, tensors: list[torch.Tensor], gradients: list[torch.Tensor]) -> list[torch.Tensor]:
+    leaves = [x.detach().requires_grad_() for x in tensors]
+    results = run(*leaves)
+    return [*results, *torch.autograd.grad(results, leaves, gradients)]
+
+
+def measure(op: Op, n: int, d: int, dtype: torch.dtype, device: torch.device, bandwidth: float) -> list[dict]:
+    """Rows of one op and shape: every pass and variant."""
+    torch.manual_seed(0)
+    tensors = [torch.randn(n, d, device=device).to(dtype) for _ in range(op.gates + 1)]
+    gradients = [torch.randn(n, d, device=device).to(dtype) for _ in range(op.gates + 1)]
+    runs = variants(op, device, dtype)
+    check(op, runs, tensors, gradients)
+    rows = []
+    for kind in PASSES[device.type]:
+        calls = {name: timed_call(run, tensors, gradients, name, kind) for name, run in runs.items()}
+        moved = op.moves[kind] * n * d * tensors[0].element_size()
+        timings = harness.interleaved(calls, device)
+        for name, timing in timings.items():
+            counts = harness.count(calls[name], device) if device.type == "cuda" else None
+            row = harness.as_row(
+                timing,
+                counts,
+                op=op.name,
+                variant=name,
+                dtype=str(dtype).removeprefix("torch."),
+                shape={"rows": n, "d": d},
+                kind=kind,
+                bytes=moved,
+                percent_of_floor=round(100 * moved / bandwidth / timing.median, 1),
+                times_eager=round(timings["eager"].median / timing.median, 2),
+                times_compile=round(timings["torch.compile"].median / timing.median, 2),
+            )
+            rows.append(row)
+            print(
+                f"{op.name:14} {n}x{d} {row['dtype']:8} {kind:17} {name:14} {timing.median:9.4f} ms  "
+                f"{row['percent_of_floor']:5.1f} % of floor  {row['times_eager']:.2f}x eager  "
+                f"{row['times_compile']:.2f}x compile",
+                flush=True,
+            )
+    return rows
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--device", choices=sorted(CASES), default="cpu")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    torch.set_num_threads(parser.parse_args().threads)
-    device, rows = torch.device("cpu"), []
-    bandwidth = copy_bandwidth()
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    # the graph of a compiled forward is kept while its backward is timed
+    torch._functorch.config.donated_buffer = False
+    device, rows = torch.device(arguments.device), []
+    bandwidth = harness.copy_bandwidth(device)
     print(f"copy {bandwidth / 1e6:.1f} GB/s")
     for op in OPS:
-        for n, d in SHAPES:
-            torch.manual_seed(0)
-            tensors = [torch.randn(n, d) for _ in range(op.gates + 1)]
-            gradients = [torch.randn(n, d) for _ in range(op.gates + 1)]
-            runs = variants(op)
-            expected = eager(op)(*(x.double() for x in tensors))
-            for name, run in runs.items():
-                with pgm_fast.backend("native" if name == "native" else "torch"):
-                    for got, want in zip(run(*tensors), expected, strict=True):
-                        torch.testing.assert_close(got.double(), want, rtol=1e-4, atol=1e-5)
-            for kind in ("forward", "forward+backward"):
-                calls = {}
-                for name, run in runs.items():
-                    backend = "native" if name == "native" else "torch"
-                    calls[name] = (
-                        forward(run, tensors, backend)
-                        if kind == "forward"
-                        else forward_backward(run, tensors, gradients, backend)
-                    )
-                moved = (op.forward + (op.backward if kind != "forward" else 0)) * n * d * 4
-                timings = harness.interleaved(calls, device)
-                for name, timing in timings.items():
-                    floor = 100 * moved / bandwidth / timing.median
-                    rows.append(
-                        harness.as_row(
-                            timing,
-                            op=op.name,
-                            variant=name,
-                            dtype="float32",
-                            shape={"rows": n, "d": d},
-                            kind=kind,
-                            bytes=moved,
-                            percent_of_floor=round(floor, 1),
-                            times_eager=round(timings["eager"].median / timing.median, 2),
-                            times_compile=round(timings["torch.compile"].median / timing.median, 2),
-                        )
-                    )
-                    print(
-                        f"{op.name:14} {n}x{d} {kind:17} {name:14} {timing.median:9.4f} ms  {floor:5.1f} % of floor  "
-                        f"{rows[-1]['times_eager']:.2f}x eager  {rows[-1]['times_compile']:.2f}x compile"
-                    )
+        for n, d, dtype in CASES[device.type]:
+            rows += measure(op, n, d, dtype, device, bandwidth)
     print(harness.write("partition", device, rows, bandwidth_gb_s=round(bandwidth / 1e6, 2)))
 
 

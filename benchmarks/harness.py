@@ -1,4 +1,8 @@
-"""How every benchmark here measures: interleaved in one run, medians, counts of ops and host reads, peak memory."""
+"""How every benchmark here measures: interleaved in one run, medians, counts of ops and host reads, peak memory.
+
+On a CUDA device a call is timed by events on its stream, from a cold L2 cache: between calls a buffer of three times
+its size is read, which leaves nothing of the operands there and nothing to write back.
+"""
 
 from __future__ import annotations
 
@@ -6,20 +10,23 @@ import json
 import os
 import random
 import statistics
-import time
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from datetime import date
 from pathlib import Path
 
 import torch
+from clocks import CudaClock, HostClock, Sample
+from device_state import describe, watched
+from torch.autograd import DeviceType
 
+from pgm_fast import backends
 from pgm_fast.env import git_commit, versions
 from pgm_fast.train.files import atomic_write
 
-RESULTS = Path(__file__).resolve().parent / "results"
+RESULTS = Path(os.environ.get("PGM_FAST_RESULTS", Path(__file__).resolve().parent / "results"))
 ROUNDS = 7  # of all variants in turn; medians are over these times the calls of a round
-ROUND_SECONDS = 0.2  # at least this long per variant and round, so that a timer tick or a short pause does not decide
+COPY_BYTES = {"cpu": 2**28, "cuda": 2**30}  # each way, far larger than a cache's share of one core, or than L2
 
 # What makes the host wait for a device, or would on one: reading a value, and shapes that depend on values.
 HOST_READS = {
@@ -41,15 +48,25 @@ NO_WORK = {
     ).split()
 }
 
+_backend: str | None = None  # what on_backend has chosen last
+
 
 @dataclass(frozen=True)
 class Timing:
-    """Milliseconds of one call: median and the 20th and 80th percentile."""
+    """Milliseconds of one call: median and the 20th and 80th percentile.
+
+    Attributes:
+        host: median milliseconds until the call returns to the host; None on the CPU, where that is the whole.
+        state: what the device's management library says of the calls, with the reading of the buffer between them:
+            ``watts`` and ``joules`` per call, ``sm_mhz`` at their end; empty where there is none.
+    """
 
     median: float
     p20: float
     p80: float
     calls: int
+    host: float | None = None
+    state: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -62,23 +79,36 @@ class Counts:
             Those inside torch's fused optimizers are left out: on the CPU they read their step counters, on a device
             they do not.
         peak_bytes: most memory that the call holds above what was allocated before it.
+        launches: kernels, copies and fills that the device ran; None on the CPU.
     """
 
     ops: int
     host_reads: int
     peak_bytes: int
+    launches: int | None = None
 
 
 def interleaved(variants: Mapping[str, Callable[[], object]], device: torch.device) -> dict[str, Timing]:
     """Time all variants in one run, in an order drawn anew each round, so that the machine's drift meets all alike."""
-    calls = {name: _calibrated(run, device) for name, run in variants.items()}
-    samples: dict[str, list[float]] = {name: [] for name in variants}
+    clock = CudaClock(device) if device.type == "cuda" else HostClock()
+    calls = {name: _calibrated(run, clock) for name, run in variants.items()}
+    samples: dict[str, list[Sample]] = {name: [] for name in variants}
+    states: dict[str, list[Mapping[str, float]]] = {name: [] for name in variants}
     order, draw = list(variants), random.Random(0)
     for _ in range(ROUNDS):
         draw.shuffle(order)
         for name in order:
-            samples[name] += _time(variants[name], calls[name], device)
-    return {name: _timing(times) for name, times in samples.items()}
+            with watched(device, calls[name]) as state:
+                samples[name] += clock.time(variants[name], calls[name])
+            states[name].append(state)
+    return {name: _timing(samples[name], states[name]) for name in variants}
+
+
+def copy_bandwidth(device: torch.device) -> float:
+    """Bytes per millisecond, read and written, of a copy far larger than the cache: the floor of whatever must move."""
+    size = COPY_BYTES[device.type]
+    source, target = (torch.ones(size // 4, device=device) for _ in range(2))
+    return 2 * size / interleaved({"copy": lambda: target.copy_(source)}, device)["copy"].median
 
 
 def count(run: Callable[[], object], device: torch.device, clear: Callable[[], object] = lambda: None) -> Counts:
@@ -88,13 +118,28 @@ def count(run: Callable[[], object], device: torch.device, clear: Callable[[], o
     and this one would replace, so that the peak holds it.
     """
     run()
-    with _profile() as profile:
+    with _profile(device) as profile:
         run()
-    events = profile.events()
-    ops = sum(_working_calls(event) for event in events if event.cpu_parent is None)
-    host_reads = sum(event.name in HOST_READS and not _inside_fused_optimizer(event) for event in events)
+        _synchronize(device)
+    on_host = [event for event in profile.events() if event.device_type == DeviceType.CPU]
+    launches = len(profile.events()) - len(on_host) if device.type == "cuda" else None
+    ops = sum(_working_calls(event) for event in on_host if event.cpu_parent is None)
+    host_reads = sum(event.name in HOST_READS and not _inside_fused_optimizer(event) for event in on_host)
     clear()
-    return Counts(ops, host_reads, _peak_bytes(run, device))
+    return Counts(ops, host_reads, _peak_bytes(run, device), launches)
+
+
+def on_backend(backend: str | None, run: Callable[[], object]) -> Callable[[], object]:
+    """``run`` with the ops' backend chosen, for the process and as long as no other variant runs, as a user does it."""
+
+    def call():
+        global _backend
+        if backend != _backend:
+            backends.set_backend(backend)
+            _backend = backend
+        return run()
+
+    return call
 
 
 def write(name: str, device: torch.device, rows: list[dict], **facts) -> Path:
@@ -120,15 +165,16 @@ def write(name: str, device: torch.device, rows: list[dict], **facts) -> Path:
 
 def as_row(timing: Timing, counts: Counts | None = None, **what) -> dict:
     """One row of a result file: what was measured, milliseconds, counts."""
-    return {
-        **what,
-        "ms": {key: round(value, 6) if isinstance(value, float) else value for key, value in asdict(timing).items()},
-        **(asdict(counts) if counts else {}),
-    }
+    ms = {key: round(value, 6) for key, value in asdict(timing).items() if isinstance(value, (int, float))}
+    counted = {key: value for key, value in asdict(counts).items() if value is not None} if counts else {}
+    return {**what, "ms": ms, **timing.state, **counted}
 
 
-def _profile() -> torch.profiler.profile:
-    return torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True)
+def _profile(device: torch.device) -> torch.profiler.profile:
+    activities = [torch.profiler.ProfilerActivity.CPU]
+    if device.type == "cuda":
+        activities.append(torch.profiler.ProfilerActivity.CUDA)
+    return torch.profiler.profile(activities=activities, profile_memory=True)
 
 
 def _working_calls(event) -> int:
@@ -145,27 +191,22 @@ def _inside_fused_optimizer(event) -> bool:
     return False
 
 
-def _calibrated(run: Callable[[], object], device: torch.device) -> int:
+def _calibrated(run: Callable[[], object], clock: HostClock | CudaClock) -> int:
     for _ in range(3):
         run()
-    once = statistics.median(_time(run, 3, device)) / 1e3
-    return max(1, min(2000, round(ROUND_SECONDS / max(once, 1e-7))))
+    once = statistics.median(sample.wall for sample in clock.time(run, 3)) / 1e3
+    return max(2, min(2000, round(clock.round_seconds / max(once, 1e-7))))
 
 
-def _time(run: Callable[[], object], calls: int, device: torch.device) -> list[float]:
-    times = []
-    for _ in range(calls):
-        _synchronize(device)
-        start = time.perf_counter_ns()
-        run()
-        _synchronize(device)
-        times.append((time.perf_counter_ns() - start) / 1e6)
-    return times
-
-
-def _timing(times: list[float]) -> Timing:
+def _timing(samples: list[Sample], states: list[Mapping[str, float]]) -> Timing:
+    times = [sample.wall for sample in samples]
     p20, _, _, p80 = statistics.quantiles(times, n=5)
-    return Timing(statistics.median(times), p20, p80, len(times))
+    on_host = [sample.host for sample in samples if sample.host is not None]
+    told = set.intersection(*(set(state) for state in states))
+    state = {key: round(statistics.median(state[key] for state in states), 4) for key in sorted(told)}
+    return Timing(
+        statistics.median(times), p20, p80, len(times), statistics.median(on_host) if on_host else None, state
+    )
 
 
 def _synchronize(device: torch.device) -> None:
@@ -181,7 +222,7 @@ def _peak_bytes(run: Callable[[], object], device: torch.device) -> int:
         run()
         torch.cuda.synchronize(device)
         return torch.cuda.max_memory_allocated(device) - before
-    with _profile() as profile:
+    with _profile(device) as profile:
         run()
     # the averaged events() fold allocations into the op that made them; the raw list keeps every change in time
     changes = [event for event in profile.profiler.kineto_results.events() if event.name() == "[memory]"]
@@ -198,14 +239,9 @@ def _device_name(device: torch.device) -> str:
     return "cpu"
 
 
-def _device_description(device: torch.device) -> dict[str, str | int]:
+def _device_description(device: torch.device) -> dict[str, object]:
     if device.type == "cuda":
-        properties = torch.cuda.get_device_properties(device)
-        return {
-            "name": properties.name,
-            "memory_bytes": properties.total_memory,
-            "multiprocessors": properties.multi_processor_count,
-        }
+        return describe(device)
     return {"name": _cpu_name(), "cores": os.cpu_count() or 1}
 
 

@@ -4,45 +4,18 @@
 
 #include <string>
 
+#include "cpu/instruction_set.h"
 #include "cpu/kernels.h"
+#include "matrix_caster.h"
 
 namespace py = pybind11;
 namespace cpu = pgm_fast::cpu;
-
-// A matrix is the tuple (address, dtype, width) in Python.
-template <>
-struct pybind11::detail::type_caster<cpu::Matrix> {
-  PYBIND11_TYPE_CASTER(cpu::Matrix, const_name("tuple[int, int, int]"));
-
-  bool load(handle source, bool) {
-    if (!PyTuple_Check(source.ptr()) || PyTuple_GET_SIZE(source.ptr()) != 3) return false;
-    value.data = PyLong_AsVoidPtr(PyTuple_GET_ITEM(source.ptr(), 0));
-    value.dtype = static_cast<cpu::Dtype>(PyLong_AsLong(PyTuple_GET_ITEM(source.ptr(), 1)));
-    value.width = PyLong_AsLongLong(PyTuple_GET_ITEM(source.ptr(), 2));
-    return !PyErr_Occurred();
-  }
-};
-
-namespace {
-
-bool cpu_has(const std::string& instruction_set) {
-#if defined(__x86_64__)
-  __builtin_cpu_init();
-  if (instruction_set == "avx512") {
-    return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
-           __builtin_cpu_supports("avx512vl");
-  }
-  if (instruction_set == "avx2") return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
-#endif
-  return instruction_set == "scalar";
-}
-
-}  // namespace
+using pgm_fast::multi_rate::Launch;
 
 PYBIND11_MODULE(_native, m) {
   m.doc() = "CPU kernels of pgm_fast. Addresses in, nothing checked: call pgm_fast.ops instead.";
   const std::string built_for = PGM_FAST_INSTRUCTION_SET;
-  if (!cpu_has(built_for)) {
+  if (!cpu::cpu_has(built_for)) {
     throw py::import_error("was built for " + built_for + ", which this CPU lacks; install pgm_fast again on this machine");
   }
   m.attr("instruction_set") = built_for;
@@ -55,4 +28,15 @@ PYBIND11_MODULE(_native, m) {
   m.def("partition_backward", &cpu::partition_backward, without_gil);
   m.def("partition_dual", &cpu::partition_dual, without_gil);
   m.def("partition_dual_backward", &cpu::partition_dual_backward, without_gil);
+  // a launch is the address of its words
+  m.def(
+      "multi_rate_squares",
+      [](uintptr_t launch, uintptr_t partials, uintptr_t sums, int threads) {
+        cpu::multi_rate_squares(*reinterpret_cast<const Launch*>(launch), reinterpret_cast<double*>(partials),
+                                reinterpret_cast<double*>(sums), threads);
+      },
+      without_gil);
+  m.def(
+      "multi_rate_step",
+      [](uintptr_t launch, int threads) { cpu::multi_rate_step(*reinterpret_cast<const Launch*>(launch), threads); }, without_gil);
 }

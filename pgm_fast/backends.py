@@ -1,8 +1,8 @@
 """What can compute an op here, and which of those a call takes.
 
-Every op has the ``torch`` backend: the reference, plain PyTorch, every device and dtype. ``native`` (compiled C++, on
-the CPU) and ``triton`` (CUDA devices; no op has such a kernel yet) register per op in ``pgm_fast/ops``. The choice
-depends on device, dtype and shape only:
+Every op has the ``torch`` backend: the reference, plain PyTorch, every device and dtype. ``native`` (compiled C++ on
+the CPU, compiled CUDA on its devices) and ``triton`` (CUDA devices) register per op in ``pgm_fast/ops``; not every op
+has such kernels. The choice depends on device, dtype and shape only:
 
 - automatic (the default): the first of ``native``, ``triton``, ``torch`` that serves the call. Falling back to
   ``torch`` where a kernel exists but cannot serve is said once, at INFO;
@@ -20,6 +20,7 @@ from dataclasses import dataclass
 
 import torch
 
+from . import host
 from .errors import BackendError
 
 __all__ = ["BACKENDS", "backend", "chosen", "implementations", "register", "select", "set_backend"]
@@ -54,11 +55,13 @@ class _Candidate:
     refuse: Callable[..., str | None] | None
 
 
-_implementations: dict[str, dict[str, Implementation]] = {}
+# op -> backend -> devices -> implementation
+_implementations: dict[str, dict[str, dict[frozenset[str] | None, Implementation]]] = {}
 _candidates: dict[tuple[str, str, torch.dtype], tuple[_Candidate, ...]] = {}
 _reasons: dict[tuple[str, str, torch.dtype], dict[str, str]] = {}
 _said: set[tuple[str, str]] = set()
 _explicit: str | None = os.environ.get("PGM_FAST_BACKEND") or None
+_host = host.load_or_none()
 
 
 def register(
@@ -70,21 +73,25 @@ def register(
     dtypes: tuple[torch.dtype, ...] | None = None,
     refuse: Callable[..., str | None] | None = None,
 ) -> None:
-    """Says that backend ``name`` computes ``op``. Called by ``pgm_fast/ops`` only. See :class:`Implementation`."""
+    """Says that backend ``name`` computes ``op`` on these devices, in place of what it had for the same ones. Called by
+    ``pgm_fast/ops`` only. See :class:`Implementation`."""
     _check_name(name)
-    _implementations.setdefault(op, {})[name] = Implementation(
-        load, frozenset(devices) if devices else None, frozenset(dtypes) if dtypes else None, refuse
+    served = frozenset(devices) if devices else None
+    _implementations.setdefault(op, {}).setdefault(name, {})[served] = Implementation(
+        load, served, frozenset(dtypes) if dtypes else None, refuse
     )
     _forget()
 
 
 def select(op: str, args: tuple) -> Callable:
-    """The function that computes ``op`` on these arguments; the first one is a tensor.
+    """The function that computes ``op`` on these arguments; the first one is a tensor or a list of tensors.
 
     Raises:
         BackendError: the explicit choice cannot serve.
     """
     first = args[0]
+    if isinstance(first, (list, tuple)):
+        first = first[0]
     key = (op, first.device.type, first.dtype)
     candidates = _candidates.get(key)
     if candidates is None:
@@ -154,21 +161,29 @@ def _check_name(name: str) -> None:
 def _forget() -> None:
     _candidates.clear()
     _reasons.clear()
+    if _host is not None:
+        _host.forget()
 
 
 def _load(key: tuple[str, str, torch.dtype], name: str) -> tuple[Callable | None, str | None]:
     op, device_type, dtype = key
-    implementation = _implementations[op].get(name)
-    if implementation is None:
+    by_devices = _implementations[op].get(name)
+    if by_devices is None:
         return None, f"has no {op} kernel in this release"
-    if implementation.devices is not None and device_type not in implementation.devices:
-        return None, f"serves {', '.join(sorted(implementation.devices))} tensors, not {device_type}"
+    implementation = _serving(by_devices, device_type)
+    if implementation is None:
+        served = sorted(frozenset().union(*by_devices))
+        return None, f"serves {', '.join(served)} tensors, not {device_type}"
     if implementation.dtypes is not None and dtype not in implementation.dtypes:
         return None, f"does not serve {dtype}"
     try:
         return implementation.load(), None
     except (ImportError, OSError) as error:
         return None, str(error)
+
+
+def _serving(by_devices: dict[frozenset[str] | None, Implementation], device_type: str) -> Implementation | None:
+    return next((found for served, found in by_devices.items() if served is None or device_type in served), None)
 
 
 def _find_candidates(key: tuple[str, str, torch.dtype]) -> tuple[_Candidate, ...]:
@@ -183,8 +198,11 @@ def _find_candidates(key: tuple[str, str, torch.dtype]) -> tuple[_Candidate, ...
             if name in _implementations[op]:
                 _say_once(op, name, reason)
         else:
-            found.append(_Candidate(name, run, _implementations[op][name].refuse))
+            found.append(_Candidate(name, run, _serving(_implementations[op][name], key[1]).refuse))
     _candidates[key], _reasons[key] = tuple(found), reasons
+    if _host is not None and found and found[0].backend == "native" and key[1] == "cpu":
+        # from the next call on, and until something changes, without asking here
+        _host.serve(op, key[2])
     return _candidates[key]
 
 

@@ -11,7 +11,6 @@ import platform
 import re
 import shutil
 import subprocess
-import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from importlib import metadata, util
@@ -32,7 +31,8 @@ EXTRAS = {
         "tensorboard": "tensorboard",
         "safetensors": "safetensors",
     },
-    "test": {"pytest": "pytest", "hypothesis": "hypothesis"},
+    "av": {"soundfile": "soundfile", "scipy": "scipy", "PIL": "pillow", "transformers": "transformers"},
+    "test": {"pytest": "pytest", "hypothesis": "hypothesis", "triton": "triton"},
 }
 PIP = "python -m pip install"
 
@@ -90,7 +90,7 @@ def doctor() -> dict:
         ``{"versions": {...}, "facts": [Fact as a dict, ...], "ops": {op: {device: {backend: reason}}}}``, plain
         containers. The reason why a backend does not serve an op is None where it does.
     """
-    facts = [*_devices(), *_distributed(), *_compilers(), _kernels(), *_packages()]
+    facts = [*_devices(), *_distributed(), *_compilers(), _kernels(), _host_path(), _cuda_kernels(), *_packages()]
     return {"versions": versions(), "facts": [asdict(fact) for fact in facts], "ops": _ops()}
 
 
@@ -181,8 +181,43 @@ def _kernels() -> Fact:
     return Fact("kernels", name, True, f"built for {_native.instruction_set}")
 
 
+def _host_path() -> Fact:
+    from . import host
+
+    name = "compiled host path"
+    try:
+        host.load()
+    except (ImportError, OSError) as error:
+        found = util.find_spec(f"pgm_fast.{host.module_name()}") is not None
+        reason = str(error) if found else f"not built for torch {_version('torch')}; small calls are slower without it"
+        command = f"{PIP} --force-reinstall --no-deps --no-build-isolation .  # in the folder of the sources"
+        return Fact("kernels", name, False, reason, command)
+    return Fact("kernels", name, True, f"built for torch {_version('torch')}")
+
+
+def _cuda_kernels() -> Fact:
+    import torch
+
+    name = "compiled CUDA kernels"
+    # loading them touches no device
+    try:
+        from . import _cuda
+    except (ImportError, OSError) as error:
+        build = f"{PIP} --force-reinstall --no-deps --no-build-isolation .  # in the folder of the sources"
+        if util.find_spec("pgm_fast._cuda") is not None:
+            return Fact("kernels", name, False, str(error), build)
+        if shutil.which("nvcc") is None:
+            return Fact("kernels", name, False, "not built; that takes nvcc", "conda install -c nvidia cuda-nvcc")
+        if torch.version.cuda is None:
+            reason = f"not built; this torch ({torch.__version__}) is built without CUDA and could not use them"
+            return Fact("kernels", name, False, reason, f"PGM_FAST_CUDA=1 {build}")
+        reason = "not built; that takes nvcc and a CUDA build of torch while the package is installed"
+        return Fact("kernels", name, False, reason, build)
+    return Fact("kernels", name, True, f"built for {_cuda.architectures}")
+
+
 def _packages() -> list[Fact]:
-    facts = [_package("triton", "triton", f"{PIP} triton" if sys.platform.startswith("linux") else None)]
+    facts = []
     for extra, packages in EXTRAS.items():
         facts += [_package(module, name, f'{PIP} "pgm-fast[{extra}]"') for module, name in packages.items()]
     return facts

@@ -6,6 +6,7 @@ The plain formulas are written apart from the references, with nothing shared, s
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
@@ -124,6 +125,31 @@ def _labels(*logits):
     return (7 * torch.arange(rows)) % classes
 
 
+def _teacher(student):
+    """Features that depend on nothing but their place: a detached teacher has no part in finite differences."""
+    like = torch.atleast_2d(torch.as_tensor(student))  # a wrong argument, too, is to reach the op
+    places = torch.arange(like.numel(), dtype=torch.float64).reshape(like.shape)
+    return (2 * places).sin().to(like.dtype)
+
+
+def _duc(student, temperature=1.0):
+    teacher = _teacher(student)
+    return ops.duc_loss(student, teacher, torch.arange(0, teacher.shape[1], 2), temperature)
+
+
+def _plain_duc(student, temperature=1.0):
+    if student.shape[0] == 0:
+        return student.sum()
+    logits = student[:, ::2] @ _teacher(student)[:, ::2].t() / temperature
+    return F.cross_entropy(logits, torch.arange(student.shape[0]))
+
+
+def _plain_certainty(*logits, temperature=1.0):
+    certainty = torch.stack([z.softmax(-1).max(-1).values for z in logits], -1)
+    weights = (certainty / temperature).softmax(-1)
+    return sum(z * weights[:, k : k + 1] for k, z in enumerate(logits)), weights
+
+
 def _odd_widths(d):
     """Two different widths for the two learners, of no convenient size."""
     return max(min(d // 2, 70), 1), min(d + 1, 71)
@@ -150,6 +176,30 @@ def _linear(activation):
     )
 
 
+def _grouped_shapes(rows, d):
+    """A problem of the size asked for and a smaller one with one gate for two neighbours."""
+    small = [(rows + 1, 4), (rows + 1, 2), (3, 4), (3,), (2, 4), (2,)]
+    return [shape for pair in zip(_linear_shapes(rows, d), small, strict=True) for shape in pair]
+
+
+def _lists(tensors):
+    """h0 h1 z0 z1 ... to lists, one per argument."""
+    return [list(tensors[i : i + 2]) for i in range(0, 12, 2)]
+
+
+def _run_grouped(*x, temperature=1.0):
+    u, p = ops.grouped_partitioned_linear(*_lists(x), activation="gelu", temperature=temperature)
+    return *u, *p
+
+
+def _plain_grouped(*x, temperature=1.0):
+    made = []
+    for h, z, w_uni, b_uni, w_paired, b_paired in zip(*_lists(x), strict=True):
+        g = _gate(z, temperature).repeat_interleave(h.shape[1] // z.shape[1], 1)
+        made.append((F.gelu(F.linear(h - g * h, w_uni, b_uni)), F.gelu(F.linear(g * h, w_paired, b_paired))))
+    return *(u for u, _ in made), *(p for _, p in made)
+
+
 _OPS = [
     Case("partition", lambda n, d: [(n, d), (n, d)], ops.partition, _plain_partition, (True, True)),
     Case("partition_dual", lambda n, d: [(n, d)] * 3, ops.partition_dual, _plain_dual, (True,) * 3),
@@ -162,6 +212,13 @@ _OPS = [
     ),
     Case("partition_share-dual", lambda n, d: [(n, d)] * 2, ops.partition_share, _plain_dual_share, (True, True)),
     *(_linear(activation) for activation in (None, "relu", "gelu", "silu")),
+    Case(
+        "grouped_partitioned_linear",
+        _grouped_shapes,
+        _run_grouped,
+        _plain_grouped,
+        (True,) * 4 + (False,) * 8,
+    ),
     Case(
         "reconstruction",
         _reconstruction_shapes,
@@ -190,8 +247,28 @@ _OPS = [
     _gaussian("gaussian_sample_kl-prior", 4),
     _gaussian("gaussian_sample_kl-layers", 2, width=3, layers=3),
     _gaussian("gaussian_sample_kl-still", 4, sample=False),
+    Case("duc_loss", lambda n, d: [(n, d)], _duc, _plain_duc, (True,)),
+    Case(
+        "certainty_weighted_logits",
+        lambda n, d: [(n, d)] * 3,
+        lambda *z, temperature=1.0: ops.certainty_weighted_logits(z, temperature),
+        _plain_certainty,
+        (True,) * 3,
+    ),
     Case("info_nce", lambda n, d: [(n, d), (n, d)], ops.info_nce, _plain_info_nce, (True, True)),
 ]
+
+
+def _interpret_triton() -> None:
+    """Under triton's interpreter its kernels take CPU tensors, which no user's call gets to do."""
+    for op, implementations in backends._implementations.items():
+        if "triton" in implementations:
+            kernel = implementations["triton"]
+            backends.register(op, "triton", kernel.load, dtypes=tuple(kernel.dtypes), refuse=kernel.refuse)
+
+
+if os.environ.get("TRITON_INTERPRET") == "1":
+    _interpret_triton()
 
 
 def _on_every_backend(case: Case) -> list[Case]:

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from pgm_fast import __version__, backends, env
+from pgm_fast import __version__, backends, env, host
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -62,12 +62,36 @@ def test_doctor_agrees_with_torch_and_the_backends(facts):
 
 
 def test_compiled_kernels_are_usable_exactly_where_they_load(facts, monkeypatch):
-    fact = next(fact for fact in facts["facts"] if fact["group"] == "kernels")
+    fact = next(fact for fact in facts["facts"] if fact["name"] == "compiled CPU kernels")
     assert fact["usable"] == (facts["ops"]["partition"]["cpu"]["native"] is None)
     monkeypatch.setitem(sys.modules, "pgm_fast._native", None)
     monkeypatch.delattr("pgm_fast._native", raising=False)
-    fact = next(fact for fact in env.doctor()["facts"] if fact["group"] == "kernels")
+    fact = next(fact for fact in env.doctor()["facts"] if fact["name"] == "compiled CPU kernels")
     assert not fact["usable"] and fact["detail"] and "pip install" in fact["fix"]
+
+
+def test_cuda_kernels_are_usable_exactly_where_they_load(facts, monkeypatch):
+    fact = next(fact for fact in facts["facts"] if fact["name"] == "compiled CUDA kernels")
+    try:
+        import pgm_fast._cuda  # noqa: F401
+    except ImportError:
+        assert not fact["usable"] and fact["fix"]
+    else:
+        assert fact["usable"] and not torch.cuda.is_initialized()
+    monkeypatch.setitem(sys.modules, "pgm_fast._cuda", None)
+    monkeypatch.delattr("pgm_fast._cuda", raising=False)
+    for nvcc, command in ((None, "nvcc"), ("/usr/bin/nvcc", "--no-build-isolation")):
+        monkeypatch.setattr(env.shutil, "which", lambda name, nvcc=nvcc: nvcc if name == "nvcc" else None)
+        fact = next(fact for fact in env.doctor()["facts"] if fact["name"] == "compiled CUDA kernels")
+        assert not fact["usable"] and fact["detail"] and command in fact["fix"]
+
+
+def test_the_host_path_is_usable_exactly_where_it_loads(facts, monkeypatch):
+    fact = next(fact for fact in facts["facts"] if fact["name"] == "compiled host path")
+    assert fact["usable"] == (host.load_or_none() is not None)
+    monkeypatch.setattr(host.torch, "__version__", "0.0.0+none")
+    fact = next(fact for fact in env.doctor()["facts"] if fact["name"] == "compiled host path")
+    assert not fact["usable"] and fact["detail"] and "--no-build-isolation" in fact["fix"]
 
 
 def test_a_missing_tool_or_package_is_reported_with_the_command_that_brings_it(monkeypatch):

@@ -64,8 +64,9 @@ def steps(d: int) -> float:
 # dtype, plus a floor of one rounding of a typical value (the plain form may be exact by luck); in root mean square.
 TIMES_TORCH_ERROR = 2.0
 
-# Compiled kernel against reference, both accumulating in fp32 (fp64): each is within a scan's error (64 eps/2 at d <=
-# 70 gates) of the exact value, gradients sum up to 350 products of order 1 and are compared relative to their largest
+# Compiled or Triton kernel against reference, both accumulating in fp32 (fp64): each is within a scan's error (64
+# eps/2 at d <= 70 gates) of the exact value, gradients sum up to 2500 products of order 1 of both signs (fewer than 350
+# roundings in the same direction) and are compared relative to their largest
 # entry; 16-bit outputs add a rounding each way. In units of the output's eps:
 NATIVE_TIMES_EPS = 128
 
@@ -119,3 +120,10 @@ def mean_of_draws(deviation: float, n: int) -> float:
 
 # Results that must not be the same differ by more than this in some entry of order 1: 1e10 roundings. Measured: 0.035.
 DIFFERENT = 1e-2
+
+# a magnitude is at most 0.5 * sum(Hann window of 64) = 16; the transform and the logarithm each lose up to 8 eps of it
+STFT_FP32 = 16 * 16 * EPS[torch.float32]
+
+# log-magnitudes of a tone at 2 kHz of 8 kHz that was doubled in rate by straight lines: these weaken it by
+# sinc^2(1/8) = 0.95 and no more, so that a tenth in the logarithm tells them from any other sound
+RESAMPLED_LOG = 0.1

@@ -32,7 +32,7 @@ def main() -> None:
         constraint = VENV / "constraints.txt"
         constraint.write_text(f"torch=={version}\n")
     # no build isolation: a compiled extension must be built against the torch that it will run with
-    _pip("--no-build-isolation", "--constraint", str(constraint), "--editable", f"{ROOT}[train,test]")
+    _pip("--no-build-isolation", "--constraint", str(constraint), "--editable", f"{ROOT}[train,av,test]")
 
 
 def _importable_torch() -> tuple[str, Path] | None:

@@ -1,8 +1,9 @@
-// Entry points of the CPU kernels: contiguous matrices, no checks. Formulas of the partitions in common/partition.h.
+// Entry points of the CPU kernels: contiguous matrices, no checks. Formulas in common/.
 #pragma once
 
 #include <vector>
 
+#include "../common/multi_rate.h"
 #include "matrix.h"
 
 namespace pgm_fast::cpu {
@@ -31,5 +32,16 @@ void gated_mixture(int64_t rows, Matrix gate, const std::vector<Matrix>& logits,
 void gated_mixture_backward(int64_t rows, Matrix grad_fused, uintptr_t grad_weights, uintptr_t grad_losses, Matrix gate,
                             const std::vector<Matrix>& logits, uintptr_t labels, Matrix grad_gate,
                             const std::vector<Matrix>& grad_logits, int threads);
+
+// decoded holds the products and becomes decoded + bias (bias.data may be null); loss[row] is the row's weighted mean squared error.
+// row_weight is of the computation's type, null for 1 / rows.
+void reconstruction_loss(int64_t rows, Matrix decoded, Matrix bias, Matrix target, const void* row_weight, double* loss, int threads);
+// grad = grad_decoded + d loss / d decoded, grad_target = d loss / d target.
+void reconstruction_gradient(int64_t rows, Matrix grad_decoded, Matrix decoded, Matrix target, const void* row_weight, double grad_loss,
+                             Matrix grad, Matrix grad_target, int threads);
+
+// partials: one number per chunk, scratch. sums: those of Launch::sums, written; the launch's own are not read.
+void multi_rate_squares(const multi_rate::Launch& launch, double* partials, double* sums, int threads);
+void multi_rate_step(const multi_rate::Launch& launch, int threads);
 
 }  // namespace pgm_fast::cpu

@@ -5,18 +5,13 @@
 #include <cstring>
 #include <vector>
 
+#include "../common/matrix.h"
 #include "simd.h"
 
 namespace pgm_fast::cpu {
 
-enum class Dtype : int { float32 = 0, float64 = 1, bfloat16 = 2, float16 = 3 };
-
-// A contiguous [rows, width] tensor.
-struct Matrix {
-  void* data;
-  Dtype dtype;
-  int64_t width;
-};
+using pgm_fast::Dtype;
+using pgm_fast::Matrix;
 
 void to_float(const Matrix& from, int64_t row, float* to);
 void from_float(const float* from, const Matrix& to, int64_t row);

@@ -1,42 +1,74 @@
-// Dual-gate partition, forward and backward: one pass over each row, gates recomputed in backward and never stored.
+// Dual-gate partition, forward and backward: gates recomputed in backward and never stored. One gate per dimension takes two passes
+// over a row; one gate per chunk takes a third, over the expanded gates.
 #include "../common/partition.h"
 
 #include "gates.h"
 #include "kernels.h"
-#include "stores.h"
 
 namespace pgm_fast::cpu {
 namespace {
 
-// Both gates of a row, expanded to [d]: e, 1 - e, r, 1 - r, and the softmaxes they come from.
+// Both gates at one place: e, 1 - e, r, 1 - r.
+template <class V>
+struct Gates {
+  V e, ne, r, nr;
+};
+
+// Both gates of a row, from the scans of their logits.
 template <class V>
 struct DualGate {
   using T = typename V::value;
 
-  explicit DualGate(int64_t d) : rows(12, d), width(d) {}
+  explicit DualGate(int64_t d) : rows(11, d), uni{rows[2], rows[3]}, paired{rows[4], rows[5]} {}
 
   void compute(const Matrix& z_uni, const Matrix& z_paired, int64_t row, T temperature) {
     const int64_t gates = z_uni.width;
-    cumsoftmax<V>(read(z_uni, row, rows[0]), gates, temperature, rows[1], rows[2], rows[3]);
-    cumsoftmax<V>(read(z_paired, row, rows[0]), gates, temperature, rows[4], rows[5], rows[6]);
-    p_uni = rows[1];
-    p_paired = rows[4];
-    ne = expand(rows[2], gates, width, rows[8]);
-    e = expand(rows[3], gates, width, rows[9]);
-    r = expand(rows[5], gates, width, rows[10]);
-    nr = expand(rows[6], gates, width, rows[11]);
+    const T *logits_uni = read(z_uni, row, rows[0]), *logits_paired = read(z_paired, row, rows[1]);
+    uni.compute(logits_uni, logits_uni + gates, gates, temperature);
+    paired.compute(logits_paired, logits_paired + gates, gates, temperature);
+  }
+
+  // Where there is a gate per dimension: calls body(k, part, gates) from the right.
+  template <class Body, class... Sums>
+  void from_right(int64_t d, Body&& body, Sums&... sums) {
+    Complement<V> after_uni, after_paired;
+    cpu::from_right<V>(
+        d,
+        [&](int64_t k, auto part) {
+          body(k, part,
+               Gates<V>{after_uni.step(part.load(uni.e + k), uni.scale), uni.gate(k, part), paired.gate(k, part),
+                        after_paired.step(part.load(paired.e + k), paired.scale)});
+        },
+        after_uni, after_paired, sums...);
+  }
+
+  // Where a gate stands for several dimensions: the gates as rows [gates], and then as rows [d].
+  void store(int64_t gates) {
+    complement_row<V>(uni, gates, rows[6]);
+    gate_row<V>(uni, gates, rows[7]);
+    gate_row<V>(paired, gates, rows[8]);
+    complement_row<V>(paired, gates, rows[9]);
+  }
+  void expand(int64_t gates, int64_t d) {
+    for (int row = 6; row < 10; ++row) {
+      std::copy_n(rows[row], gates, rows[10]);
+      cpu::expand(rows[10], gates, d, rows[row]);
+    }
+  }
+  template <class Part>
+  Gates<V> stored(int64_t k, Part part) {
+    return {part.load(rows[6] + k), part.load(rows[7] + k), part.load(rows[8] + k), part.load(rows[9] + k)};
   }
 
   Scratch<T> rows;
-  int64_t width;
-  const T *p_uni, *p_paired, *e, *ne, *r, *nr;
+  Exponentials<V> uni, paired;
 };
 
 }  // namespace
 
 void partition_dual(int64_t rows, Matrix h, Matrix z_uni, Matrix z_paired, double temperature, Matrix uni_only, Matrix paired_only,
                     Matrix shared, int threads) {
-  const int64_t d = h.width;
+  const int64_t d = h.width, gates = z_uni.width;
   const bool bypass = bypasses_cache(rows, {h, z_uni, z_paired, uni_only, paired_only, shared});
   dispatch(h.dtype, [&](auto vector) {
     using V = decltype(vector);
@@ -50,11 +82,23 @@ void partition_dual(int64_t rows, Matrix h, Matrix z_uni, Matrix z_paired, doubl
         T* u = target(uni_only, row, scratch[1]);
         T* p = target(paired_only, row, scratch[2]);
         T* s = target(shared, row, scratch[3]);
-        write_row<V>(d, bypass, [&](int64_t k, auto part, auto store) {
-          const V value = part.load(x + k), e = part.load(gate.e + k), r = part.load(gate.r + k);
-          store(e * part.load(gate.nr + k) * value, u + k);
-          store(r * part.load(gate.ne + k) * value, p + k);
-          store(e * r * value, s + k);
+        with_stores(bypass, [&](auto store) {
+          const auto split = [&](int64_t k, auto part, const Gates<V>& at) {
+            const V value = part.load(x + k), by_e = at.e * value;
+            store(part, by_e * at.nr, u + k);
+            store(part, at.r * value * at.ne, p + k);
+            store(part, by_e * at.r, s + k);
+          };
+          if (gates == d) {
+            gate.from_right(d, [&](int64_t k, auto part, const Gates<V>& at) {
+              prefetch(x + d + k);
+              split(k, part, at);
+            });
+            return;
+          }
+          gate.store(gates);
+          gate.expand(gates, d);
+          for_each_vector<V>(d, [&](int64_t k, auto part) { split(k, part, gate.stored(k, part)); });
         });
         finish(uni_only, row, u);
         finish(paired_only, row, p);
@@ -75,7 +119,7 @@ void partition_dual_backward(int64_t rows, Matrix grad_uni, Matrix grad_paired, 
     using T = typename V::value;
     parallel_rows(rows, 2 * d, threads, [&](int64_t begin, int64_t end) {
       DualGate<V> gate(d);
-      Scratch<T> scratch(11, d);
+      Scratch<T> scratch(12, d);
       for (int64_t row = begin; row < end; ++row) {
         const T* x = read(h, row, scratch[0]);
         const T* du = read(grad_uni, row, scratch[1]);
@@ -83,37 +127,52 @@ void partition_dual_backward(int64_t rows, Matrix grad_uni, Matrix grad_paired, 
         const T* ds = read(grad_shared, row, scratch[3]);
         gate.compute(z_uni, z_paired, row, T(temperature));
         T* dh = target(grad_h, row, scratch[4]);
-        T *by_uni = scratch[5], *by_paired = scratch[6], *by_shared = scratch[7];
-        const auto gate_gradients = [&](int64_t k, auto part, V u, V p, V s, const T* e, const T* ne, const T* r, const T* nr) {
-          part.store(dual_grad_uni_gate(part.load(r + k), part.load(nr + k), u, p, s), by_uni + k);
-          part.store(dual_grad_paired_gate(part.load(e + k), part.load(ne + k), u, p, s), by_paired + k);
-        };
-        write_row<V>(d, bypass, [&](int64_t k, auto part, auto store) {
-          const V value = part.load(x + k), u = part.load(du + k), p = part.load(dp + k), s = part.load(ds + k);
-          const V e = part.load(gate.e + k), ne = part.load(gate.ne + k);
-          const V r = part.load(gate.r + k), nr = part.load(gate.nr + k);
-          store(dual_grad_h(e, ne, r, nr, u, p, s), dh + k);
+        T* dz_uni = target(grad_z_uni, row, scratch[5]);
+        T* dz_paired = target(grad_z_paired, row, scratch[6]);
+        T *suffix_uni = scratch[7], *suffix_paired = scratch[8];
+        with_stores(bypass, [&](auto store) {
+          GateGradient<V> gradient_uni, gradient_paired;
+          // from what each part's gradient, times h, adds to a gate's
+          const auto scan = [&](int64_t k, auto part, const Gates<V>& at, V u, V p, V s) {
+            const V by_uni = dual_grad_uni_gate(at.r, at.nr, u, p, s), by_paired = dual_grad_paired_gate(at.e, at.ne, u, p, s);
+            part.store(gradient_uni.step(by_uni, part.load(gate.uni.e + k)), suffix_uni + k);
+            part.store(gradient_paired.step(by_paired, part.load(gate.paired.e + k)), suffix_paired + k);
+          };
           if (gates == d) {
-            gate_gradients(k, part, u * value, p * value, s * value, gate.e, gate.ne, gate.r, gate.nr);
+            gate.from_right(
+                d,
+                [&](int64_t k, auto part, const Gates<V>& at) {
+                  for (const T* row_of : {x, du, dp, ds}) prefetch(row_of + d + k);
+                  const V value = part.load(x + k), u = part.load(du + k), p = part.load(dp + k), s = part.load(ds + k);
+                  store(part, dual_grad_h(at.e, at.ne, at.r, at.nr, u, p, s), dh + k);
+                  scan(k, part, at, u * value, p * value, s * value);
+                },
+                gradient_uni, gradient_paired);
           } else {
-            part.store(u * value, by_uni + k);
-            part.store(p * value, by_paired + k);
-            part.store(s * value, by_shared + k);
+            T *by_uni = scratch[9], *by_paired = scratch[10], *by_shared = scratch[11];
+            gate.store(gates);
+            gate.expand(gates, d);
+            for_each_vector<V>(d, [&](int64_t k, auto part) {
+              const V value = part.load(x + k), u = part.load(du + k), p = part.load(dp + k), s = part.load(ds + k);
+              const Gates<V> at = gate.stored(k, part);
+              store(part, dual_grad_h(at.e, at.ne, at.r, at.nr, u, p, s), dh + k);
+              part.store(u * value, by_uni + k);
+              part.store(p * value, by_paired + k);
+              part.store(s * value, by_shared + k);
+            });
+            chunk_sum(by_uni, gates, d);
+            chunk_sum(by_paired, gates, d);
+            chunk_sum(by_shared, gates, d);
+            gate.from_right(
+                gates,
+                [&](int64_t k, auto part, const Gates<V>& at) {
+                  scan(k, part, at, part.load(by_uni + k), part.load(by_paired + k), part.load(by_shared + k));
+                },
+                gradient_uni, gradient_paired);
           }
+          gradient_uni.finish(suffix_uni, gate.uni, gates, T(temperature), store, dz_uni);
+          gradient_paired.finish(suffix_paired, gate.paired, gates, T(temperature), store, dz_paired);
         });
-        if (gates != d) {
-          chunk_sum(by_uni, gates, d);
-          chunk_sum(by_paired, gates, d);
-          chunk_sum(by_shared, gates, d);
-          for_each_vector<V>(gates, [&](int64_t k, auto part) {
-            const V u = part.load(by_uni + k), p = part.load(by_paired + k), s = part.load(by_shared + k);
-            gate_gradients(k, part, u, p, s, gate.rows[3], gate.rows[2], gate.rows[5], gate.rows[6]);
-          });
-        }
-        T* dz_uni = target(grad_z_uni, row, scratch[8]);
-        T* dz_paired = target(grad_z_paired, row, scratch[9]);
-        cumsoftmax_backward<V>(by_uni, gate.p_uni, gates, T(temperature), dz_uni);
-        cumsoftmax_backward<V>(by_paired, gate.p_paired, gates, T(temperature), dz_paired);
         finish(grad_h, row, dh);
         finish(grad_z_uni, row, dz_uni);
         finish(grad_z_paired, row, dz_paired);

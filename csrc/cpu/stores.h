@@ -1,4 +1,4 @@
-// Whether outputs go through the cache, and the loop that writes a row either way.
+// Whether outputs go through the cache, and how they are written either way.
 #pragma once
 
 #include <initializer_list>
@@ -22,17 +22,27 @@ inline bool bypasses_cache(int64_t rows, std::initializer_list<Matrix> operands)
   return bytes >= kBypassBytes;
 }
 
-// body(k, part, store): part loads from (and stores to) cached rows, store(x, to) writes an output.
-template <class V, class Body>
-inline void write_row(int64_t d, bool bypass, Body&& body) {
-  if (bypass) {
-    const auto stream = [](V x, typename V::value* to) { x.stream(to); };
-    for (int64_t k = 0; k < d; k += V::width) body(k, Full<V>{}, stream);
-    return;
+// How a kernel writes an output: store(part, x, to).
+struct Cached {
+  template <class Part, class V>
+  void operator()(Part part, V x, typename V::value* to) const {
+    part.store(x, to);
   }
-  for_each_vector<V>(d, [&](int64_t k, auto part) {
-    body(k, part, [&](V x, typename V::value* to) { part.store(x, to); });
-  });
+};
+struct Streamed {
+  template <class Part, class V>
+  void operator()(Part, V x, typename V::value* to) const {
+    x.stream(to);
+  }
+};
+
+template <class Body>
+inline void with_stores(bool bypass, Body&& body) {
+  if (bypass) {
+    body(Streamed{});
+  } else {
+    body(Cached{});
+  }
 }
 
 }  // namespace pgm_fast::cpu

@@ -20,6 +20,7 @@ __all__ = [
     "StackedRows",
     "is_lazy",
     "iterate_valid",
+    "kind_of",
     "read_rows",
     "release",
 ]
@@ -35,6 +36,7 @@ class LazyRows:
 
     shape: tuple[int, ...]
     dtype: np.dtype
+    kind: str = "features"
 
     @property
     def ndim(self) -> int:
@@ -114,6 +116,11 @@ class GroupedRows(LazyRows):
 def is_lazy(array) -> bool:
     """Whether the array lives in a file rather than in memory."""
     return isinstance(array, (LazyRows, np.memmap))
+
+
+def kind_of(array) -> str:
+    """What the values are: see :class:`~pgm_fast.data.feature_set.ModalitySpec`."""
+    return array.kind if isinstance(array, LazyRows) else "features"
 
 
 def read_rows(array, rows: np.ndarray, steps: int | None = None) -> np.ndarray:

@@ -13,6 +13,7 @@ from .arrays import LazyRows, iterate_valid
 from .feature_set import SPLITS, TASKS, FeatureSet
 from .grouping import disagreement
 from .labels import decide_task, label_problems, likely_classes
+from .media import MediaRows
 from .raw import Problem, Raw, RefusedData, Request, nearest
 from .readers import read
 
@@ -176,7 +177,9 @@ def find_problems(raw: Raw, request: Request) -> Iterator[Problem]:
     if raw.label is not None:
         yield from _labels(raw, request)
     for name, array in raw.modalities.items():
-        if array.ndim in (2, 3) and array.dtype.kind in "fiub" and len(array) and array.shape[-1]:
+        if isinstance(array, MediaRows):
+            yield from _media(raw, name, array)
+        elif array.ndim in (2, 3) and array.dtype.kind in "fiub" and len(array) and array.shape[-1]:
             yield from _values(raw, name, request.nonfinite, shapes_fit)
 
 
@@ -374,6 +377,14 @@ def _labels(raw: Raw, request: Request) -> Iterator[Problem]:
         yield raw.problem(raw.label_key, None, advice, "warning")
     for row, message in label_problems(label, task, raw.num_classes, raw.class_names):
         yield raw.problem(raw.label_key, row if row is None or rows_of is None else int(rows_of[row]), message)
+
+
+def _media(raw: Raw, name: str, array: MediaRows) -> Iterator[Problem]:
+    """Files that cannot be read. Only their heads are looked at: decoded values are always finite."""
+    for row, file, reason in array.unreadable(np.arange(len(array))):
+        yield replace(
+            raw.problem(name, row, f"cannot be read: {reason}; replace it or leave the row out"), file=str(file)
+        )
 
 
 def _values(raw: Raw, name: str, nonfinite: str, shapes_fit: bool) -> Iterator[Problem]:

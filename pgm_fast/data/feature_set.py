@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 
 import numpy as np
+
+from .arrays import kind_of
 
 __all__ = ["SPLITS", "TASKS", "DataSpec", "FeatureSet", "ModalitySpec"]
 
@@ -15,10 +17,18 @@ TASKS = ("classification", "multilabel", "regression", "retrieval")
 
 @dataclass(frozen=True)
 class ModalitySpec:
-    """What a model must know of one modality."""
+    """What a model must know of one modality.
+
+    Attributes:
+        dim: width of a vector, or of a step.
+        sequence: whether there are steps.
+        kind: ``features``; ``frames``, each step an RGB picture of ``3 * size * size`` values, channels first;
+            ``spectrogram``, steps times frequencies.
+    """
 
     dim: int
     sequence: bool = False
+    kind: str = "features"
 
 
 @dataclass(frozen=True)
@@ -40,7 +50,7 @@ class DataSpec:
     def to_dict(self) -> dict:
         """Plain containers only, for ``weights_only`` checkpoints."""
         return {
-            "modalities": {m: {"dim": s.dim, "sequence": s.sequence} for m, s in self.modalities.items()},
+            "modalities": {m: asdict(s) for m, s in self.modalities.items()},
             "task": self.task,
             "num_outputs": self.num_outputs,
             "per_step": self.per_step,
@@ -106,7 +116,7 @@ class FeatureSet:
             label_axes = 2 if self.per_step else 1
             outputs = 1 if self.labels.ndim == label_axes else self.labels.shape[-1]
         return DataSpec(
-            modalities={m: ModalitySpec(x.shape[-1], x.ndim == 3) for m, x in self.modalities.items()},
+            modalities={m: ModalitySpec(x.shape[-1], x.ndim == 3, kind_of(x)) for m, x in self.modalities.items()},
             task=self.task,
             num_outputs=outputs,
             per_step=self.per_step,

@@ -1,4 +1,4 @@
-"""Zero mean and unit variance per dimension, learned from the training split alone."""
+"""Zero mean and unit variance per dimension (of frames, per colour), learned from the training split alone."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from ..errors import DataError
-from .arrays import iterate_valid
+from .arrays import iterate_valid, kind_of
 from .feature_set import FeatureSet
 
 __all__ = ["Normalizer"]
@@ -52,7 +52,10 @@ class Normalizer:
                 squares += np.einsum("nd,nd->d", values, values) + shift**2 * (count * len(values) / total)
                 center += shift * (len(values) / total)
                 count = total
-            deviation = np.sqrt(squares / max(count, 1))
+            variance = squares / max(count, 1)
+            if kind_of(array) == "frames":
+                center, variance = _per_colour(center, variance)
+            deviation = np.sqrt(variance)
             deviation[deviation <= CONSTANT * np.abs(center)] = 1.0
             mean[name], scale[name] = center, deviation
         return cls(mean, scale)
@@ -85,3 +88,11 @@ class Normalizer:
             {name: value.cpu().numpy() for name, value in state["mean"].items()},
             {name: value.cpu().numpy() for name, value in state["scale"].items()},
         )
+
+
+def _per_colour(mean: np.ndarray, variance: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and variance ``[3 * pixels]`` over all pixels of a colour, from those of each pixel."""
+    mean, variance = mean.reshape(3, -1), variance.reshape(3, -1)
+    joined = mean.mean(axis=1, keepdims=True)
+    spread = variance.mean(axis=1, keepdims=True) + np.square(mean - joined).mean(axis=1, keepdims=True)
+    return tuple(np.broadcast_to(x, mean.shape).reshape(-1) for x in (joined, spread))

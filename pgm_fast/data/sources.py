@@ -8,7 +8,7 @@ from os import PathLike
 
 import numpy as np
 
-from .arrays import CleanRows, is_lazy
+from .arrays import CleanRows, is_lazy, kind_of
 from .checks import examine, normal_split
 from .feature_set import FeatureSet
 from .grouping import group_array, group_members
@@ -88,7 +88,7 @@ def load(
     Args:
         source: ``digits``, ``synthetic``, or the path of a file or folder.
         format: ``auto`` (by name, then by content), ``npz``, ``pt``, ``safetensors``, ``folder``, ``mmsa``,
-            ``multibench``, ``lsmi``, ``avmnist``.
+            ``multibench``, ``lsmi``, ``avmnist``, ``av`` (sound and picture files).
         task: ``auto`` (integers: classification; integers 0/1 ``[N, C]``: multilabel; floats: regression), or one of
             the four tasks.
         modalities: a subset in this order; None for all.
@@ -96,7 +96,8 @@ def load(
         group_by: column whose equal values make one sequence of vectors, padded to the longest, with a label per step.
         order_by: column that orders the steps of a sequence; the order of the file otherwise.
         nonfinite: ``error``, or ``zero``: NaN and infinities are read as 0.
-        options: arguments of :func:`pgm_fast.data.synthetic.draw`, for ``synthetic`` only.
+        options: for ``synthetic`` arguments of :func:`pgm_fast.data.synthetic.draw`, for ``av`` the numbers of
+            :data:`pgm_fast.data.readers.audiovisual.OPTIONS`.
         apply: the data is for a trained model to be applied to: no split is made (rows without one are all ``test``),
             and no split needs rows.
         class_names: the classes in the model's order. Names as labels, and numbers in a source with ``class_names`` of
@@ -214,6 +215,8 @@ def _split(raw: Raw, apply: bool, split: np.ndarray | None, rows: int, label: np
 
 
 def _finite(array):
+    if kind_of(array) != "features":
+        return array  # decoded from files, always finite
     if is_lazy(array):
         return CleanRows(array)
     bad = ~np.isfinite(array)

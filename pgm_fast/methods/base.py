@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
@@ -20,8 +20,8 @@ class ModelConfig:
 
     Attributes:
         dim: width d of each modality's representation.
-        encoder: ``auto`` (mlp for vectors, gru for sequences), ``mlp``, ``gru`` or ``transformer``; one name for all
-            modalities.
+        encoder: ``auto`` (mlp for vectors, gru for sequences, resnet18 for pictures and spectrograms), ``mlp``,
+            ``gru``, ``transformer`` or ``resnet18``; one name for all modalities.
         hidden: width inside the encoder.
         layers: number of hidden layers of the encoder.
         heads: attention heads, where there is attention. Must divide ``hidden`` and ``dim``.
@@ -72,6 +72,8 @@ class Output:
     Attributes:
         logits: fused ``[n, num_outputs]``; None for retrieval.
         unimodal: modality -> ``[n, num_outputs]``: the prediction from that modality alone.
+        further: name -> ``[n, num_outputs]``: predictions of other heads, scored beside the fused one. A name that ends
+            in ``/<modality>`` counts only where that modality is present.
         embeddings: retrieval: modality -> ``[n, e]``, unit length.
         losses: named scalars, unweighted, plus ``total``, the one to minimise. Empty without labels.
         shares: modality -> ``[n, K]`` gate mass per partition and row (K = 2: uni, paired; K = 4: uni-only,
@@ -85,6 +87,7 @@ class Output:
 
     logits: Tensor | None = None
     unimodal: dict[str, Tensor] = field(default_factory=dict)
+    further: dict[str, Tensor] = field(default_factory=dict)
     embeddings: dict[str, Tensor] = field(default_factory=dict)
     losses: dict[str, Tensor] = field(default_factory=dict)
     shares: dict[str, Tensor] = field(default_factory=dict)
@@ -139,3 +142,7 @@ class Method(nn.Module):
 
     def after_validation(self, scores: Mapping[str, float]) -> None:
         """Receives each modality's primary validation score (larger is better) after every validation."""
+
+    def findings(self) -> dict[str, Any]:
+        """What the method has found out about the data, for report.json and the plots: plain containers by name."""
+        return {}

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ..data.batch import Batch
-from ..data.feature_set import DataSpec
+from ..data.feature_set import DataSpec, ModalitySpec
 from ..errors import ConfigError
 from ..nn.encoders import ENCODERS, make_encoder
 from ..nn.parts import mark_part, modality_dict
@@ -54,13 +54,13 @@ def build_encoders(spec: DataSpec, model: ModelConfig, encoders: Mapping[str, nn
             hint = f" (did you mean {near[0]}?)" if near else ""
             raise ConfigError(f"encoders name {name!r}{hint}; the data has {', '.join(spec.modalities)}")
     own = [m for m in spec.modalities if m not in encoders]
-    if own and model.encoder in ("gru", "transformer") and not any(s.sequence for s in spec.modalities.values()):
+    if own and model.encoder not in ("auto", "mlp") and not any(s.sequence for s in spec.modalities.values()):
         raise ConfigError(
             f"model.encoder is {model.encoder}, which reads sequences; {', '.join(own)} hold vectors: use auto or mlp"
         )
     modules = {}
     for m, s in spec.modalities.items():
-        kind = "mlp" if not s.sequence else "gru" if model.encoder == "auto" else model.encoder
+        kind = "mlp" if not s.sequence else _auto(s) if model.encoder == "auto" else model.encoder
         if m in encoders:
             modules[m] = encoders[m]
         else:
@@ -73,9 +73,14 @@ def build_encoders(spec: DataSpec, model: ModelConfig, encoders: Mapping[str, nn
                 heads=model.heads,
                 dropout=model.dropout,
                 per_step=spec.per_step,
+                values=s.kind,
             )
         mark_part(modules[m], m, "encoder")
     return modality_dict(modules)
+
+
+def _auto(modality: ModalitySpec) -> str:
+    return "gru" if modality.kind == "features" else "resnet18"
 
 
 def encode(encoders: nn.ModuleDict, batch: Batch, spec: DataSpec, dim: int) -> dict[str, Tensor]:

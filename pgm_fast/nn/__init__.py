@@ -3,6 +3,7 @@
 from .block import BlockOutput, PgMBlock
 from .contrastive import cross_modal_info_nce
 from .decoder import UniPairedDecoder
+from .distillation import cross_modal_duc
 from .encoders import GRUEncoder, MLPEncoder, TransformerEncoder, make_encoder
 from .gate import InteractionGate
 from .interaction import PairedInteraction
@@ -28,6 +29,7 @@ __all__ = [
     "UniPairedLearners",
     "Variational",
     "VariationalLayer",
+    "cross_modal_duc",
     "cross_modal_info_nce",
     "make_encoder",
     "mark_part",

@@ -17,7 +17,7 @@ from ..errors import ConfigError
 
 __all__ = ["ENCODERS", "GRUEncoder", "MLPEncoder", "TransformerEncoder", "make_encoder"]
 
-ENCODERS = ("mlp", "gru", "transformer")
+ENCODERS = ("mlp", "gru", "transformer", "resnet18")
 
 
 def valid_steps(x: Tensor, lengths: Tensor | None) -> Tensor:
@@ -184,8 +184,11 @@ def make_encoder(
     heads: int = 4,
     dropout: float = 0.0,
     per_step: bool = False,
+    values: str = "features",
 ) -> nn.Module:
     """The encoder called ``kind``, one of :data:`ENCODERS`.
+
+    ``values`` says what the input holds: ``features``, ``frames`` or ``spectrogram``; only ``resnet18`` asks.
 
     Raises:
         ConfigError: unknown kind, or sizes that do not fit it.
@@ -196,4 +199,10 @@ def make_encoder(
         return GRUEncoder(in_dim, dim, hidden, layers, dropout, per_step)
     if kind == "transformer":
         return TransformerEncoder(in_dim, dim, hidden, layers, heads, dropout, per_step)
+    if kind == "resnet18":
+        from .resnet import ResNetEncoder
+
+        if per_step:
+            raise ConfigError("encoder resnet18 gives one representation per sample, and this data has labels per step")
+        return ResNetEncoder(values, in_dim, dim, dropout)
     raise ConfigError(f"encoder is {kind!r}, must be one of auto, {', '.join(ENCODERS)}")

@@ -1,7 +1,11 @@
 """The ops: one file each, with its schema, checks, fake, derivative and plain PyTorch reference."""
 
+from .certainty_weighted_logits import certainty_weighted_logits
+from .duc_loss import duc_loss
+from .effective_dimensions import EffectiveDimensions, effective_dimensions
 from .gated_mixture import gated_mixture, gated_mixture_loss
 from .gaussian_sample_kl import gaussian_sample_kl
+from .grouped_partitioned_linear import grouped_partitioned_linear
 from .info_nce import info_nce
 from .partition import partition
 from .partition_dual import partition_dual
@@ -10,9 +14,14 @@ from .partitioned_linear import partitioned_linear
 from .reconstruction import reconstruction
 
 __all__ = [
+    "EffectiveDimensions",
+    "certainty_weighted_logits",
+    "duc_loss",
+    "effective_dimensions",
     "gated_mixture",
     "gated_mixture_loss",
     "gaussian_sample_kl",
+    "grouped_partitioned_linear",
     "info_nce",
     "partition",
     "partition_dual",

@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-__all__ = ["autocast_dtype", "check_gate", "check_temperature", "check_tensor"]
+__all__ = ["autocast_dtype", "check_features", "check_gate", "check_same_dtype", "check_temperature", "check_tensor"]
 
 
 def check_tensor(
@@ -27,13 +27,30 @@ def check_tensor(
         raise ValueError(
             f"{name} is on {value.device}, but the first tensor is on {like.device}; move them to one device"
         )
-    if shape is not None:
-        ok = value.ndim == len(shape) and all(
-            want is None or want == got for want, got in zip(shape, value.shape, strict=True)
-        )
-        if not ok:
-            wanted = ", ".join("any" if size is None else str(size) for size in shape)
-            raise ValueError(f"{name} must have shape [{wanted}], got {list(value.shape)}")
+    if shape is not None and not _fits(value.shape, shape):
+        wanted = ", ".join("any" if size is None else str(size) for size in shape)
+        raise ValueError(f"{name} must have shape [{wanted}], got {list(value.shape)}")
+
+
+def _fits(shape: torch.Size, wanted: tuple[int | None, ...]) -> bool:
+    if len(shape) != len(wanted):
+        return False
+    for got, want in zip(shape, wanted):  # noqa: B905 (the lengths are equal; a loop, because each call pays for it)
+        if want is not None and got != want:
+            return False
+    return True
+
+
+def check_same_dtype(first_name: str, first: Tensor, **others: Tensor | None) -> None:
+    """Checks that every other tensor, where there is one, has the dtype of the first.
+
+    Raises:
+        TypeError: one has another.
+    """
+    dtype = first.dtype
+    for name, x in others.items():
+        if x is not None and x.dtype != dtype:
+            raise TypeError(f"{name} must have the dtype of {first_name} ({dtype}), got {x.dtype}")
 
 
 def check_gate(name: str, z: object, h: Tensor, h_name: str = "h") -> None:
@@ -43,6 +60,8 @@ def check_gate(name: str, z: object, h: Tensor, h_name: str = "h") -> None:
         TypeError, ValueError: see :func:`check_tensor`.
     """
     check_tensor(name, z, like=h)
+    if z.shape == h.shape:
+        return
     if z.ndim != h.ndim or z.shape[:-1] != h.shape[:-1]:
         raise ValueError(
             f"{name} must have the leading sizes of {h_name} {list(h.shape[:-1])}, got shape {list(z.shape)}"
@@ -78,6 +97,6 @@ def check_temperature(value: object) -> float:
 def autocast_dtype(x: Tensor) -> torch.dtype | None:
     """The dtype of matrix products on this tensor's device, None outside of autocast and for fp64, as torch has it."""
     device_type = x.device.type
-    if x.dtype == torch.float64 or not torch.is_autocast_enabled(device_type):
+    if not torch.is_autocast_enabled(device_type) or x.dtype == torch.float64:
         return None
     return torch.get_autocast_dtype(device_type)

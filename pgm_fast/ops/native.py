@@ -1,63 +1,96 @@
-"""The compiled CPU kernels as functions of tensors: outputs are allocated here, addresses go to
-``pgm_fast._native``."""
+"""The compiled kernels as backends of the ops.
+
+Those of ``pgm_fast._native`` (CPU tensors) and ``pgm_fast._cuda`` (CUDA ones) take addresses, so outputs are allocated
+here; those that call torch's own products are functions of tensors, in the host path.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
-from .. import backends
+from .. import backends, host
 
-__all__ = ["NATIVE_DTYPES", "native_kernel", "refuse_mixed_precision", "register_native"]
+__all__ = ["NATIVE_DTYPES", "refuse_mixed_precision", "register_host", "register_native"]
 
 NATIVE_DTYPES = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16: 3}
-
-
-def native_kernel(op: str) -> Callable[[Sequence[Tensor], float, Sequence[Tensor]], None]:
-    """``_native.<op>`` as ``call(tensors, temperature, outputs)``: contiguous CPU tensors of :data:`NATIVE_DTYPES`,
-    outputs are written.
-
-    Raises:
-        ImportError: the kernels are not built, or built for another CPU.
-    """
-    import pgm_fast._native as native
-
-    kernel, threads = getattr(native, op), torch.get_num_threads
-
-    def call(tensors: Sequence[Tensor], temperature: float, outputs: Sequence[Tensor]) -> None:
-        rows = tensors[0].numel() // tensors[0].shape[-1]
-        kernel(rows, *map(_matrix, tensors), temperature, *map(_matrix, outputs), threads())
-
-    return call
+# Gates of a row that the CUDA kernels take (kMaxGates of csrc/cuda/partition_tiles.cuh) and neighbours of one gate.
+CUDA_MAX_GATES = {torch.float64: 16384}
+CUDA_MAX_GATES_ELSE = 32768
+CUDA_MAX_CHUNK = 2**31 // 32 - 2
 
 
 def register_native(op: str, outputs: tuple[int, ...]) -> None:
-    """Registers the kernel ``_native.<op>`` as the ``native`` backend of ``op`` on the CPU.
+    """Registers the compiled kernels of ``op`` as its ``native`` backend on the CPU and on CUDA devices.
 
     Args:
         op: its arguments are tensors, then a temperature.
         outputs: positions of the arguments whose shapes and dtypes the outputs have.
     """
 
-    def load():
-        call = native_kernel(op)
+    def loader(make_call: Callable[[str], Callable]) -> Callable:
+        def load():
+            call = make_call(op)
 
-        def run(*arguments):
-            *tensors, temperature = arguments
-            tensors = [x.contiguous() for x in tensors]
-            made = tuple(torch.empty_like(tensors[position]) for position in outputs)
-            call(tensors, temperature, made)
-            return made
+            def run(*arguments):
+                *tensors, temperature = arguments
+                tensors = [x.contiguous() for x in tensors]
+                made = tuple(torch.empty_like(tensors[position]) for position in outputs)
+                call(tensors, temperature, made)
+                return made
 
-        return run
+            return run
 
-    backends.register(op, "native", load, devices=("cpu",), dtypes=tuple(NATIVE_DTYPES), refuse=refuse_mixed_precision)
+        return load
+
+    _register(op, loader(_cpu_kernel), "cpu", refuse_mixed_precision)
+    _register(op, loader(_cuda_kernel), "cuda", _refuse_on_cuda)
+
+
+def register_host(op: str) -> None:
+    """Registers ``<host path>.<op>``, which takes and returns tensors, as the ``native`` backend of ``op`` on the
+    CPU."""
+    _register(op, lambda: getattr(host.load(), op), "cpu", refuse_mixed_precision)
+
+
+def _register(op: str, load: Callable[[], Callable], device: str, refuse: Callable[..., str | None]) -> None:
+    backends.register(op, "native", load, devices=(device,), dtypes=tuple(NATIVE_DTYPES), refuse=refuse)
+
+
+def _cpu_kernel(op: str) -> Callable:
+    """``call(tensors, temperature, outputs)`` on contiguous tensors of :data:`NATIVE_DTYPES`; outputs are written."""
+    import pgm_fast._native as native
+
+    kernel, threads = getattr(native, op), torch.get_num_threads
+
+    def call(tensors, temperature, outputs) -> None:
+        kernel(_rows(tensors[0]), *map(_matrix, tensors), temperature, *map(_matrix, outputs), threads())
+
+    return call
+
+
+def _cuda_kernel(op: str) -> Callable:
+    """As :func:`_cpu_kernel`, on the current stream of the tensors' device."""
+    import pgm_fast._cuda as native
+
+    kernel, current_stream = getattr(native, op), torch.cuda.current_stream
+
+    def call(tensors, temperature, outputs) -> None:
+        stream = current_stream(tensors[0].device)
+        place = stream.device_index, stream.cuda_stream
+        kernel(_rows(tensors[0]), *map(_matrix, tensors), temperature, *map(_matrix, outputs), *place)
+
+    return call
 
 
 def _matrix(x: Tensor) -> tuple[int, int, int]:
     return x.data_ptr(), NATIVE_DTYPES[x.dtype], x.shape[-1]
+
+
+def _rows(x: Tensor) -> int:
+    return x.numel() // x.shape[-1]
 
 
 def refuse_mixed_precision(*arguments) -> str | None:
@@ -68,3 +101,14 @@ def refuse_mixed_precision(*arguments) -> str | None:
             if first is torch.float64 or x.dtype is torch.float64 or x.dtype not in NATIVE_DTYPES:
                 return f"does not mix {first} with {x.dtype}"
     return None
+
+
+def _refuse_on_cuda(*arguments) -> str | None:
+    """Sums of a row of gates wait in the shared memory of a block."""
+    widths = [x.shape[-1] for x in arguments if isinstance(x, Tensor)]
+    gates, largest = min(widths), CUDA_MAX_GATES.get(arguments[0].dtype, CUDA_MAX_GATES_ELSE)
+    if gates > largest:
+        return f"takes at most {largest} gates of {arguments[0].dtype}, not {gates}"
+    if max(widths) > gates * CUDA_MAX_CHUNK:
+        return f"takes at most {CUDA_MAX_CHUNK} neighbours of one gate, not {max(widths) // gates}"
+    return refuse_mixed_precision(*arguments)

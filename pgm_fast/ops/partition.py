@@ -13,6 +13,7 @@ from .checks import check_features, check_gate, check_temperature
 from .gates import accumulation_dtype, chunk_sum, cumsoftmax, cumsoftmax_backward, expand_gate
 from .native import register_native
 from .registration import define, define_autograd, define_backward
+from .triton import register_triton
 
 __all__ = ["partition"]
 
@@ -73,6 +74,7 @@ _partition_backward = define_backward(
 
 register_native("partition", outputs=(0, 0))
 register_native("partition_backward", outputs=(2, 3))
+register_triton("partition")
 
 
 def _setup_context(ctx, inputs, output) -> None:

@@ -16,6 +16,7 @@ from .checks import check_features, check_gate, check_temperature
 from .gates import accumulation_dtype, chunk_sum, cumsoftmax, cumsoftmax_backward, expand_gate
 from .native import register_native
 from .registration import define, define_autograd, define_backward
+from .triton import register_triton
 
 __all__ = ["partition_dual"]
 
@@ -107,6 +108,7 @@ _partition_dual_backward = define_backward(
 
 register_native("partition_dual", outputs=(0, 0, 0))
 register_native("partition_dual_backward", outputs=(3, 4, 5))
+register_triton("partition_dual")
 
 
 def _setup_context(ctx, inputs, output) -> None:

@@ -10,9 +10,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .checks import autocast_dtype, check_features, check_tensor
+from .checks import autocast_dtype, check_features, check_same_dtype, check_tensor
 from .gates import accumulation_dtype
+from .native import register_host
 from .registration import define, define_autograd, define_backward
+from .triton import TRITON_PRODUCT_DTYPES, register_triton
 
 __all__ = ["reconstruction"]
 
@@ -56,20 +58,16 @@ def reconstruction(
     check_tensor("target", target, shape=(*u.shape[:-1], d), like=u)
     if row_weight is not None:
         check_tensor("row_weight", row_weight, shape=tuple(u.shape[:-1]), like=u)
-        row_weight = row_weight.detach().reshape(-1)
-    named = {"u": u, "p": p, "w_uni": w_uni, "w_paired": w_paired, "bias": bias}
+        row_weight = row_weight.detach().flatten()
     dtype = autocast_dtype(u)
     if dtype is not None:
-        named = {name: None if x is None else x.to(dtype) for name, x in named.items()}
-    for name, x in named.items():
-        if x is not None and x.dtype != named["u"].dtype:
-            raise TypeError(f"{name} must have the dtype of u ({named['u'].dtype}), got {x.dtype}")
-    u, p, w_uni, w_paired, bias = named.values()
+        u, p, w_uni, w_paired, bias = (None if x is None else x.to(dtype) for x in (u, p, w_uni, w_paired, bias))
+    check_same_dtype("u", u, p=p, w_uni=w_uni, w_paired=w_paired, bias=bias)
     leading = u.shape[:-1]
-    decoded, loss = _reconstruction(
-        u.reshape(-1, u.shape[-1]), p.reshape(-1, p.shape[-1]), w_uni, w_paired, bias, target.reshape(-1, d), row_weight
-    )
-    return decoded.reshape(*leading, d), loss
+    if len(leading) != 1:
+        u, p, target = (x.reshape(-1, x.shape[-1]) for x in (u, p, target))
+    decoded, loss = _reconstruction(u, p, w_uni, w_paired, bias, target, row_weight)
+    return decoded if len(leading) == 1 else decoded.reshape(*leading, d), loss
 
 
 def _weights(row_weight: Tensor | None, decoded: Tensor, dtype: torch.dtype) -> Tensor:
@@ -89,7 +87,7 @@ def _reference(u, p, w_uni, w_paired, bias, target, row_weight):
     return decoded, loss.to(dtype)
 
 
-def _reference_backward(grad_decoded, grad_loss, u, p, w_uni, w_paired, decoded, target, row_weight):
+def _reference_backward(grad_decoded, grad_loss, u, p, w_uni, w_paired, decoded, target, row_weight, target_grad):
     dtype = accumulation_dtype(u.dtype)
     residual = decoded.to(dtype) - target
     by_loss = residual * (_weights(row_weight, decoded, dtype) * (2.0 / decoded.shape[1])) * grad_loss
@@ -100,7 +98,7 @@ def _reference_backward(grad_decoded, grad_loss, u, p, w_uni, w_paired, decoded,
         grad.t() @ u,
         grad.t() @ p,
         grad.sum(0),
-        (-by_loss).to(target.dtype),
+        (-by_loss).to(target.dtype) if target_grad else target.new_empty(0),
     )
 
 
@@ -116,14 +114,20 @@ _reconstruction = define(
 _reconstruction_backward = define_backward(
     "reconstruction_backward(Tensor grad_decoded, Tensor grad_loss, Tensor u, Tensor p, Tensor w_uni, Tensor "
     "w_paired, Tensor decoded, "
-    "Tensor target, Tensor? row_weight) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
+    "Tensor target, Tensor? row_weight, bool target_grad) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
     _reference_backward,
-    lambda grad_decoded, grad_loss, u, p, w_uni, w_paired, decoded, target, row_weight: (
+    lambda grad_decoded, grad_loss, u, p, w_uni, w_paired, decoded, target, row_weight, target_grad: (
         *(x.new_empty(x.shape) for x in (u, p, w_uni, w_paired)),
         u.new_empty(w_uni.shape[0]),
-        target.new_empty(target.shape),
+        target.new_empty(target.shape if target_grad else 0),
     ),
 )
+
+register_triton("reconstruction", dtypes=TRITON_PRODUCT_DTYPES)
+
+
+register_host("reconstruction")
+register_host("reconstruction_backward")
 
 
 def _setup_context(ctx, inputs, output) -> None:
@@ -133,10 +137,11 @@ def _setup_context(ctx, inputs, output) -> None:
 
 
 def _backward(ctx, grad_decoded: Tensor, grad_loss: Tensor):
+    target_grad = ctx.needs_input_grad[5]
     grad_u, grad_p, grad_w_uni, grad_w_paired, grad_bias, grad_target = _reconstruction_backward(
-        grad_decoded, grad_loss, *ctx.saved_tensors
+        grad_decoded, grad_loss, *ctx.saved_tensors, target_grad
     )
-    grad_target = grad_target if ctx.needs_input_grad[5] else None
+    grad_target = grad_target if target_grad else None
     return grad_u, grad_p, grad_w_uni, grad_w_paired, grad_bias if ctx.has_bias else None, grad_target, None
 
 

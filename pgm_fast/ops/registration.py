@@ -7,19 +7,20 @@ from collections.abc import Callable
 
 import torch
 
-from .. import backends
+from .. import backends, host
 
 __all__ = ["define", "define_autograd", "define_backward"]
 
 _library = torch.library.Library("pgm_fast", "DEF")
+_host = host.load_or_none()
 
 
 def define(schema: str, reference: Callable, fake: Callable):
     """Defines ``pgm_fast::<name>`` from its schema and returns the op.
 
     Args:
-        schema: ``name(Tensor h, ...) -> ...``; the first argument is the tensor whose device and dtype choose the
-            backend.
+        schema: ``name(Tensor h, ...) -> ...``; the first argument is the tensor, or the list of tensors, whose device
+            and dtype choose the backend.
         reference: the plain PyTorch computation, registered as the ``torch`` backend.
         fake: shapes and dtypes of the outputs from those of the inputs.
     """
@@ -32,6 +33,8 @@ def define(schema: str, reference: Callable, fake: Callable):
 
     # explicit autograd: one body for every device, and autograd (registered apart) still sees the op as a whole
     _library.impl(name, dispatch, "CompositeExplicitAutograd")
+    if _host is not None:
+        _host.set_dispatch(name, dispatch)
     torch.library.register_fake(f"pgm_fast::{name}", fake, lib=_library)
     return getattr(torch.ops.pgm_fast, name).default
 

@@ -104,7 +104,7 @@ def load_features(
             group_by=settings.group_by,
             order_by=settings.order_by,
             nonfinite=settings.nonfinite,
-            options=dict(settings.options) if own else None,
+            options=dict(settings.options) if own or settings.source not in _EMBEDDED else None,
             **({} if own else {"apply": apply, "class_names": class_names, "num_classes": num_classes}),
         )
 

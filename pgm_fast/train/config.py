@@ -8,6 +8,7 @@ from typing import Any, Dict, List, Optional
 
 from ..methods.base import ModelConfig
 from ..methods.baselines import BaselineConfig
+from ..methods.dimml import DIMMLConfig
 from ..methods.dmil import DMILConfig
 from ..methods.pgm import PgMConfig
 
@@ -19,7 +20,7 @@ class DataConfig:
     """Where features come from and how they are prepared."""
 
     source: str = "digits"  # digits, synthetic, or the path of a feature file or folder
-    format: str = "auto"  # auto, npz, pt, safetensors, folder, mmsa, multibench, lsmi, avmnist
+    format: str = "auto"  # auto, npz, pt, safetensors, folder, mmsa, multibench, lsmi, avmnist, av
     task: str = "auto"  # auto, classification, multilabel, regression, retrieval
     modalities: Optional[List[str]] = None  # a subset, in this order; None for all
     label: str = "label"  # key of the labels
@@ -29,7 +30,8 @@ class DataConfig:
     nonfinite: str = "error"  # error, or zero: NaN and infinities become 0
     modality_dropout: float = 0.0  # training: probability of hiding a modality of a sample, never all of them
     resident: str = "auto"  # auto: a split that fits half of the free memory is kept on the device; always; never
-    options: Dict[str, Any] = field(default_factory=dict)  # arguments of the synthetic generator: kind, n, noise, ...
+    # synthetic: kind, n, noise, ...; sound and picture files: sample_rate, n_fft, hop, max_steps, frames, image_size
+    options: Dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass
@@ -62,11 +64,12 @@ class TrainConfig:
 class Config:
     """A whole run."""
 
-    method: str = "pgm"  # pgm, dmil, unimodal, joint, ensemble
+    method: str = "pgm"  # pgm, dimml, dmil, unimodal, joint, ensemble
     out: str = "runs/run"  # the run folder to write
     data: DataConfig = field(default_factory=DataConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
     pgm: PgMConfig = field(default_factory=PgMConfig)
+    dimml: DIMMLConfig = field(default_factory=DIMMLConfig)
     dmil: DMILConfig = field(default_factory=DMILConfig)
     baseline: BaselineConfig = field(default_factory=BaselineConfig)
     train: TrainConfig = field(default_factory=TrainConfig)

@@ -24,6 +24,7 @@ from ..backends import BACKENDS
 from ..data.feature_set import TASKS
 from ..errors import ConfigError
 from ..methods import METHODS
+from ..nn.encoders import ENCODERS
 from .config import Config
 from .optimizers import OPTIMIZERS, SCHEDULES
 
@@ -33,13 +34,15 @@ ENVIRONMENT = "environment"  # the section of a run's config.yaml that records v
 
 CHOICES = {
     "method": tuple(METHODS),
-    "data.format": ("auto", "npz", "pt", "safetensors", "folder", "mmsa", "multibench", "lsmi", "avmnist"),
+    "data.format": ("auto", "npz", "pt", "safetensors", "folder", "mmsa", "multibench", "lsmi", "avmnist", "av"),
     "data.task": ("auto", *TASKS),
     "data.nonfinite": ("error", "zero"),
     "data.resident": ("auto", "always", "never"),
-    "model.encoder": ("auto", "mlp", "gru", "transformer"),
+    "model.encoder": ("auto", *ENCODERS),
     "pgm.gate": ("single", "dual", "sigmoid", "fixed", "none"),
     "pgm.interaction": ("attention", "concat"),
+    "dimml.optimizer": ("", *OPTIMIZERS),
+    "dimml.schedule": ("", *SCHEDULES),
     "dmil.schedule": ("train", "plateau"),
     "train.optimizer": tuple(OPTIMIZERS),
     "train.schedule": tuple(SCHEDULES),
@@ -69,6 +72,14 @@ RANGES = {
     "pgm.align_temperature": POSITIVE,
     "pgm.reconstruction_weight": NOT_NEGATIVE,
     "pgm.share_weight": NOT_NEGATIVE,
+    "dimml.shared_weight": NOT_NEGATIVE,
+    "dimml.duc_weight": NOT_NEGATIVE,
+    "dimml.temperature": POSITIVE,
+    "dimml.warmup": NOT_NEGATIVE,
+    "dimml.certainty_temperature": POSITIVE,
+    "dimml.epochs": NOT_NEGATIVE,
+    "dimml.fusion_epochs": AT_LEAST_ONE,
+    "dimml.patience": NOT_NEGATIVE,
     "train.epochs": AT_LEAST_ONE,
     "train.batch_size": AT_LEAST_ONE,
     "train.eval_batch_size": AT_LEAST_ONE,
@@ -161,7 +172,7 @@ def validate(config: Config) -> None:
     for modality, share in config.pgm.share_target.items():
         if not 0 <= share <= 1:
             raise _refused(f"pgm.share_target.{modality}", share, "a number from 0 to 1")
-    for section in ("pgm", "dmil", "baseline"):
+    for section in ("pgm", "dimml", "dmil", "baseline"):
         for modality, parts in getattr(config, section).rates.items():
             for part, rate in parts.items():
                 if not (math.isfinite(rate) and rate >= 0):

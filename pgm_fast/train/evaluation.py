@@ -20,7 +20,7 @@ from .predictions import Predictions
 
 __all__ = ["collect", "measure"]
 
-_DICTS = ("unimodal", "embeddings", "shares", "gates", "features", "presence")
+_DICTS = ("unimodal", "further", "embeddings", "shares", "gates", "features", "presence")
 
 
 def collect(
@@ -83,6 +83,7 @@ def _flat(batch: Batch, output: Output, features: bool) -> list[tuple[str, Tenso
         pairs.append(("logits", output.logits))
     named = {
         "unimodal": output.unimodal,
+        "further": output.further,
         "embeddings": output.embeddings,
         "shares": output.shares,
         "gates": output.gates,

@@ -95,6 +95,7 @@ def _write(
             "device": device_name(parts.ranks.device),
         },
     )
+    report |= parts.method.findings()
     report["skipped_steps"] = position.skipped
     report["parameters"] = sum(p.numel() for p in parts.method.parameters())
     report["processes"] = parts.ranks.world

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torch.nn.utils import clip_grads_with_norm_, get_total_norm
-from torch.optim import Optimizer
 
+from ..optim import MultiRateOptimizer
 from .distributed import Ranks
 
 __all__ = ["DelayedReading", "UpdateGuard"]
@@ -17,19 +16,19 @@ class UpdateGuard:
 
     A step whose total loss or global gradient norm is NaN or infinite changes neither parameters nor optimizer state
     (nor the optimizer's step counts): the flag goes to the optimizer as ``found_inf``, the protocol of torch's fused
-    optimizers. No rank updates where one must not. The host learns of it from :meth:`read`, when it asks.
+    optimizers. No rank updates where one must not. The host learns of it from ``counts``, when it asks. The optimizer
+    clips as it loads gradients, which themselves keep their values.
 
     Args:
-        optimizer: one that obeys ``found_inf``.
+        optimizer: its ``max_norm`` is set here.
         clip_norm: largest global gradient norm; 0 for none.
         ranks: whose flags are joined.
     """
 
-    def __init__(self, optimizer: Optimizer, clip_norm: float, ranks: Ranks):
+    def __init__(self, optimizer: MultiRateOptimizer, clip_norm: float, ranks: Ranks):
         self.optimizer = optimizer
-        self.clip_norm = clip_norm
+        self.optimizer.max_norm = clip_norm or None
         self.ranks = ranks
-        self.parameters = [p for group in optimizer.param_groups for p in group["params"]]
         # [skipped, skipped in a row now, longest such row, a rank was asked to stop]
         self.counts = torch.zeros(4, device=ranks.device)
 
@@ -40,7 +39,7 @@ class UpdateGuard:
             loss: the scalar that backward started from.
             stop: whether this rank was asked to stop; with several ranks, any one's wish shows in :meth:`read` on all.
         """
-        norm = get_total_norm([p.grad for p in self.parameters if p.grad is not None])
+        norm = self.optimizer.total_norm()
         finite = torch.isfinite(loss.detach().float()) & torch.isfinite(norm)
         if self.ranks.world == 1:
             skip = (~finite).float()
@@ -48,8 +47,6 @@ class UpdateGuard:
         else:
             flags = torch.stack([(~finite).float(), torch.full_like(norm, float(stop), dtype=torch.float32)])
             skip, stopping = self.ranks.maximum_(flags)
-        if self.clip_norm:
-            clip_grads_with_norm_(self.parameters, self.clip_norm, norm)
         self.optimizer.grad_scale = None
         self.optimizer.found_inf = skip
         self.optimizer.step()

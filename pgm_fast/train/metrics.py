@@ -62,7 +62,8 @@ def evaluate_predictions(task: str, predictions: Predictions, num_outputs: int) 
         num_outputs: classes, labels or regression targets; not read for retrieval.
 
     Returns:
-        ``{"fused": {metric: float}, "unimodal": {modality: {metric: float}}}``, names as in :data:`METRICS`. For
+        ``{"fused": {metric: float}, "unimodal": {modality: {metric: float}}}``, names as in :data:`METRICS`, and
+        ``further`` of the same form for a method with other heads. For
         retrieval ``unimodal`` is empty, ``pairs`` holds the metrics of every direction as ``"a->b"`` (a is the query),
         and ``fused`` their mean. A prediction that holds NaN or an infinity has no metrics at all.
 
@@ -84,7 +85,13 @@ def evaluate_predictions(task: str, predictions: Predictions, num_outputs: int) 
         modality: _measure(measure, logits, labels, num_outputs, predictions.presence.get(modality))
         for modality, logits in predictions.unimodal.items()
     }
-    return {"fused": fused, "unimodal": unimodal}
+    scores = {"fused": fused, "unimodal": unimodal}
+    if predictions.further:
+        scores["further"] = {
+            name: _measure(measure, logits, labels, num_outputs, predictions.presence.get(name.rpartition("/")[2]))
+            for name, logits in predictions.further.items()
+        }
+    return scores
 
 
 def primary_metric(task: str) -> tuple[str, str]:

@@ -6,11 +6,11 @@ import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import torch
-from torch.optim import SGD, AdamW, Optimizer
+from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR, ReduceLROnPlateau, StepLR
 
 from ..errors import ConfigError
+from ..optim import MultiRateAdamW, MultiRateOptimizer, MultiRateSGD
 
 __all__ = ["OPTIMIZERS", "SCHEDULES", "Schedule", "build_optimizer", "cosine_factor"]
 
@@ -26,25 +26,19 @@ SCHEDULES: dict[str, dict[str, float]] = {
 """name -> its numbers and their defaults."""
 
 
-def _adamw(groups: list[dict], weight_decay: float) -> Optimizer:
-    return AdamW(groups, weight_decay=weight_decay, fused=True)
+def _adamw(groups: list[dict], weight_decay: float) -> MultiRateOptimizer:
+    return MultiRateAdamW(groups, weight_decay=weight_decay)
 
 
-def _sgd(groups: list[dict], weight_decay: float) -> Optimizer:
-    optimizer = SGD(groups, momentum=MOMENTUM, weight_decay=weight_decay, fused=True)
-    # torch allocates the momentum uninitialised at the first step and lets the kernel fill it; a first step that is
-    # skipped would leave it so, and the second would read it. Zeros give the same first step: 0.9 * 0 + gradient.
-    for group in optimizer.param_groups:
-        for parameter in group["params"]:
-            optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
-    return optimizer
+def _sgd(groups: list[dict], weight_decay: float) -> MultiRateOptimizer:
+    return MultiRateSGD(groups, momentum=MOMENTUM, weight_decay=weight_decay)
 
 
-OPTIMIZERS: dict[str, Callable[[list[dict], float], Optimizer]] = {"adamw": _adamw, "sgd": _sgd}
-"""name -> builder from param groups and weight decay. All obey ``found_inf`` as torch's fused ones do."""
+OPTIMIZERS: dict[str, Callable[[list[dict], float], MultiRateOptimizer]] = {"adamw": _adamw, "sgd": _sgd}
+"""name -> builder from param groups and weight decay."""
 
 
-def build_optimizer(name: str, groups: list[dict], weight_decay: float) -> Optimizer:
+def build_optimizer(name: str, groups: list[dict], weight_decay: float) -> MultiRateOptimizer:
     """The optimizer called ``name`` over param groups that bring their own ``lr`` and ``name``.
 
     ``weight_decay`` holds where a group does not say its own. ``sgd`` has momentum 0.9.

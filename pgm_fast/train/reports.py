@@ -227,11 +227,12 @@ def summary_table(result: Mapping[str, Any], split: str = "test") -> tuple[list[
         split: ``valid`` or ``test``.
 
     Returns:
-        ``(columns, rows)``: a row for the fused output, then one per modality (retrieval: per direction), a column per
-        metric; a summary's cells read ``mean ± std``. A dash where a metric is not defined.
+        ``(columns, rows)``: a row for the fused output, then one per modality (retrieval: per direction) and one per
+        further head, a column per metric; a summary's cells read ``mean ± std``. A dash where a metric is not defined.
     """
     scores = result[split]
-    outputs = {"fused": scores.get("fused", {}), **scores.get("unimodal", {}), **scores.get("pairs", {})}
+    kinds = (scores.get(kind, {}) for kind in ("unimodal", "pairs", "further"))
+    outputs = {"fused": scores.get("fused", {}), **{name: of for kind in kinds for name, of in kind.items()}}
     outputs = {name: metrics for name, metrics in outputs.items() if metrics}
     metrics = [name for name in METRICS[result["task"]] if any(name in values for values in outputs.values())]
     rows = [[name, *(_cell(values.get(metric)) for metric in metrics)] for name, values in outputs.items()]

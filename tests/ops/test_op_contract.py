@@ -123,7 +123,7 @@ def test_autocast_gives_finite_outputs_and_gradients_in_the_parameters_dtype(cas
     leaves = [x.requires_grad_() for x in case.tensors(4, 6)]
     with torch.autocast("cpu", torch.bfloat16):
         result = outputs(case.run(*leaves))
-    products = case.name.startswith(("partitioned_linear", "reconstruction"))
+    products = case.name.startswith(("partitioned_linear", "grouped_partitioned_linear", "reconstruction"))
     assert result[0].dtype == (torch.bfloat16 if products else torch.float32)
     gradients = torch.autograd.grad(sum(x.float().sum() for x in result), leaves)
     assert all(g.dtype == torch.float32 and g.isfinite().all() for g in gradients)

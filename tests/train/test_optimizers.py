@@ -154,4 +154,4 @@ def test_a_stage_may_bring_its_own_numbers(name, options, lrs):
         optimizer.step()
         schedule.step()
         schedule.epoch(0.0)
-    assert seen == pytest.approx(lrs)
+    assert seen == pytest.approx(lrs, rel=FP64, abs=FP64)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from ..raw import Problem, Raw, RefusedData, Request, nearest
 from ..synthetic import read_synthetic
+from .audiovisual import find_lists, read_audiovisual
 from .digits import read_digits
 from .generic import load_torch, read_folder, read_npz, read_pt, read_safetensors
 from .published import read_avmnist, read_lsmi, read_mmsa, read_multibench, read_pickle
@@ -23,8 +24,9 @@ FORMATS: dict[str, Callable[[Path, Request], Raw]] = {
     "multibench": read_multibench,
     "lsmi": read_lsmi,
     "avmnist": read_avmnist,
+    "av": read_audiovisual,
 }
-FOLDERS = ("folder", "avmnist")
+FOLDERS = ("folder", "avmnist", "av")
 SUFFIXES = {
     ".npz": read_npz,
     ".safetensors": read_safetensors,
@@ -49,26 +51,22 @@ def read(request: Request) -> Raw:
     path = Path(request.source).expanduser()
     if not path.exists():
         raise RefusedData(Problem(request.source, "", None, _missing(path)))
-    if request.options:
-        raise RefusedData(
-            Problem(
-                request.source,
-                "options",
-                None,
-                f"takes no options, got {dict(request.options)}; they are for 'synthetic'",
-            )
-        )
     reader = _detect(path) if request.format == "auto" else FORMATS[request.format]
     if request.format != "auto" and path.is_dir() != (request.format in FOLDERS):
         kind = "folder" if request.format in FOLDERS else "file"
         raise RefusedData(Problem(request.source, "", None, f"format '{request.format}' is a {kind}, and this is none"))
+    if request.options and reader is not read_audiovisual:
+        message = f"takes no options, got {dict(request.options)}; they are for 'synthetic' and sound and picture files"
+        raise RefusedData(Problem(request.source, "options", None, message))
     return reader(path, request)
 
 
 def _detect(path: Path) -> Callable[[Path, Request], Raw]:
     """The reader by what the path is called and, where the name leaves it open, by what it holds."""
     if path.is_dir():
-        return read_avmnist if (path / "image").is_dir() and (path / "audio").is_dir() else read_folder
+        if (path / "image").is_dir() and (path / "audio").is_dir():
+            return read_avmnist
+        return read_audiovisual if "train" in find_lists(path) else read_folder
     suffix = path.suffix.lower()
     if suffix in SUFFIXES:
         return SUFFIXES[suffix]

@@ -59,6 +59,10 @@ def learning_curves(records: Sequence[Mapping[str, Any]], report: Mapping[str, A
         for name, colour in zip(outputs, colours(len(outputs)), strict=True):
             series = _series(records, "valid", kind, name, metric)
             scores.plot(epochs, series, color=colour, label=label_text(name), linewidth=1.3, marker=marker)
+    further = _keys(records, "valid", "further")
+    for name, colour in zip(further, colours(len(further)), strict=True):
+        series = _series(records, "valid", "further", name, metric)
+        scores.plot(epochs, series, color=colour, label=label_text(name), linewidth=1.0, linestyle="--", marker=marker)
     fused = _series(records, "valid", "fused", metric)
     scores.plot(epochs, fused, color=FUSED, label="fused", linewidth=2.2, marker=marker)
     if report.get("best_epoch") in epochs:

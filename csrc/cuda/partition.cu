@@ -1,0 +1,44 @@
+// Single-gate partition, forward and backward.
+#include "../common/partition.h"
+
+#include "kernels.h"
+#include "partition_launch.cuh"
+
+namespace pgm_fast::cuda {
+namespace {
+
+struct Single {
+  static constexpr int kGates = 1, kParts = 2, kProducts = 1;
+
+  template <class T>
+  static __device__ __forceinline__ void split(const T (&gate)[1], const T (&complement)[1], T h, T (&part)[2]) {
+    part[0] = complement[0] * h;
+    part[1] = gate[0] * h;
+  }
+  template <class T>
+  static __device__ __forceinline__ T grad_h(const T (&gate)[1], const T (&complement)[1], const T (&grad)[2]) {
+    return single_grad_h(gate[0], complement[0], grad[0], grad[1]);
+  }
+  // What is summed over the neighbours of a gate, and the gate's gradient from that.
+  template <class T>
+  static __device__ __forceinline__ void products(T h, const T (&grad)[2], T (&product)[1]) {
+    product[0] = single_grad_gate(h, grad[0], grad[1]);
+  }
+  template <class T>
+  static __device__ __forceinline__ void grad_gates(const T (&)[1], const T (&)[1], const T (&product)[1], T (&of_gate)[1]) {
+    of_gate[0] = product[0];
+  }
+};
+
+}  // namespace
+
+cudaError_t partition(int64_t rows, Matrix h, Matrix z, double temperature, Matrix uni, Matrix paired, cudaStream_t stream) {
+  return launch_partition<false>(Call<Single>{rows, temperature, h, {z}, {uni, paired}, {}, {}}, stream);
+}
+
+cudaError_t partition_backward(int64_t rows, Matrix grad_uni, Matrix grad_paired, Matrix h, Matrix z, double temperature,
+                               Matrix grad_h, Matrix grad_z, cudaStream_t stream) {
+  return launch_partition<true>(Call<Single>{rows, temperature, h, {z}, {grad_uni, grad_paired}, grad_h, {grad_z}}, stream);
+}
+
+}  // namespace pgm_fast::cuda

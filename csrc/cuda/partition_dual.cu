@@ -1,0 +1,55 @@
+// Dual-gate partition, forward and backward.
+#include "../common/partition.h"
+
+#include "kernels.h"
+#include "partition_launch.cuh"
+
+namespace pgm_fast::cuda {
+namespace {
+
+// Gate 0 is the cumulative softmax of z_uni, so e is its complement; gate 1 that of z_paired.
+struct Dual {
+  static constexpr int kGates = 2, kParts = 3, kProducts = 3;
+
+  template <class T>
+  static __device__ __forceinline__ void split(const T (&gate)[2], const T (&complement)[2], T h, T (&part)[3]) {
+    const T e = complement[0], ne = gate[0], r = gate[1], nr = complement[1];
+    part[0] = e * nr * h;
+    part[1] = r * ne * h;
+    part[2] = e * r * h;
+  }
+  template <class T>
+  static __device__ __forceinline__ T grad_h(const T (&gate)[2], const T (&complement)[2], const T (&grad)[3]) {
+    return dual_grad_h(complement[0], gate[0], gate[1], complement[1], grad[0], grad[1], grad[2]);
+  }
+  // What is summed over the neighbours of a gate, and the gates' gradients from that.
+  template <class T>
+  static __device__ __forceinline__ void products(T h, const T (&grad)[3], T (&product)[3]) {
+    for (int n = 0; n < 3; ++n) product[n] = grad[n] * h;
+  }
+  template <class T>
+  static __device__ __forceinline__ void grad_gates(const T (&gate)[2], const T (&complement)[2], const T (&product)[3],
+                                                    T (&of_gate)[2]) {
+    const T e = complement[0], ne = gate[0], r = gate[1], nr = complement[1];
+    of_gate[0] = dual_grad_uni_gate(r, nr, product[0], product[1], product[2]);
+    of_gate[1] = dual_grad_paired_gate(e, ne, product[0], product[1], product[2]);
+  }
+};
+
+}  // namespace
+
+cudaError_t partition_dual(int64_t rows, Matrix h, Matrix z_uni, Matrix z_paired, double temperature, Matrix uni_only,
+                           Matrix paired_only, Matrix shared, cudaStream_t stream) {
+  const Call<Dual> call{rows, temperature, h, {z_uni, z_paired}, {uni_only, paired_only, shared}, {}, {}};
+  return launch_partition<false>(call, stream);
+}
+
+cudaError_t partition_dual_backward(int64_t rows, Matrix grad_uni, Matrix grad_paired, Matrix grad_shared, Matrix h, Matrix z_uni,
+                                    Matrix z_paired, double temperature, Matrix grad_h, Matrix grad_z_uni, Matrix grad_z_paired,
+                                    cudaStream_t stream) {
+  const Call<Dual> call{rows, temperature, h, {z_uni, z_paired}, {grad_uni, grad_paired, grad_shared}, grad_h,
+                        {grad_z_uni, grad_z_paired}};
+  return launch_partition<true>(call, stream);
+}
+
+}  // namespace pgm_fast::cuda

@@ -1,0 +1,300 @@
+// Partition kernels for what does not fit partition_rows.cuh: any width and alignment, one gate for several neighbours, h and z of
+// different dtypes, double. They go over a row of gates in tiles of 32, three times forward and four times backward; all but the
+// first time it comes from the cache.
+//
+// A row belongs to one warp or to all of a block's; each tile to one warp of them. Sums of tiles wait in shared memory. Formulas in
+// common/partition.h; sums are formed in a fixed order, in T (float, double for float64).
+#pragma once
+
+#include <cmath>
+#include <limits>
+
+#include "elements.cuh"
+#include "scans.cuh"
+
+namespace pgm_fast::cuda {
+
+constexpr int kTileWarps = 8;           // of a block
+constexpr int64_t kTilesOfOneWarp = 8;  // rows of more tiles get a whole block
+// So that the sums of tiles fit the shared memory that every device gives unasked, 48 KiB.
+template <class T>
+constexpr int64_t kMaxGates = sizeof(T) == 8 ? 16384 : 32768;
+constexpr int64_t kMaxChunk = std::numeric_limits<int>::max() / kWarp - 1;
+
+template <class Split>
+struct TileTensors {
+  int64_t rows;
+  int64_t width;
+  int64_t gates;
+  double inverse_temperature;
+  int chunk;  // elements per gate
+  int tiles;
+  int warps_per_row;  // 1 or kTileWarps
+  Matrix h;
+  Matrix z[Split::kGates];
+  Matrix part[Split::kParts];     // forward: outputs; backward: their gradients
+  Matrix grad_h;                  // backward only
+  Matrix grad_z[Split::kGates];   // backward only
+};
+
+// The warps of a row, and their shared memory.
+template <class Split, class T>
+struct TileRow {
+  static constexpr int kGates = Split::kGates;
+  const TileTensors<Split>& t;
+  int warp;  // of the row
+  int64_t row;
+  T (*board)[kTileWarps];  // [2 * kGates]
+  T* before;               // [kGates][tiles]: sum of the softmax before a tile
+  T* after;                // and after it
+  T inverse_temperature;
+  T largest[kGates], inverse_total[kGates];
+
+  __device__ void wait() const {
+    if (t.warps_per_row == 1) {
+      __syncwarp();
+    } else {
+      __syncthreads();
+    }
+  }
+
+  __device__ T exponential(int n, int64_t k) const {
+    if (k >= t.gates) return T(0);
+    return exp((load_one<T>(t.z[n], row * t.gates + k) - largest[n]) * inverse_temperature);
+  }
+
+  __device__ void find_maxima() {
+    for (int n = 0; n < kGates; ++n) {
+      T x = T(-INFINITY);
+      for (int64_t k = warp * kWarp + lane_index(); k < t.gates; k += t.warps_per_row * kWarp) {
+        const T z = load_one<T>(t.z[n], row * t.gates + k);
+        x = z > x ? z : x;
+      }
+      x = lanes_maximum(x);
+      if (lane_index() == 0) board[n][warp] = x;
+    }
+    wait();
+    for (int n = 0; n < kGates; ++n) {
+      largest[n] = board[n][0];
+      for (int w = 1; w < t.warps_per_row; ++w) largest[n] = board[n][w] > largest[n] ? board[n][w] : largest[n];
+    }
+  }
+
+  // Sums of tiles [tiles] to the sums after each, in place of `to`; by one warp.
+  __device__ void scan_from_right(const T* of_tile, T* to) const {
+    T right = 0;
+    for (int base = (t.tiles - 1) / kWarp * kWarp; base >= 0; base -= kWarp) {
+      const int tile = base + lane_index();
+      const T scanned = suffix_sum(tile < t.tiles ? of_tile[tile] : T(0));
+      const T rest = right + of_lane_after(scanned);
+      if (tile < t.tiles) to[tile] = rest;
+      right += __shfl_sync(kAllLanes, scanned, 0);
+    }
+  }
+  // Sums of tiles to the sums before each, in place; returns the sum of all.
+  __device__ T scan_from_left(T* of_tile) const {
+    T left = 0;
+    for (int base = 0; base < t.tiles; base += kWarp) {
+      const int tile = base + lane_index();
+      const T scanned = prefix_sum(tile < t.tiles ? of_tile[tile] : T(0));
+      const T rest = left + of_lane_before(scanned);
+      if (tile < t.tiles) of_tile[tile] = rest;
+      left += __shfl_sync(kAllLanes, scanned, kWarp - 1);
+    }
+    return left;
+  }
+
+  // Everything that gates() needs.
+  __device__ void prepare() {
+    find_maxima();
+    for (int tile = warp; tile < t.tiles; tile += t.warps_per_row) {
+      for (int n = 0; n < kGates; ++n) {
+        const T sum = lanes_sum(exponential(n, int64_t{tile} * kWarp + lane_index()));
+        if (lane_index() == 0) before[n * t.tiles + tile] = sum;
+      }
+    }
+    wait();
+    if (warp == 0) {
+      for (int n = 0; n < kGates; ++n) {
+        scan_from_right(before + n * t.tiles, after + n * t.tiles);
+        __syncwarp();
+        const T total = scan_from_left(before + n * t.tiles);
+        if (lane_index() == 0) board[kGates + n][0] = total;
+      }
+    }
+    wait();
+    for (int n = 0; n < kGates; ++n) inverse_total[n] = T(1) / board[kGates + n][0];
+  }
+
+  // Softmax, gate and complement of this lane's gate of a tile.
+  __device__ void gates(int tile, T (&p)[kGates], T (&gate)[kGates], T (&complement)[kGates]) const {
+    for (int n = 0; n < kGates; ++n) {
+      const T e = exponential(n, int64_t{tile} * kWarp + lane_index());
+      const T left = before[n * t.tiles + tile] + prefix_sum(e);
+      const T right = after[n * t.tiles + tile] + of_lane_after(suffix_sum(e));
+      p[n] = e * inverse_total[n];
+      gate[n] = at_most_one(left * inverse_total[n]);
+      complement[n] = at_most_one(right * inverse_total[n]);
+    }
+  }
+
+  // Rounding can carry a scan past 1; a NaN stays one.
+  static __device__ T at_most_one(T x) { return x > T(1) ? T(1) : x; }
+
+  // visit(element, gate, complement) for the elements of a tile, neighbours by neighbouring lanes.
+  template <class Visit>
+  __device__ void for_each_element(int tile, const T (&gate)[kGates], const T (&complement)[kGates], Visit&& visit) const {
+    const int64_t begin = int64_t{tile} * kWarp * t.chunk;
+    for (int at = 0; at < kWarp * t.chunk && begin + at < t.width; at += kWarp) {
+      const int owner = (at + lane_index()) / t.chunk;
+      T of_gate[kGates], of_complement[kGates];
+      for (int n = 0; n < kGates; ++n) {
+        of_gate[n] = __shfl_sync(kAllLanes, gate[n], owner);
+        of_complement[n] = __shfl_sync(kAllLanes, complement[n], owner);
+      }
+      const int64_t k = begin + at + lane_index();
+      if (k < t.width) visit(row * t.width + k, of_gate, of_complement);
+    }
+  }
+
+  __device__ void load_parts(int64_t element, T (&grad)[Split::kParts]) const {
+    for (int n = 0; n < Split::kParts; ++n) grad[n] = load_one<T>(t.part[n], element);
+  }
+
+  // The gradient of this lane's gate of a tile: the sum over its neighbours.
+  __device__ void grad_gates(int tile, const T (&gate)[kGates], const T (&complement)[kGates], T (&of_gate)[kGates]) const {
+    const int64_t k = int64_t{tile} * kWarp + lane_index();
+    for (int n = 0; n < kGates; ++n) of_gate[n] = 0;
+    if (k >= t.gates) return;
+    T sum[Split::kProducts];
+    for (int n = 0; n < Split::kProducts; ++n) sum[n] = 0;
+    for (int64_t element = row * t.width + k * t.chunk; element < row * t.width + (k + 1) * t.chunk; ++element) {
+      T grad[Split::kParts], product[Split::kProducts];
+      load_parts(element, grad);
+      Split::products(load_one<T>(t.h, element), grad, product);
+      for (int n = 0; n < Split::kProducts; ++n) sum[n] += product[n];
+    }
+    Split::grad_gates(gate, complement, sum, of_gate);
+  }
+};
+
+// Which warp of which row this is. A block's rows, 1 or kTileWarps, each have their own stretch of the shared memory.
+template <class Split, class T>
+__device__ __forceinline__ TileRow<Split, T> tile_row(const TileTensors<Split>& t, T (*boards)[2 * Split::kGates][kTileWarps],
+                                                      unsigned char* memory, int arrays) {
+  const int warp = static_cast<int>(threadIdx.x) / kWarp;
+  const int slot = t.warps_per_row == 1 ? warp : 0;
+  T* sums = reinterpret_cast<T*>(memory) + int64_t{slot} * arrays * Split::kGates * t.tiles;
+  return {t, t.warps_per_row == 1 ? 0 : warp, 0, boards[slot], sums, sums + Split::kGates * t.tiles, T(t.inverse_temperature), {}, {}};
+}
+
+template <class Split>
+__device__ __forceinline__ int64_t first_row(const TileTensors<Split>& t) {
+  return t.warps_per_row == 1 ? int64_t{blockIdx.x} * kTileWarps + threadIdx.x / kWarp : blockIdx.x;
+}
+template <class Split>
+__device__ __forceinline__ int64_t row_step(const TileTensors<Split>& t) {
+  return int64_t{gridDim.x} * (kTileWarps / t.warps_per_row);
+}
+
+template <class Split, class T>
+__global__ void __launch_bounds__(kTileWarps* kWarp) partition_tile_forward(const __grid_constant__ TileTensors<Split> t) {
+  constexpr int kGates = Split::kGates, kParts = Split::kParts;
+  __shared__ T boards[kTileWarps][2 * kGates][kTileWarps];
+  extern __shared__ __align__(16) unsigned char memory[];
+  TileRow<Split, T> r = tile_row<Split, T>(t, boards, memory, 2);
+  for (r.row = first_row(t); r.row < t.rows; r.row += row_step(t)) {
+    r.prepare();
+    for (int tile = r.warp; tile < t.tiles; tile += t.warps_per_row) {
+      T p[kGates], gate[kGates], complement[kGates];
+      r.gates(tile, p, gate, complement);
+      r.for_each_element(tile, gate, complement, [&](int64_t element, const T(&g)[kGates], const T(&c)[kGates]) {
+        T part[kParts];
+        Split::split(g, c, load_one<T>(t.h, element), part);
+        for (int n = 0; n < kParts; ++n) store_one(part[n], t.part[n], element);
+      });
+    }
+  }
+}
+
+template <class Split, class T>
+__global__ void __launch_bounds__(kTileWarps* kWarp) partition_tile_backward(const __grid_constant__ TileTensors<Split> t) {
+  constexpr int kGates = Split::kGates, kParts = Split::kParts;
+  __shared__ T boards[kTileWarps][2 * kGates][kTileWarps];
+  extern __shared__ __align__(16) unsigned char memory[];
+  TileRow<Split, T> r = tile_row<Split, T>(t, boards, memory, 3);
+  T* by_tile = r.after + kGates * t.tiles;  // sum of the gates' gradients in a tile, then after it
+  for (r.row = first_row(t); r.row < t.rows; r.row += row_step(t)) {
+    r.prepare();
+    T dot[kGates];
+    for (int n = 0; n < kGates; ++n) dot[n] = 0;
+    for (int tile = r.warp; tile < t.tiles; tile += t.warps_per_row) {
+      T p[kGates], gate[kGates], complement[kGates], of_gate[kGates];
+      r.gates(tile, p, gate, complement);
+      r.for_each_element(tile, gate, complement, [&](int64_t element, const T(&g)[kGates], const T(&c)[kGates]) {
+        T grad[kParts];
+        r.load_parts(element, grad);
+        store_one(Split::grad_h(g, c, grad), t.grad_h, element);
+      });
+      r.grad_gates(tile, gate, complement, of_gate);
+      for (int n = 0; n < kGates; ++n) {
+        dot[n] += of_gate[n] * gate[n];
+        const T sum = lanes_sum(of_gate[n]);
+        if (lane_index() == 0) by_tile[n * t.tiles + tile] = sum;
+      }
+    }
+    for (int n = 0; n < kGates; ++n) {
+      const T sum = lanes_sum(dot[n]);
+      if (lane_index() == 0) r.board[n][r.warp] = sum;
+    }
+    r.wait();
+    for (int n = 0; n < kGates; ++n) {
+      dot[n] = 0;
+      for (int w = 0; w < t.warps_per_row; ++w) dot[n] += r.board[n][w];
+      if (r.warp == 0) r.scan_from_right(by_tile + n * t.tiles, by_tile + n * t.tiles);
+    }
+    r.wait();
+    // grad_z = p (s - <p, s>) / temperature, s_k the sum of the gates' gradients from k on; <p, s> = <gate, its gradient>
+    for (int tile = r.warp; tile < t.tiles; tile += t.warps_per_row) {
+      T p[kGates], gate[kGates], complement[kGates], of_gate[kGates];
+      r.gates(tile, p, gate, complement);
+      r.grad_gates(tile, gate, complement, of_gate);
+      const int64_t k = int64_t{tile} * kWarp + lane_index();
+      for (int n = 0; n < kGates; ++n) {
+        const T s = by_tile[n * t.tiles + tile] + suffix_sum(of_gate[n]);
+        if (k < t.gates) store_one(p[n] * (s - dot[n]) * r.inverse_temperature, t.grad_z[n], r.row * t.gates + k);
+      }
+    }
+  }
+}
+
+template <class Split, bool kBackward>
+cudaError_t launch_tile_kernel(TileTensors<Split> t, bool in_double, cudaStream_t stream) {
+  if (t.gates > (in_double ? kMaxGates<double> : kMaxGates<float>)) return cudaErrorInvalidValue;
+  if (t.width / t.gates > kMaxChunk) return cudaErrorInvalidValue;
+  t.chunk = static_cast<int>(t.width / t.gates);
+  t.tiles = static_cast<int>((t.gates + kWarp - 1) / kWarp);
+  t.warps_per_row = t.tiles <= kTilesOfOneWarp ? 1 : kTileWarps;
+  const int64_t rows_per_block = kTileWarps / t.warps_per_row;
+  const int64_t blocks = (t.rows + rows_per_block - 1) / rows_per_block;
+  const unsigned grid = static_cast<unsigned>(blocks < std::numeric_limits<int>::max() ? blocks : std::numeric_limits<int>::max());
+  const size_t sums = rows_per_block * (kBackward ? 3 : 2) * Split::kGates * t.tiles;
+  const size_t bytes = sums * (in_double ? sizeof(double) : sizeof(float));
+  constexpr int kThreads = kTileWarps * kWarp;
+  if constexpr (kBackward) {
+    if (in_double) {
+      partition_tile_backward<Split, double><<<grid, kThreads, bytes, stream>>>(t);
+    } else {
+      partition_tile_backward<Split, float><<<grid, kThreads, bytes, stream>>>(t);
+    }
+  } else {
+    if (in_double) {
+      partition_tile_forward<Split, double><<<grid, kThreads, bytes, stream>>>(t);
+    } else {
+      partition_tile_forward<Split, float><<<grid, kThreads, bytes, stream>>>(t);
+    }
+  }
+  return cudaGetLastError();
+}
+
+}  // namespace pgm_fast::cuda

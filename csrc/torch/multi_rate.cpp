@@ -1,0 +1,206 @@
+// What a multi-rate optimizer has to look at before every step, without a Python loop: where the gradients are now, and whether a rate, a
+// parameter, its state or the set of those that have a gradient changed. The same in Python: pgm_fast/optim/watch.py, which says more.
+#include <ATen/core/Tensor.h>
+#include <torch/csrc/autograd/python_variable.h>
+#include <torch/csrc/utils/pybind.h>
+
+#include <vector>
+
+#include "../common/multi_rate.h"
+
+namespace pgm_fast::host {
+namespace {
+
+enum Change : int { kNone = 0, kGradients = 1, kRates = 2, kRebuild = 4 };
+
+// A hyper-parameter that is a plain number and may change from step to step, as the column of a GroupRow.
+struct Column {
+  PyObject* name;
+  int64_t number;
+};
+
+// A number that CPython changes with every change of a dict, up to 3.11; later a look at every entry says the same.
+#if PY_VERSION_HEX < 0x030C0000
+uint64_t version_of(PyObject* dict) { return reinterpret_cast<PyDictObject*>(dict)->ma_version_tag; }
+#else
+uint64_t version_of(PyObject*) { return 0; }
+#endif
+
+// The entries of a dict, which must still be the same objects.
+class Entries {
+ public:
+  explicit Entries(PyObject* dict) : dict_(py::reinterpret_borrow<py::object>(dict)), version_(version_of(dict)) {
+    PyObject *key, *value;
+    Py_ssize_t position = 0;
+    while (PyDict_Next(dict, &position, &key, &value)) {
+      entries_.emplace_back(py::reinterpret_borrow<py::object>(key), py::reinterpret_borrow<py::object>(value));
+    }
+  }
+
+  // changed(key, old, new) says whether it could take the new value in; false where it could not, or the keys are not the same.
+  template <class Changed>
+  bool follow(Changed&& changed) {
+    const uint64_t version = version_of(dict_.ptr());
+    if (version != 0 && version == version_) return true;
+    if (PyDict_GET_SIZE(dict_.ptr()) != static_cast<Py_ssize_t>(entries_.size())) return false;
+    PyObject *key, *value;
+    Py_ssize_t position = 0;
+    for (auto& [known_key, known_value] : entries_) {
+      if (!PyDict_Next(dict_.ptr(), &position, &key, &value) || key != known_key.ptr()) return false;
+      if (value == known_value.ptr()) continue;
+      if (!changed(key, known_value.ptr(), value)) return false;
+      known_value = py::reinterpret_borrow<py::object>(value);
+    }
+    version_ = version;
+    return true;
+  }
+  bool unchanged() {
+    return follow([](PyObject*, PyObject*, PyObject*) { return false; });
+  }
+
+ private:
+  py::object dict_;
+  uint64_t version_;
+  std::vector<std::pair<py::object, py::object>> entries_;
+};
+
+bool is_number(PyObject* x) { return PyFloat_CheckExact(x) || PyLong_CheckExact(x); }
+
+bool same_strides(const at::Tensor& a, const at::Tensor& b) {
+  if (a.is_contiguous() && b.is_contiguous()) return true;
+  const auto sizes = a.sizes(), strides_a = a.strides(), strides_b = b.strides();
+  if (b.sizes() != sizes) return false;
+  for (size_t d = 0; d < sizes.size(); ++d) {
+    if (sizes[d] != 1 && strides_a[d] != strides_b[d]) return false;
+  }
+  return true;
+}
+
+struct Watched {
+  at::Tensor param;   // whose grad it is
+  at::Tensor local;   // its memory here: the parameter itself, or a DTensor's shard
+  py::object handle;  // a DTensor, else nothing
+  const void* data;
+  bool dense;    // whether a kernel walks that memory itself
+  int64_t slot;  // of the gradients' table, -1 where the parameter had no gradient
+  bool copied;   // a copy of the gradient is at that address, made by whoever asks
+  at::ScalarType gradient_dtype;
+};
+
+class Watch {
+ public:
+  // params: (parameter, its local tensor, slot, copied, dtype of a gradient as a tensor of it) each; addresses of the tables.
+  Watch(const py::list& params, const py::dict& state, const py::list& groups, const py::dict& columns, uintptr_t gradients, uintptr_t rows,
+        uintptr_t rows_double)
+      : state_(state.ptr()),
+        gradients_(reinterpret_cast<uint64_t*>(gradients)),
+        rows_(reinterpret_cast<float*>(rows)),
+        rows_double_(reinterpret_cast<double*>(rows_double)) {
+    for (const auto& item : params) {
+      const auto entry = py::reinterpret_borrow<py::tuple>(item);
+      const py::object handle = entry[0], local = entry[1];
+      Watched w{THPVariable_Unpack(handle.ptr()), THPVariable_Unpack(local.ptr()), py::object(), nullptr, false, entry[2].cast<int64_t>(),
+                entry[3].cast<bool>(), at::kFloat};
+      if (!handle.is(local)) w.handle = handle;
+      w.data = w.local.const_data_ptr();
+      w.dense = w.local.is_non_overlapping_and_dense();
+      w.gradient_dtype = py::object(entry[4]).is_none() ? at::kFloat : THPVariable_Unpack(py::object(entry[4]).ptr()).scalar_type();
+      params_.push_back(std::move(w));
+    }
+    for (const auto& item : state) {
+      if (PyDict_Check(item.second.ptr())) states_.emplace_back(item.second.ptr());
+    }
+    for (const auto& group : groups) groups_.emplace_back(group.ptr());
+    for (const auto& item : columns) {
+      columns_.push_back({item.first.ptr(), item.second.cast<int64_t>()});
+      names_.push_back(py::reinterpret_borrow<py::object>(item.first));
+    }
+  }
+
+  // What changed since the last call, as a sum of Change; addresses and rates are in the tables by then, unless it says kRebuild.
+  int refresh() {
+    int changes = kNone;
+    if (!state_.unchanged()) return kRebuild;
+    for (auto& entries : states_) {
+      if (!entries.unchanged()) return kRebuild;
+    }
+    for (size_t group = 0; group < groups_.size(); ++group) {
+      const bool followed = groups_[group].follow([&](PyObject* key, PyObject* old, PyObject* now) {
+        changes |= kRates;
+        return take_in(group, key, old, now);
+      });
+      if (!followed) return kRebuild;
+    }
+    for (auto& w : params_) {
+      const int change = w.handle ? look_at_shard(w) : look_at(w, w.local, w.param.unsafeGetTensorImpl()->grad());
+      if (change == kRebuild) return kRebuild;
+      changes |= change;
+    }
+    return changes;
+  }
+
+  // Tells autograd that the parameters were written: what saved them for a backward pass must not use them any more.
+  void bump_versions() {
+    for (const auto& w : params_) {
+      if (w.slot >= 0) w.param.unsafeGetTensorImpl()->bump_version();
+    }
+  }
+
+ private:
+  bool take_in(size_t group, PyObject* key, PyObject* old, PyObject* now) {
+    for (const Column& column : columns_) {
+      // a loaded key is equal without being the same object
+      if (column.name != key && !(PyUnicode_Check(key) && PyUnicode_Compare(column.name, key) == 0)) continue;
+      if (!is_number(old) || !is_number(now)) return false;
+      const double value = PyFloat_AsDouble(now);
+      // a momentum that comes or goes brings or takes state
+      if ((value == 0.0) != (PyFloat_AsDouble(old) == 0.0)) return false;
+      const size_t at = group * (sizeof(multi_rate::GroupRow<double>) / sizeof(double)) + column.number;
+      rows_[at] = static_cast<float>(value);
+      rows_double_[at] = value;
+      return true;
+    }
+    return false;
+  }
+
+  int look_at_shard(const Watched& w) {
+    const py::object local = w.handle.attr("_local_tensor");
+    const at::Tensor& grad = w.param.unsafeGetTensorImpl()->grad();
+    if (!grad.defined()) return look_at(w, THPVariable_Unpack(local.ptr()), grad);
+    const py::object shard = py::reinterpret_steal<py::object>(THPVariable_Wrap(grad)).attr("_local_tensor");
+    return look_at(w, THPVariable_Unpack(local.ptr()), THPVariable_Unpack(shard.ptr()));
+  }
+
+  int look_at(const Watched& w, const at::Tensor& local, const at::Tensor& grad) {
+    if (!grad.defined()) return w.slot < 0 ? kNone : kRebuild;
+    if (w.slot < 0 || local.const_data_ptr() != w.data) return kRebuild;
+    if (grad.layout() != at::kStrided || grad.scalar_type() != w.gradient_dtype || grad.device() != local.device()) return kRebuild;
+    const bool direct = w.dense && same_strides(local, grad);
+    if (direct == w.copied) return kRebuild;
+    if (w.copied) return kNone;
+    const auto address = reinterpret_cast<uintptr_t>(grad.const_data_ptr());
+    if (gradients_[w.slot] == address) return kNone;
+    gradients_[w.slot] = address;
+    return kGradients;
+  }
+
+  std::vector<Watched> params_;
+  Entries state_;
+  std::vector<Entries> states_, groups_;
+  std::vector<Column> columns_;
+  std::vector<py::object> names_;
+  uint64_t* gradients_;
+  float* rows_;
+  double* rows_double_;
+};
+
+}  // namespace
+
+void bind_multi_rate(py::module_& m) {
+  py::class_<Watch>(m, "Watch")
+      .def(py::init<const py::list&, const py::dict&, const py::list&, const py::dict&, uintptr_t, uintptr_t, uintptr_t>())
+      .def("refresh", &Watch::refresh)
+      .def("bump_versions", &Watch::bump_versions);
+}
+
+}  // namespace pgm_fast::host

@@ -1,0 +1,51 @@
+// Tensors as the kernels see them.
+#pragma once
+
+#include <ATen/Parallel.h>
+#include <ATen/core/Tensor.h>
+#include <ATen/ops/empty_like.h>
+
+#include "../cpu/kernels.h"
+
+namespace pgm_fast::host {
+
+inline cpu::Dtype dtype_of(const at::Tensor& x) {
+  switch (x.scalar_type()) {
+    case at::kFloat: return cpu::Dtype::float32;
+    case at::kDouble: return cpu::Dtype::float64;
+    case at::kBFloat16: return cpu::Dtype::bfloat16;
+    case at::kHalf: return cpu::Dtype::float16;
+    default: TORCH_CHECK(false, "pgm_fast's kernels take float32, float64, bfloat16 and float16, got ", x.scalar_type());
+  }
+}
+
+// The number of rows of h[..., d].
+inline int64_t rows_of(const at::Tensor& h) {
+  TORCH_CHECK(h.dim() > 0 && h.size(-1) > 0, "pgm_fast's kernels take [..., d] with d >= 1, got ", h.sizes());
+  return h.numel() / h.size(-1);
+}
+
+namespace detail {
+inline cpu::Matrix matrix(const at::Tensor& x, void* data, int64_t rows) {
+  const int64_t width = x.dim() == 0 ? 0 : x.size(-1);
+  TORCH_CHECK(width > 0 && x.numel() == rows * width, "pgm_fast's kernels take operands of ", rows, " rows, got ", x.sizes());
+  return {data, dtype_of(x), width};
+}
+}  // namespace detail
+
+// A contiguous tensor as [rows, its last dimension], to read and to write. Reading must not copy a lazy clone, hence the cast.
+inline cpu::Matrix input(const at::Tensor& x, int64_t rows) {
+  return detail::matrix(x, const_cast<void*>(x.const_data_ptr()), rows);
+}
+inline cpu::Matrix output(const at::Tensor& x, int64_t rows) { return detail::matrix(x, x.mutable_data_ptr(), rows); }
+
+template <class... Others>
+void check_same_width(const cpu::Matrix& first, const Others&... others) {
+  TORCH_CHECK(((first.width == others.width) && ...), "pgm_fast's kernels take operands of one width here");
+}
+
+inline void check_gates(const cpu::Matrix& h, const cpu::Matrix& z) {
+  TORCH_CHECK(h.width % z.width == 0, "pgm_fast's kernels take a number of gates that divides d = ", h.width, ", got ", z.width);
+}
+
+}  // namespace pgm_fast::host

@@ -1,0 +1,202 @@
+"""What the partition kernels share: the cumulative softmax of a block of gates, its derivative, and how rows are laid
+over programs.
+
+A program owns ROWS whole rows and walks over each in BLOCKS steps of BLOCK gates; a gate covers CHUNK neighbouring
+entries of h, taken PIECE at a time. Tiles are ``[ROWS, BLOCK]``, and ``[ROWS, BLOCK, PIECE]`` where CHUNK > 1. GATES
+and CHUNK are compile-time constants, for models have few widths: full rows then need no mask, and accesses are 16 bytes
+wide at every width that allows it.
+
+Names: ``p_`` pointer, ``o_`` offset, ``m_`` mask.
+"""
+
+from __future__ import annotations
+
+import math
+import struct
+from typing import NamedTuple
+
+import torch
+import triton
+import triton.language as tl
+
+__all__ = ["Plan", "plan", "scale_argument"]
+
+# Entries of a tile that a program keeps in registers, 8 per thread: one 16-byte access of a 16-bit type.
+PER_THREAD = 8
+TILE = 1024
+MOST_WARPS = 16
+
+LOG2_E = math.log2(math.e)
+LN_2 = tl.constexpr(math.log(2))
+
+
+class Plan(NamedTuple):
+    """How a launch lays rows over programs; the fields in capitals are the kernel's constants."""
+
+    grid: tuple[int]
+    constants: dict[str, int]
+    options: dict[str, object]
+
+
+def plan(h: torch.Tensor, z: torch.Tensor, longest: int) -> Plan:
+    """Lays the rows of ``h[..., d]`` and ``z[..., d/c]`` over programs: by widths alone, so that the bits of a row do
+    not depend on the size of its batch, and with nothing measured at run time.
+
+    Args:
+        h, z: contiguous, at least one row.
+        longest: gates, a power of two, of the longest row that the kernel keeps in registers whole.
+    """
+    d, gates = h.shape[-1], z.shape[-1]
+    chunk = d // gates
+    block = triton.next_power_of_2(gates)
+    if block > longest:
+        # what is carried from block to block takes registers too
+        block = longest // 2
+    piece = min(triton.next_power_of_2(chunk), max(TILE // block, 1))
+    per_program = max(TILE // (block * piece), 1)
+    warps = min(max(per_program * block * piece // (32 * PER_THREAD), 1), MOST_WARPS)
+    constants = {
+        "GATES": gates,
+        "CHUNK": chunk,
+        "ROWS": per_program,
+        "BLOCK": block,
+        "BLOCKS": triton.cdiv(gates, block),
+        "PIECE": piece,
+    }
+    # fused multiply-add is asked for by name: its default is not the same in every release of triton
+    return Plan((triton.cdiv(h.numel() // d, per_program),), constants, {"num_warps": warps, "enable_fp_fusion": True})
+
+
+def scale_argument(temperature: float, dtype: torch.dtype) -> float | int:
+    """log2(e) / temperature as the kernels take it: a float, or for fp64 its bits, for triton passes floats as fp32.
+
+    Kept finite and above 0: an entry past the end of a row is -inf, and -inf * 0 is not 0.
+    """
+    double = dtype == torch.float64
+    limits = torch.finfo(torch.float64 if double else torch.float32)
+    scale = min(max(LOG2_E / temperature, limits.tiny), limits.max)
+    return struct.unpack("<q", struct.pack("<d", scale))[0] if double else scale
+
+
+@triton.jit
+def read_scale(scale, p_h):
+    """The scale in the type that gates are formed in: fp64 for fp64, else fp32."""
+    if p_h.dtype.element_ty == tl.float64:
+        return scale.to(tl.float64, bitcast=True)
+    else:
+        return tl.full((), scale, tl.float32)
+
+
+@triton.jit
+def exponentials(p_z, o_row, o_gate, mask, peak, scale, GATES: tl.constexpr):
+    """exp((z - peak) / temperature), 0 where masked. A power of two takes a third of the instructions of exp."""
+    z = tl.load(p_z + o_row * GATES + o_gate, mask, other=float("-inf")).to(scale.dtype)
+    return tl.exp2((z - peak) * scale)
+
+
+@triton.jit
+def softmax_statistics(p_z, o_row, m_row, scale, GATES: tl.constexpr, BLOCK: tl.constexpr, BLOCKS: tl.constexpr):
+    """Row maximum and 1 / sum of exponentials, ``[ROWS, 1]``, and the normalised sum of every block."""
+    SUMS: tl.constexpr = triton.next_power_of_2(BLOCKS)
+    o_block = tl.arange(0, SUMS)[None, :]
+    o_gate = tl.arange(0, BLOCK)[None, :]
+    peak = tl.full(m_row.shape, float("-inf"), scale.dtype)
+    for block in range(BLOCKS):
+        at = block * BLOCK + o_gate
+        z = tl.load(p_z + o_row * GATES + at, m_row & (at < GATES), other=float("-inf")).to(scale.dtype)
+        peak = tl.maximum(peak, tl.max(z, 1, keep_dims=True))
+    # rows past the last one: nothing is stored of them, but they need not be NaN either
+    peak = tl.where(m_row, peak, 0.0)
+    sums = tl.zeros([m_row.shape[0], SUMS], scale.dtype)
+    for block in range(BLOCKS):
+        at = block * BLOCK + o_gate
+        part = tl.sum(exponentials(p_z, o_row, at, m_row & (at < GATES), peak, scale, GATES), 1, keep_dims=True)
+        sums += tl.where(o_block == block, part, 0.0)
+    inverse = 1.0 / tl.where(m_row, tl.sum(sums, 1, keep_dims=True), 1.0)
+    return peak, inverse, sums * inverse
+
+
+@triton.jit
+def sum_where(sums, mask):
+    return tl.sum(tl.where(mask, sums, 0.0), 1, keep_dims=True)
+
+
+@triton.jit
+def gates(
+    p_z, o_row, m_row, block, peak, inverse, sums, scale, GATES: tl.constexpr, BLOCK: tl.constexpr, BLOCKS: tl.constexpr
+):
+    """``gate``, ``complement`` and ``p`` of one block, ``[ROWS, BLOCK]``.
+
+    The complement is a scan of its own from the right, over the logits one further on: total - prefix has no correct
+    digit where the gate is near 1. Sums of other blocks are added up, never subtracted.
+    """
+    o_gate = block * BLOCK + tl.arange(0, BLOCK)[None, :]
+    m_next = (o_gate + 1 < GATES) & (o_gate + 1 < (block + 1) * BLOCK)
+    p = exponentials(p_z, o_row, o_gate, m_row & (o_gate < GATES), peak, scale, GATES) * inverse
+    following = exponentials(p_z, o_row, o_gate + 1, m_row & m_next, peak, scale, GATES) * inverse
+    gate = tl.cumsum(p, 1)
+    complement = tl.cumsum(following, 1, reverse=True)
+    if BLOCKS > 1:
+        o_block = tl.arange(0, sums.shape[1])[None, :]
+        gate += sum_where(sums, o_block < block)
+        complement += sum_where(sums, o_block > block)
+    # tl.minimum would turn NaN into 1
+    return tl.where(gate > 1.0, 1.0, gate), tl.where(complement > 1.0, 1.0, complement), p
+
+
+@triton.jit
+def tile(
+    o_row, m_row, block, piece, GATES: tl.constexpr, CHUNK: tl.constexpr, BLOCK: tl.constexpr, PIECE: tl.constexpr
+):
+    """Offsets and mask of a tile of h: entries ``piece`` to ``piece + PIECE`` of every gate of a block."""
+    o_gate = block * BLOCK + tl.arange(0, BLOCK)[None, :]
+    if CHUNK == 1:
+        return o_row * GATES + o_gate, m_row & (o_gate < GATES)
+    else:
+        o_entry = piece + tl.arange(0, PIECE)[None, None, :]
+        at = (o_row * GATES + o_gate)[:, :, None] * CHUNK + o_entry
+        return at, (m_row & (o_gate < GATES))[:, :, None] & (o_entry < CHUNK)
+
+
+@triton.jit
+def spread(gate, CHUNK: tl.constexpr):
+    """One value per gate to one per entry of a tile of h."""
+    if CHUNK == 1:
+        return gate
+    else:
+        return gate[:, :, None]
+
+
+@triton.jit
+def gather(x, CHUNK: tl.constexpr):
+    """The adjoint of ``spread``."""
+    if CHUNK == 1:
+        return x
+    else:
+        return tl.sum(x, 2)
+
+
+@triton.jit
+def load(pointer, at, mask, scale):
+    return tl.load(pointer + at, mask, other=0.0).to(scale.dtype)
+
+
+@triton.jit
+def store_grad_z(
+    p_grad_z,
+    o_row,
+    m_row,
+    block,
+    p,
+    grad_gate,
+    after,
+    dot,
+    scale,
+    GATES: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """dz = p * (s - dot) / temperature, s_j = sum of grad_gate from j on, ``after`` of which lies in later blocks, and
+    dot = <p, s> = <gate, grad_gate>."""
+    o_gate = block * BLOCK + tl.arange(0, BLOCK)[None, :]
+    grad_z = p * (tl.cumsum(grad_gate, 1, reverse=True) + after - dot) * (scale * LN_2)
+    tl.store(p_grad_z + o_row * GATES + o_gate, grad_z, m_row & (o_gate < GATES))

@@ -1,0 +1,189 @@
+"""Sound and picture files as arrays whose rows are decoded when they are asked for.
+
+Nothing here is random: a row is the same numbers each time it is read, so that features computed from it may be kept.
+Needs soundfile, SciPy and Pillow (``pip install "pgm-fast[av]"``).
+"""
+
+from __future__ import annotations
+
+import importlib
+import math
+import os
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from .arrays import LazyRows
+from .raw import Problem, RefusedData
+
+__all__ = ["FrameRows", "MediaRows", "SpectrogramRows"]
+
+SILENCE = 1e-7  # added to magnitudes before the logarithm
+
+
+class MediaRows(LazyRows):
+    """Base: one row per sample, from its files. A sample without files reads as zeros.
+
+    Attributes:
+        kind: ``frames`` or ``spectrogram``, see :class:`~pgm_fast.data.feature_set.ModalitySpec`.
+        lengths: int64 ``[N]``, valid steps of each row, at least 1.
+    """
+
+    kind: str
+    lengths: np.ndarray
+
+    def unreadable(self, rows: np.ndarray) -> Iterator[tuple[int, Path, str]]:
+        """Row, file and reason of every file of these rows whose head cannot be read."""
+        raise NotImplementedError
+
+    def decode(self, row: int, steps: int) -> np.ndarray:
+        """The first ``steps`` steps of one row, ``[<= steps, d]``."""
+        raise NotImplementedError
+
+    def read(self, rows: np.ndarray, steps: int | None = None) -> np.ndarray:
+        steps = self.shape[1] if steps is None else min(steps, self.shape[1])
+        out = np.zeros((len(rows), steps, self.shape[2]), self.dtype)
+
+        def fill(place: int) -> None:
+            block = self.decode(int(rows[place]), steps)
+            out[place, : len(block)] = block
+
+        # decoders spend their time outside of the interpreter's lock
+        with ThreadPoolExecutor(min(len(rows), os.cpu_count() or 1) or 1) as pool:
+            list(pool.map(fill, range(len(rows))))
+        return out
+
+
+class SpectrogramRows(MediaRows):
+    """Log-magnitude spectrograms of sound files: float32 ``[N, T, n_fft // 2 + 1]``.
+
+    ``log(|STFT| + 1e-7)`` with a Hann window of ``n_fft`` samples, one step per ``hop`` samples, the signal mirrored at
+    its ends. Channels are averaged, and other rates than ``sample_rate`` resampled (polyphase filter).
+
+    Args:
+        files: a file per row, None where the sample has no sound.
+        sample_rate: in Hz.
+        n_fft: window, in samples.
+        hop: between steps, in samples.
+        max_steps: longer sounds are cut.
+
+    Raises:
+        RefusedData: soundfile is not installed.
+    """
+
+    kind = "spectrogram"
+
+    def __init__(self, files: Sequence[Path | None], sample_rate: int, n_fft: int, hop: int, max_steps: int):
+        self._soundfile = _import("soundfile")
+        self.files, self.sample_rate, self.n_fft, self.hop = list(files), sample_rate, n_fft, hop
+        self.lengths = np.ones(len(self.files), np.int64)
+        for row, file in enumerate(self.files):
+            if file is not None and isinstance(head := self._head(file), tuple):
+                samples, rate = head
+                self.lengths[row] = min(max_steps, 1 + math.ceil(samples * sample_rate / rate) // hop)
+        self.dtype = np.dtype(np.float32)
+        self.shape = (len(self.files), int(self.lengths.max(initial=1)), n_fft // 2 + 1)
+
+    def _head(self, file: Path) -> tuple[int, int] | str:
+        try:
+            info = self._soundfile.info(file)
+        except (self._soundfile.SoundFileError, OSError) as error:
+            return str(error)
+        return (info.frames, info.samplerate) if info.frames else "holds no sound"
+
+    def unreadable(self, rows: np.ndarray) -> Iterator[tuple[int, Path, str]]:
+        for row in rows.tolist():
+            file = self.files[row]
+            if file is not None and isinstance(reason := self._head(file), str):
+                yield row, file, reason
+
+    def decode(self, row: int, steps: int) -> np.ndarray:
+        file = self.files[row]
+        if file is None:
+            return np.zeros((0, self.shape[2]), np.float32)
+        try:
+            signal, rate = self._soundfile.read(file, dtype="float32", always_2d=True)
+        except (self._soundfile.SoundFileError, OSError) as error:
+            raise _refused(file, error) from None
+        signal = signal.mean(axis=1)
+        if rate != self.sample_rate:
+            from scipy.signal import resample_poly
+
+            common = math.gcd(rate, self.sample_rate)
+            signal = resample_poly(signal, self.sample_rate // common, rate // common).astype(np.float32)
+        # mirroring needs more samples than half a window
+        signal = np.pad(signal, (0, max(0, self.n_fft // 2 + 1 - len(signal))))
+        spectrum = torch.stft(
+            torch.from_numpy(signal), self.n_fft, self.hop, window=torch.hann_window(self.n_fft), return_complex=True
+        )
+        return (spectrum.abs() + SILENCE).log().t().numpy()[: min(steps, int(self.lengths[row]))]
+
+
+class FrameRows(MediaRows):
+    """Pictures of a sample, evenly spaced among those in its folder: uint8 ``[N, T, 3 * size * size]``.
+
+    RGB, the shorter side scaled to ``size`` (bicubic), the middle cut out, channels first within a step.
+
+    Args:
+        files: the pictures of each row in their order, empty where the sample has none.
+        frames: T, how many are taken; of fewer some are taken more than once.
+        size: width and height, in pixels.
+
+    Raises:
+        RefusedData: Pillow is not installed.
+    """
+
+    kind = "frames"
+
+    def __init__(self, files: Sequence[Sequence[Path]], frames: int, size: int):
+        self._image = _import("PIL.Image")
+        places = [np.rint(np.linspace(0, max(len(found) - 1, 0), frames)).astype(int) for found in files]
+        self.files = [[found[k] for k in place] if found else [] for found, place in zip(files, places, strict=True)]
+        self.size = size
+        self.lengths = np.full(len(self.files), frames, np.int64)
+        self.dtype = np.dtype(np.uint8)
+        self.shape = (len(self.files), frames, 3 * size * size)
+
+    def unreadable(self, rows: np.ndarray) -> Iterator[tuple[int, Path, str]]:
+        for row in rows.tolist():
+            for file in dict.fromkeys(self.files[row]):
+                try:
+                    self._image.open(file).close()
+                except OSError as error:
+                    yield row, file, str(error)
+
+    def decode(self, row: int, steps: int) -> np.ndarray:
+        block = np.zeros((min(steps, len(self.files[row])), self.shape[2]), np.uint8)
+        for step, file in enumerate(self.files[row][:steps]):
+            try:
+                with self._image.open(file) as picture:
+                    picture = picture.convert("RGB")
+            except OSError as error:
+                raise _refused(file, error) from None
+            block[step] = np.asarray(self._cut(picture)).transpose(2, 0, 1).reshape(-1)
+        return block
+
+    def _cut(self, picture):
+        scale = self.size / min(picture.size)
+        width, height = (max(self.size, round(side * scale)) for side in picture.size)
+        left, top = (width - self.size) // 2, (height - self.size) // 2
+        resized = picture.resize((width, height), self._image.Resampling.BICUBIC)
+        return resized.crop((left, top, left + self.size, top + self.size))
+
+
+def _import(name: str):
+    try:
+        return importlib.import_module(name)
+    except (ImportError, OSError) as error:
+        package = name.partition(".")[0]
+        message = f"sound and picture files need {package}, which cannot be imported ({error})"
+        raise RefusedData(Problem(package, "", None, f'{message}; pip install "pgm-fast[av]"')) from None
+
+
+def _refused(file: Path, error: Exception) -> RefusedData:
+    return RefusedData(
+        Problem(str(file), "", None, f"cannot be decoded: {error}; replace the file, or leave its row out")
+    )

@@ -1,0 +1,70 @@
+"""ResNet-18 over frames or spectrograms (He et al., CVPR 2016), built by configuration and trained from scratch.
+
+The network is the one of ``transformers`` (``pip install "pgm-fast[av]"``); nothing is downloaded.
+"""
+
+from __future__ import annotations
+
+import math
+
+from torch import Tensor, nn
+
+from ..errors import ConfigError
+from .encoders import masked_mean, valid_steps
+
+__all__ = ["PICTURES", "ResNetEncoder"]
+
+PICTURES = ("frames", "spectrogram")
+
+
+class ResNetEncoder(nn.Module):
+    """Pictures to representations.
+
+    Args:
+        kind: ``frames``, each step of ``[B, T, 3 * s * s]`` a picture of its own, whose features are averaged over the
+            steps; or ``spectrogram``, the whole ``[B, T, F]`` one picture of one channel.
+        in_dim: width of a step.
+        dim: width of the representation.
+        dropout: before the last linear layer.
+
+    Raises:
+        ConfigError: unknown kind, a width that is no square RGB picture, or ``transformers`` is not installed.
+    """
+
+    def __init__(self, kind: str, in_dim: int, dim: int, dropout: float = 0.0):
+        super().__init__()
+        if kind not in PICTURES:
+            raise ConfigError(f"resnet18 reads {' or '.join(PICTURES)}, not {kind}: use mlp, gru or transformer")
+        self.kind = kind
+        self.size = math.isqrt(in_dim // 3)
+        if kind == "frames" and 3 * self.size**2 != in_dim:
+            raise ConfigError(f"a frame has {in_dim} values, a square RGB picture 3 * size * size")
+        try:
+            from transformers import ResNetConfig, ResNetModel
+        except ImportError as error:
+            raise ConfigError(
+                f'encoder resnet18 needs transformers, which cannot be imported ({error}): pip install "pgm-fast[av]", '
+                "or pass your own encoders"
+            ) from None
+        config = ResNetConfig(
+            num_channels=3 if kind == "frames" else 1,
+            embedding_size=64,
+            hidden_sizes=[64, 128, 256, 512],
+            depths=[2, 2, 2, 2],
+            layer_type="basic",
+        )
+        self.net = ResNetModel(config)
+        self.dropout = nn.Dropout(dropout)
+        self.out = nn.Linear(config.hidden_sizes[-1], dim)
+
+    def forward(self, x: Tensor, lengths: Tensor | None = None) -> Tensor:
+        """``[B, T, in_dim]`` -> ``[B, dim]``."""
+        valid = valid_steps(x, lengths)
+        x = x.masked_fill(~valid.unsqueeze(-1), 0.0)
+        if self.kind == "spectrogram":
+            features = self.net(x.unsqueeze(1)).pooler_output.flatten(1)
+        else:
+            pictures = x.reshape(-1, 3, self.size, self.size)
+            steps = self.net(pictures).pooler_output.flatten(1)
+            features = masked_mean(steps.view(*x.shape[:2], -1), valid)
+        return self.out(self.dropout(features))

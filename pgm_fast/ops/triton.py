@@ -1,0 +1,63 @@
+"""The Triton kernels of ``kernels/`` as a backend of ops on CUDA devices."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from .. import backends
+from .native import refuse_mixed_precision
+
+__all__ = ["TRITON_DTYPES", "TRITON_PRODUCT_DTYPES", "register_triton"]
+
+TRITON_DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+# double precision has no place on the matrix units that these kernels are for: the reference serves it
+TRITON_PRODUCT_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+
+
+def register_triton(
+    op: str,
+    file: str | None = None,
+    function: str | None = None,
+    *,
+    dtypes: tuple[torch.dtype, ...] = TRITON_DTYPES,
+    refuse: Callable[..., str | None] = refuse_mixed_precision,
+) -> None:
+    """Registers a function of ``kernels/`` as the ``triton`` backend of ``op`` on CUDA devices.
+
+    It takes the op's arguments, tensors and lists of tensors made contiguous here, and returns its outputs.
+
+    Args:
+        op: with ``function`` None, ``forward`` and ``backward`` of ``kernels/<op>.py`` are registered for ``op`` and
+            ``<op>_backward``.
+        file, function: ``kernels/<file>.py`` and the function in it.
+        dtypes, refuse: see :class:`pgm_fast.backends.Implementation`.
+    """
+    if function is None:
+        register_triton(op, op, "forward", dtypes=dtypes, refuse=refuse)
+        register_triton(f"{op}_backward", op, "backward", dtypes=dtypes, refuse=refuse)
+    else:
+        load = partial(_load, file, function)
+        backends.register(op, "triton", load, devices=("cuda",), dtypes=dtypes, refuse=refuse)
+
+
+def _load(file: str, function: str):
+    kernel = getattr(importlib.import_module(f"pgm_fast.kernels.{file}"), function)
+
+    def run(*arguments):
+        first = arguments[0]
+        # triton launches on the current device, whichever the tensors are on
+        with torch.cuda.device_of(first if isinstance(first, Tensor) else first[0]):
+            return kernel(*map(_contiguous, arguments))
+
+    return run
+
+
+def _contiguous(argument):
+    if isinstance(argument, Tensor):
+        return argument.contiguous()
+    return [_contiguous(x) for x in argument] if isinstance(argument, list) else argument

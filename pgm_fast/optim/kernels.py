@@ -1,0 +1,37 @@
+"""Who computes a launch: registered like the ops, so that ``pgm_fast.backend`` and ``doctor`` know them."""
+
+from __future__ import annotations
+
+import torch
+
+from .. import backends
+from .launch import DTYPES, Launch
+from .reference import run_squares, run_step
+
+__all__ = ["SQUARES", "STEP", "run"]
+
+SQUARES, STEP = "multi_rate_squares", "multi_rate_step"
+
+
+def run(op: str, launch: Launch) -> None:
+    """Compute ``op`` on a launch with the backend of the moment."""
+    backends.select(op, (launch.sample, launch))(launch.sample, launch)
+
+
+def _load_native(op: str):
+    def load():
+        import pgm_fast._native as native
+
+        kernel, threads = getattr(native, op), torch.get_num_threads
+        if op == STEP:
+            return lambda sample, launch: kernel(launch.address, threads())
+        return lambda sample, launch: kernel(
+            launch.address, launch.partials.data_ptr(), launch.sums.data_ptr(), threads()
+        )
+
+    return load
+
+
+for _op, _reference in ((SQUARES, run_squares), (STEP, run_step)):
+    backends.register(_op, "torch", lambda reference=_reference: lambda sample, launch: reference(launch))
+    backends.register(_op, "native", _load_native(_op), devices=("cpu",), dtypes=tuple(DTYPES))

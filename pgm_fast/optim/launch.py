@@ -1,0 +1,274 @@
+"""What one kernel launch of a multi-rate optimizer takes: the tensors of one device and one combination of dtypes, as
+objects for the reference and as tables of addresses for the kernels.
+
+The tables are those of ``csrc/common/multi_rate.h``: rows of eleven 64-bit words per tensor, two per chunk, thirteen
+numbers per group, and the ``Launch`` struct itself as words.
+"""
+
+from __future__ import annotations
+
+import math
+from array import array
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .remainder import join_remainder, split_remainder
+from .watch import local_tensor
+
+__all__ = ["GROUP_COLUMNS", "Entry", "Launch", "Shards", "chunk_size", "group_row"]
+
+DTYPES = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16: 3}
+MASTERS = {None: 0, "float32": 1, "remainder": 2}
+ALGORITHMS = {"adamw": 0, "sgd": 1}
+CLIPS = {"none": 0, "global": 1, "group": 2}
+AMSGRAD, NESTEROV, RATE_IS_DOUBLE = 1, 2, 4
+
+GROUP_COLUMNS = {"lr": 0, "weight_decay": 1, "eps": 7, "momentum": 8}
+"""Hyper-parameters that a group's row holds as they are; the others are derived, see :func:`group_row`."""
+
+# words of the Launch struct that change from step to step
+WORD_GRAD_SCALE, WORD_FOUND_INF = 15, 16
+
+SMALLEST_CHUNK, LARGEST_CHUNK = 1 << 10, 1 << 16
+CHUNKS_PER_PROCESSOR = 4
+
+
+@dataclass
+class Entry:
+    """One parameter that has a gradient.
+
+    Attributes:
+        param: the parameter.
+        group, group_index: its group.
+        state: its state, locally: a DTensor's as shards.
+        master: the form of its master weights.
+        moment_names: state that a step rewrites, in the order of the tables; None in the place of one that the group
+            does without.
+        work: dense memory that stands in for a parameter with gaps during a step; else None.
+        gradient_copy: the gradient in the strides of the parameter, where its own are others; else None.
+    """
+
+    param: Tensor
+    group: dict[str, Any]
+    group_index: int
+    state: dict[str, Tensor]
+    master: str | None
+    moment_names: tuple[str | None, ...]
+    work: Tensor | None = None
+    gradient_copy: Tensor | None = None
+
+    def local(self) -> Tensor:
+        """The memory that a kernel updates."""
+        return local_tensor(self.param.detach()) if self.work is None else self.work
+
+    def gradient(self) -> Tensor:
+        """The gradient as a kernel reads it."""
+        return local_tensor(self.param.grad.detach()) if self.gradient_copy is None else self.gradient_copy
+
+    def precise_param(self) -> Tensor:
+        """The parameter in the dtype of the computation."""
+        if self.master == "float32":
+            return self.state["master_param"]
+        if self.master == "remainder":
+            return join_remainder(self.local(), self.state["param_remainder"])
+        local = self.local()
+        return local if local.dtype == torch.float64 else local.float()
+
+    def store_param(self, value: Tensor) -> None:
+        """Write the parameter, and its master, from a value in the dtype of the computation."""
+        if self.master == "remainder":
+            high, low = split_remainder(value)
+            self.local().copy_(high)
+            self.state["param_remainder"].copy_(low)
+            return
+        if self.master == "float32":
+            self.state["master_param"].copy_(value)
+        self.local().copy_(value)
+
+    def copy_in(self) -> None:
+        """Before a step: what a kernel cannot walk in place."""
+        if self.work is not None:
+            self.work.copy_(local_tensor(self.param.detach()))
+        if self.gradient_copy is not None:
+            self.gradient_copy.copy_(local_tensor(self.param.grad.detach()))
+
+    def copy_out(self) -> None:
+        """After it."""
+        if self.work is not None:
+            local_tensor(self.param.detach()).copy_(self.work)
+
+
+@dataclass(frozen=True)
+class Shards:
+    """Over which process groups the sums of squares of DTensor shards are added up."""
+
+    groups: tuple[Any, ...] = ()
+
+
+@dataclass
+class Launch:
+    """One launch. Addresses in the tables are of device memory.
+
+    Attributes:
+        host_gradients, host_groups: the tables of gradients and groups where the host writes them.
+        tensors: int64 ``[entries, 11]``. chunks: int64 ``[chunks, 2]``. gradients: int64 ``[entries]``.
+        groups: ``[num_groups, 13]``, float64 where parameters are, else float32.
+        sums: float64 ``[num_groups + 1]``, squares of gradients of each group and of all.
+        partials: float64 ``[chunks]``, scratch for them.
+        skipped: float32 scalar raised by a skipped step, or None where another launch counts it.
+        words: the Launch struct of multi_rate.h.
+        grad_scale, found_inf: float32 scalars of this step on this device, or None.
+        scratch: what a backend keeps with the launch.
+    """
+
+    algorithm: str
+    device: torch.device
+    param_dtype: torch.dtype
+    gradient_dtype: torch.dtype
+    master: str | None
+    shards: Shards
+    clip: str
+    check_finite: bool
+    entries: list[Entry]
+    num_groups: int
+    chunk_size: int
+    max_norm: Callable[[dict], float]
+    host_gradients: Tensor
+    host_groups: Tensor
+    skipped: Tensor | None
+    gradients: Tensor = field(init=False)
+    groups: Tensor = field(init=False)
+    tensors: Tensor = field(init=False)
+    chunks: Tensor = field(init=False)
+    grad_scale: Tensor | None = None
+    found_inf: Tensor | None = None
+    scratch: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self):
+        rows = [self._tensor_row(entry) for entry in self.entries]
+        sizes = [entry.local().numel() for entry in self.entries]
+        chunks = [(i, start) for i, size in enumerate(sizes) for start in range(0, size, self.chunk_size)]
+        # on the CPU the host's tables themselves, which are written in place
+        self.gradients = self.host_gradients.to(self.device)
+        self.groups = self.host_groups.to(self.device)
+        self.tensors = torch.tensor(rows, dtype=torch.int64).to(self.device)
+        self.chunks = torch.tensor(chunks, dtype=torch.int64).reshape(-1, 2).to(self.device)
+        self.sums = torch.zeros(self.num_groups + 1, dtype=torch.float64, device=self.device)
+        self.partials = torch.zeros(len(chunks), dtype=torch.float64, device=self.device)
+        self.sample = self.entries[0].local()
+        known = self.clip != "none" or self.check_finite
+        self.words = array(
+            "q",
+            [
+                self.tensors.data_ptr(),
+                self.gradients.data_ptr(),
+                self.chunks.data_ptr(),
+                self.groups.data_ptr(),
+                len(rows),
+                len(chunks),
+                self.num_groups,
+                sum(sizes),
+                self.chunk_size,
+                ALGORITHMS[self.algorithm],
+                DTYPES[self.param_dtype],
+                DTYPES[self.gradient_dtype],
+                MASTERS[self.master],
+                CLIPS[self.clip],
+                int(self.check_finite),
+                0,
+                0,
+                self.sums.data_ptr() if known else 0,
+                0 if self.skipped is None else self.skipped.data_ptr(),
+            ],
+        )
+        self.address = self.words.buffer_info()[0]
+
+    @property
+    def compute_dtype(self) -> torch.dtype:
+        """Of the state and of the arithmetic."""
+        return torch.float64 if self.param_dtype == torch.float64 else torch.float32
+
+    def upload(self, gradients: bool, groups: bool) -> None:
+        """Bring what changed on the host to the device."""
+        if self.device.type == "cpu":
+            return
+        # from pageable memory: the driver stages it before the call returns, so the host may write it again at once
+        if gradients:
+            self.gradients.copy_(self.host_gradients, non_blocking=True)
+        if groups:
+            self.groups.copy_(self.host_groups, non_blocking=True)
+
+    def set_scalars(self, grad_scale: Tensor | None, found_inf: Tensor | None) -> None:
+        """What GradScaler, or who plays its part, hands over for this step."""
+        self.grad_scale = self._here(grad_scale)
+        self.found_inf = self._here(found_inf)
+        self.words[WORD_GRAD_SCALE] = 0 if self.grad_scale is None else self.grad_scale.data_ptr()
+        self.words[WORD_FOUND_INF] = 0 if self.found_inf is None else self.found_inf.data_ptr()
+
+    def _here(self, value: Tensor | None) -> Tensor | None:
+        if value is None or (value.device == self.device and value.dtype == torch.float32):
+            return value
+        return value.to(self.device, torch.float32, non_blocking=True)
+
+    def _tensor_row(self, entry: Entry) -> list[int]:
+        state, group = entry.state, entry.group
+        lr, flags = group["lr"], 0
+        on_device = isinstance(lr, Tensor) and lr.device == self.device
+        if group.get("amsgrad"):
+            flags |= AMSGRAD
+        if group.get("nesterov"):
+            flags |= NESTEROV
+        if on_device and lr.dtype == torch.float64:
+            flags |= RATE_IS_DOUBLE
+        moments = [_address(state.get(name)) for name in entry.moment_names]
+        moments += [0] * (3 - len(moments))
+        masters = [_address(state.get(name)) for name in ("master_param", "param_remainder")]
+        local = entry.local()
+        return [
+            local.data_ptr(),
+            *moments,
+            max(masters),
+            _address(state.get("step")),
+            _address(state.get("waited")),
+            lr.data_ptr() if on_device else 0,
+            local.numel(),
+            entry.group_index,
+            flags,
+        ]
+
+
+def _address(x: Tensor | None) -> int:
+    return 0 if x is None else x.data_ptr()
+
+
+def group_row(group: dict[str, Any], max_norm: float) -> list[float]:
+    """A group's row of the table."""
+    beta1, beta2 = group.get("betas", (0.0, 0.0))
+    return [
+        float(group["lr"]) if not isinstance(group["lr"], Tensor) or group["lr"].device.type == "cpu" else 0.0,
+        group["weight_decay"],
+        1.0 - beta1,
+        beta2,
+        1.0 - beta2,
+        math.log(beta1) if beta1 > 0 else -math.inf,
+        math.log(beta2) if beta2 > 0 else -math.inf,
+        group.get("eps", 0.0),
+        group.get("momentum", 0.0),
+        1.0 - group.get("dampening", 0.0),
+        -1.0 if group["maximize"] else 1.0,
+        max_norm,
+        float(group["update_every"]),
+    ]
+
+
+def chunk_size(sizes: Sequence[int], processors: int) -> int:
+    """The largest power of two in [1 Ki, 64 Ki] that still gives every processor four chunks: large chunks cost less
+    bookkeeping, small ones leave no processor idle."""
+    size = LARGEST_CHUNK
+    while size > SMALLEST_CHUNK and sum(-(-n // size) for n in sizes) < CHUNKS_PER_PROCESSOR * processors:
+        size //= 2
+    return size

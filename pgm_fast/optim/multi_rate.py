@@ -1,0 +1,335 @@
+"""What MultiRateAdamW and MultiRateSGD have in common: any number of param groups, one kernel launch."""
+
+from __future__ import annotations
+
+import copy
+import math
+import sys
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from .launch import DTYPES, Entry
+from .plan import Plan, Settings
+from .watch import is_direct, local_tensor, same_strides
+
+__all__ = ["MultiRateOptimizer"]
+
+MASTER_WEIGHTS = (None, "float32", "remainder")
+CLIP = ("global", "group")
+# what torch's optimizers keep in their groups and these have no use for
+FOREIGN = ("foreach", "fused", "differentiable", "decoupled_weight_decay")
+
+
+class MultiRateOptimizer(Optimizer):
+    """Steps every tensor of every param group in one kernel launch per combination of device and dtypes.
+
+    Tables of addresses are made once and kept; a steady step looks for changes (compiled, where the host path is built),
+    and launches. New tables are made when a gradient comes or goes, after ``add_param_group``, ``load_state_dict``, and
+    when parameters or their state are replaced.
+
+    State is kept in float32 (float64 for float64 parameters) whatever the dtype of the parameter, under the names that
+    torch gives it; ``state_dict`` loads into torch's optimizer and torch's here.
+
+    ``grad_scale`` and ``found_inf``, as :class:`torch.amp.GradScaler` sets them, are obeyed on the device: a
+    ``found_inf`` other than 0 changes nothing, not even ``step``.
+    """
+
+    algorithm: str
+    _step_supports_amp_scaling = True
+
+    def __init__(
+        self,
+        params: Iterable,
+        defaults: dict[str, Any],
+        max_norm: float | None,
+        clip: str,
+        skip_nonfinite: bool,
+        master_weights: str | None,
+    ):
+        _check_choice("clip", clip, CLIP)
+        _check_choice("master_weights", master_weights, MASTER_WEIGHTS)
+        if clip == "group":
+            defaults["max_norm"] = max_norm
+        else:
+            _check_max_norm(max_norm)
+        self.clip = clip
+        self.skip_nonfinite = skip_nonfinite
+        self.master_weights = master_weights
+        self._max_norm = max_norm
+        self._forget()
+        super().__init__(params, defaults)
+
+    @property
+    def max_norm(self) -> float | None:
+        """Largest norm of all gradients together (``clip="global"``); None for any. May be set between steps."""
+        return self._max_norm
+
+    @max_norm.setter
+    def max_norm(self, value: float | None) -> None:
+        if self.clip == "group":
+            raise ValueError('max_norm is an entry of each param group with clip="group"; set it there')
+        _check_max_norm(value)
+        self._max_norm = value
+        self._plan = None
+
+    @property
+    def launches_per_step(self) -> int:
+        """Kernel launches of a step like the last one: one per combination of device, dtypes and sharding, twice that
+        where gradients are measured to clip or to check them."""
+        if self._plan is None:
+            return 0
+        return len(self._plan.launches) * (2 if self._plan.settings.measures else 1)
+
+    @property
+    def skipped_steps(self) -> Tensor | None:
+        """How many steps ``found_inf`` or a gradient that is not finite has skipped: a scalar on the device; None
+        before the first step. Counted by this object, not part of ``state_dict``."""
+        return next(iter(self._skipped.values()), None)
+
+    @torch.no_grad()
+    def total_norm(self) -> Tensor:
+        """The norm of all gradients together as they are: a float64 scalar on the device.
+
+        The next :meth:`step` takes it from here; gradients must not change in between.
+        """
+        plan = self._current_plan()
+        for entry in plan.copied:
+            entry.copy_in()
+        plan.measure()
+        if not plan.launches:
+            return torch.zeros((), dtype=torch.float64)
+        return plan.launches[0].sums[-1].sqrt()
+
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """One update of every parameter that has a gradient and is due.
+
+        Args:
+            closure: computes the loss anew, with gradients; its value is returned.
+
+        Raises:
+            TypeError: a sparse gradient, or one of a dtype that does not go with its parameter.
+            RuntimeError: new tables are needed while a CUDA graph is captured.
+        """
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        found_inf = getattr(self, "found_inf", None)
+        if found_inf is not None and not isinstance(found_inf, Tensor):
+            found_inf = torch.tensor(float(found_inf))  # GradScaler's sum over no gradient at all is the number 0
+        self._current_plan().run(getattr(self, "grad_scale", None), found_inf)
+        return loss
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """See :meth:`torch.optim.Optimizer.add_param_group`.
+
+        Raises:
+            TypeError: a parameter that is complex or of a dtype without a kernel.
+            ValueError: a hyper-parameter out of its range.
+        """
+        super().add_param_group(param_group)
+        try:
+            self._check_group(self.param_groups[-1])
+        except (TypeError, ValueError):
+            self.param_groups.pop()
+            raise
+        self._plan = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        own = ("clip", "skip_nonfinite", "master_weights", "_max_norm")
+        return {**super().__getstate__(), **{name: getattr(self, name) for name in own}}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        for index, group in enumerate(self.param_groups):
+            known = {sys.intern(key): value for key, value in group.items() if key not in FOREIGN}
+            for key, value in self.defaults.items():
+                known.setdefault(key, value)
+            if "betas" in known:
+                known["betas"] = tuple(known["betas"])
+            self.param_groups[index] = known
+        self._restore_loaded()
+        self._forget(keep_counts=True)
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take up the state of an optimizer of this class or of torch's. Tensors are copied, in full precision: torch's
+        own method would cast float32 moments of 16-bit parameters to 16 bits.
+
+        Raises:
+            ValueError: other groups, or master weights of another form than this optimizer keeps.
+        """
+        # as the last hook, so that what others make of the dictionary is what is loaded
+        handle = self.register_load_state_dict_pre_hook(lambda _, loaded: setattr(self, "_loaded", loaded))
+        try:
+            super().load_state_dict(state_dict)
+        finally:
+            handle.remove()
+            self._loaded = None
+
+    def _restore_loaded(self) -> None:
+        """State as it was saved in place of what torch has cast."""
+        if self._loaded is None:
+            return
+        saved_ids = [i for group in self._loaded["param_groups"] for i in group["params"]]
+        params = [p for group in self.param_groups for p in group["params"]]
+        for saved_id, param in zip(saved_ids, params, strict=True):
+            saved = self._loaded["state"].get(saved_id)
+            if saved is not None:
+                self.state[param] = {key: _copied(value, param) for key, value in saved.items()}
+
+    def _forget(self, keep_counts: bool = False) -> None:
+        self._plan: Plan | None = None
+        if not keep_counts or not hasattr(self, "_skipped"):
+            self._skipped: dict[torch.device, Tensor] = {}
+        if not hasattr(self, "_loaded"):
+            self._loaded: dict[str, Any] | None = None
+
+    def _current_plan(self) -> Plan:
+        if self._plan is None or not self._plan.refresh():
+            self._plan = None
+            self._plan = self._new_plan()
+        return self._plan
+
+    @torch.no_grad()
+    def _new_plan(self) -> Plan:
+        if torch.cuda.is_available() and torch.cuda.is_current_stream_capturing():
+            raise RuntimeError(
+                f"{type(self).__name__} would need new tables while a CUDA graph is captured: a gradient, parameter, "
+                "state or param group has changed since the step before. Take one step with the same gradients before the "
+                "capture, and keep them in place: zero_grad(set_to_none=False)"
+            )
+        entries, absent = [], []
+        for index, group in enumerate(self.param_groups):
+            for param in group["params"]:
+                if param.grad is None:
+                    absent.append(param)
+                else:
+                    entries.append(self._entry(param, group, index))
+        self._make_counters(entries)
+        clip = "none" if self.clip == "global" and self._max_norm is None else self.clip
+        settings = Settings(self.algorithm, clip, self.skip_nonfinite, self._max_norm)
+        return Plan(settings, entries, absent, self.state, self.param_groups, self._skipped)
+
+    def _entry(self, param: Tensor, group: dict[str, Any], index: int) -> Entry:
+        local, grad = local_tensor(param.detach()), param.grad
+        if grad.layout != torch.strided:
+            raise TypeError(
+                f"{type(self).__name__} takes dense gradients, got {grad.layout} for a parameter of shape "
+                f"{tuple(param.shape)}; build the layer with sparse=False, or give it an optimizer of its own"
+            )
+        grad = local_tensor(grad.detach())
+        if grad.dtype != local.dtype and torch.float64 in (grad.dtype, local.dtype):
+            raise TypeError(f"a {local.dtype} parameter takes a gradient of its own dtype, got {grad.dtype}")
+        if grad.device != local.device:
+            raise ValueError(f"a parameter on {local.device} takes a gradient there, got one on {grad.device}")
+        master = self._master_of(local.dtype)
+        needed = self._needed_moments(group)
+        moments = tuple(name if name in needed else None for name in self._moments())
+        entry = Entry(param, group, index, {}, master, moments)
+        if not torch.ops.aten.is_non_overlapping_and_dense(local):
+            entry.work = torch.empty_like(local).copy_(local)
+        if not is_direct(local, grad):
+            entry.gradient_copy = torch.empty_like(entry.local(), dtype=grad.dtype).copy_(grad)
+        self._make_state(entry)
+        return entry
+
+    def _make_state(self, entry: Entry) -> None:
+        """What is missing of an entry's state, counters aside; what is there in the memory that kernels walk."""
+        state, param = self.state[entry.param], entry.param.detach()
+        dtype = torch.float64 if param.dtype == torch.float64 else torch.float32
+        wanted = {name: (dtype, None) for name in self._needed_moments(entry.group)}
+        if entry.master == "float32":
+            wanted["master_param"] = (torch.float32, param)
+        if entry.master == "remainder":
+            wanted["param_remainder"] = (torch.int16, None)
+        other = {"master_param", "param_remainder"} & state.keys() - wanted.keys()
+        if other:
+            raise ValueError(
+                f"the loaded state has {other.pop()}, which master_weights={self.master_weights!r} does not keep; build the "
+                "optimizer with the master_weights that it was saved with"
+            )
+        for name, (kind, source) in wanted.items():
+            present = state.get(name)
+            if present is None:
+                present = torch.zeros_like(param, dtype=kind) if source is None else source.to(kind, copy=True)
+                state[name] = present
+            local = local_tensor(present)
+            target = entry.local()
+            if local.dtype != kind or local.device != target.device or not same_strides(local, target):
+                if local is not present:
+                    raise ValueError(f"{name} of a distributed parameter is {local.dtype} on {local.device}, must be {kind}")
+                state[name] = torch.empty_like(target, dtype=kind).copy_(present)
+
+    def _make_counters(self, entries: list[Entry]) -> None:
+        """``step`` and ``waited`` of every entry: scalars that share one buffer per device."""
+        lacking: dict[torch.device, list[tuple[dict, str, Any]]] = {}
+        for entry in entries:
+            state, device = self.state[entry.param], entry.local().device
+            for name in self._counters(entry.group):
+                counter = state.get(name, 0.0)
+                if not isinstance(counter, Tensor):
+                    lacking.setdefault(device, []).append((state, name, float(counter)))
+                elif counter.device != device or counter.dtype != torch.float32 or counter.dim():
+                    lacking.setdefault(device, []).append((state, name, counter))
+        for device, counters in lacking.items():
+            buffer = torch.zeros(len(counters), device=device)
+            for view, (state, name, value) in zip(buffer.unbind(), counters, strict=True):
+                view.copy_(value.reshape(())) if isinstance(value, Tensor) else view.fill_(value)
+                state[name] = view
+        for entry in entries:
+            entry.state = {key: local_tensor(value) for key, value in self.state[entry.param].items()}
+
+    def _counters(self, group: Mapping[str, Any]) -> tuple[str, ...]:
+        """Counters that parameters of the group have."""
+        return ("waited",) if group["update_every"] > 1 else ()
+
+    def _moments(self) -> tuple[str, ...]:
+        """Names of the state that a step rewrites, in the order of the kernels' tables."""
+        raise NotImplementedError
+
+    def _needed_moments(self, group: Mapping[str, Any]) -> tuple[str, ...]:
+        """Those that parameters of the group have."""
+        raise NotImplementedError
+
+    def _master_of(self, dtype: torch.dtype) -> str | None:
+        return self.master_weights if dtype in (torch.bfloat16, torch.float16) else None
+
+    def _check_group(self, group: dict[str, Any]) -> None:
+        name = type(self).__name__
+        for param in group["params"]:
+            if param.dtype not in DTYPES:
+                raise TypeError(f"{name} takes float32, float64, bfloat16 and float16 parameters, got {param.dtype}")
+            if param.dtype == torch.float16 and self.master_weights == "remainder":
+                raise TypeError('master_weights="remainder" takes bfloat16 parameters, got torch.float16; use "float32"')
+        lr = group["lr"]
+        if isinstance(lr, Tensor) and (lr.numel() != 1 or lr.dtype not in (torch.float32, torch.float64)):
+            raise ValueError(f"lr as a tensor is one float32 or float64 number, got {lr.dtype} of shape {tuple(lr.shape)}")
+        for key in ("lr", "eps", "weight_decay", "momentum"):
+            value = group.get(key, 0.0)
+            if not isinstance(value, Tensor) and not 0.0 <= value < math.inf:
+                raise ValueError(f"{key} is {value!r}, must be a finite number >= 0")
+        every = group["update_every"]
+        if isinstance(every, bool) or not isinstance(every, int) or every < 1:
+            raise ValueError(f"update_every is {every!r}, must be a whole number >= 1")
+        if self.clip == "group":
+            _check_max_norm(group["max_norm"])
+        elif group.get("max_norm") is not None:
+            raise ValueError('max_norm in a param group takes clip="group"')
+
+
+def _check_choice(name: str, value: object, allowed: tuple) -> None:
+    if value not in allowed:
+        raise ValueError(f"{name} is {value!r}, must be one of {', '.join(map(repr, allowed))}")
+
+
+def _check_max_norm(value: float | None) -> None:
+    if value is not None and not 0.0 < value:
+        raise ValueError(f"max_norm is {value!r}, must be a number > 0, or None for no clipping")
+
+
+def _copied(value: Any, param: Tensor) -> Any:
+    return value.detach().to(param.device, copy=True) if isinstance(value, Tensor) else copy.deepcopy(value)

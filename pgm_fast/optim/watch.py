@@ -1,0 +1,148 @@
+"""What has to be looked at before every step: where gradients are, and what changed since tables were made of it.
+
+In Python here, compiled in ``csrc/torch/multi_rate.cpp`` where the host path is built.
+"""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .. import host
+
+__all__ = ["GRADIENTS", "RATES", "REBUILD", "Watched", "local_tensor", "make_watch", "same_strides"]
+
+GRADIENTS, RATES, REBUILD = 1, 2, 4
+"""What :meth:`Watch.refresh` reports, as a sum: addresses of gradients, hyper-parameters that are plain numbers, and
+everything else, which takes new tables."""
+
+
+@dataclass(frozen=True)
+class Watched:
+    """A parameter of the optimizer as it was when the tables were made.
+
+    Attributes:
+        param: its ``grad`` is watched.
+        local: the memory of it that is here: the parameter itself or a DTensor's shard.
+        slot: row of its gradient's address; -1 where it had no gradient.
+        copied: whether the address is that of a copy in the strides of the parameter.
+        gradient: the local gradient, for its dtype.
+    """
+
+    param: Tensor
+    local: Tensor
+    slot: int
+    copied: bool
+    gradient: Tensor | None
+
+
+def make_watch(
+    params: Sequence[Watched],
+    state: Mapping[Tensor, dict],
+    groups: Sequence[dict],
+    columns: Mapping[str, int],
+    gradients: array,
+    rows: Tensor,
+    rows_double: Tensor,
+) -> Watch:
+    """A compiled watch, or one in Python.
+
+    Args:
+        columns: name of a hyper-parameter -> its column in the rows.
+        gradients: addresses, written by the watch.
+        rows, rows_double: hyper-parameters of each group, float32 and float64, written by the watch.
+    """
+    compiled = host.load_or_none()
+    if compiled is None:
+        return Watch(params, state, groups, columns, gradients, rows, rows_double)
+    listed = [(w.param, w.local, w.slot, w.copied, w.gradient) for w in params]
+    addresses = gradients.buffer_info()[0], rows.data_ptr(), rows_double.data_ptr()
+    return compiled.Watch(listed, state, list(groups), dict(columns), *addresses)
+
+
+class Watch:
+    """See :func:`make_watch`."""
+
+    def __init__(self, params, state, groups, columns, gradients, rows, rows_double):
+        self.params, self.columns = params, columns
+        self.gradients, self.rows, self.rows_double = gradients, rows, rows_double
+        self.addresses = [w.local.data_ptr() for w in params]
+        self.dicts = [(entries, list(entries.items())) for entries in (state, *state.values()) if isinstance(entries, dict)]
+        self.groups = [(group, dict(group)) for group in groups]
+
+    def refresh(self) -> int:
+        """What changed since the last call; addresses and numbers are in the tables by then, unless it is
+        ``REBUILD``."""
+        for entries, known in self.dicts:
+            if len(entries) != len(known):
+                return REBUILD
+            for (key, value), (known_key, known_value) in zip(entries.items(), known, strict=True):
+                if key is not known_key or value is not known_value:
+                    return REBUILD
+        changes = 0
+        for index, (group, known) in enumerate(self.groups):
+            if group.keys() != known.keys():
+                return REBUILD
+            for key, value in group.items():
+                if value is not known[key]:
+                    if not self._take_in(index, key, known[key], value):
+                        return REBUILD
+                    known[key] = value
+                    changes |= RATES
+        for w, address in zip(self.params, self.addresses, strict=True):
+            change = self._look_at(w, address)
+            if change == REBUILD:
+                return REBUILD
+            changes |= change
+        return changes
+
+    def bump_versions(self) -> None:
+        """Tells autograd that the parameters were written: what saved them for a backward pass must not use them any
+        more."""
+        torch.autograd.graph.increment_version([w.param for w in self.params if w.slot >= 0])
+
+    def _take_in(self, index: int, key: str, old: Any, new: Any) -> bool:
+        if key not in self.columns or type(old) not in (int, float) or type(new) not in (int, float):
+            return False
+        if (old == 0) != (new == 0):  # a momentum that comes or goes brings or takes state
+            return False
+        self.rows[index, self.columns[key]] = new
+        self.rows_double[index, self.columns[key]] = new
+        return True
+
+    def _look_at(self, w: Watched, address: int) -> int:
+        if w.param.grad is None:
+            return 0 if w.slot < 0 else REBUILD
+        local, grad = local_tensor(w.param), local_tensor(w.param.grad)
+        if w.slot < 0 or local.data_ptr() != address:
+            return REBUILD
+        if grad.layout != torch.strided or grad.dtype != w.gradient.dtype or grad.device != local.device:
+            return REBUILD
+        if is_direct(local, grad) == w.copied:
+            return REBUILD
+        if w.copied or self.gradients[w.slot] == grad.data_ptr():
+            return 0
+        self.gradients[w.slot] = grad.data_ptr()
+        return GRADIENTS
+
+
+def local_tensor(x: Tensor) -> Tensor:
+    """The memory of ``x`` that is in this process: a DTensor's shard, else ``x`` itself."""
+    return getattr(x, "_local_tensor", x)
+
+
+def is_direct(local: Tensor, grad: Tensor) -> bool:
+    """Whether a kernel can walk both in the order of memory."""
+    return torch.ops.aten.is_non_overlapping_and_dense(local) and same_strides(local, grad)
+
+
+def same_strides(a: Tensor, b: Tensor) -> bool:
+    """Whether elements are in the same places; the stride of a dimension of size 1 says nothing."""
+    if a.is_contiguous() and b.is_contiguous():
+        return True
+    return all(size == 1 or x == y for size, x, y in zip(a.shape, a.stride(), b.stride(), strict=True))

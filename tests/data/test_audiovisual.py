@@ -1,0 +1,191 @@
+"""Sound and picture files become the stated numbers, and a run trains on them as on any features."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from tolerances import FP64, RESAMPLED_LOG, SCAN_FP32, STFT_FP32
+
+from pgm_fast.data import Loader, Normalizer, check, load
+from pgm_fast.errors import ConfigError, DataError
+from pgm_fast.methods.components import build_encoders
+
+soundfile = pytest.importorskip("soundfile")
+Image = pytest.importorskip("PIL.Image")
+
+RATE = 8000
+OPTIONS = {"sample_rate": RATE, "n_fft": 64, "hop": 32, "max_steps": 35, "frames": 3, "image_size": 8}
+LABELS = ("angry", "sad")
+
+
+def write(folder, per_split=(("train", 16), ("test", 8)), seed=0):
+    """Two classes: a low or a high tone, dark or bright pictures. Returns id -> (signal, pictures)."""
+    rng = np.random.default_rng(seed)
+    held = {}
+    for split, count in per_split:
+        lines = ["id,label"]
+        for k in range(count):
+            name, label = f"{split}_{k:02d}", k % 2
+            time = np.arange(1000 + 10 * k) / RATE
+            signal = 0.5 * np.sin(2 * np.pi * (400 + 1600 * label) * time) + 0.01 * rng.standard_normal(len(time))
+            pictures = [rng.integers(0, 100, (12, 10 + step, 3)).astype(np.uint8) + 120 * label for step in range(5)]
+            (folder / "AudioWAV").mkdir(parents=True, exist_ok=True)
+            soundfile.write(folder / "AudioWAV" / f"{name}.wav", signal, RATE, subtype="FLOAT")
+            (folder / "frames" / name).mkdir(parents=True, exist_ok=True)
+            for step, picture in enumerate(pictures):
+                Image.fromarray(picture.astype(np.uint8)).save(folder / "frames" / name / f"{step:03d}.png")
+            lines.append(f"{name},{LABELS[label]}")
+            held[name] = (signal.astype(np.float32), pictures)
+        (folder / f"{split}.csv").write_text("\n".join(lines) + "\n")
+    return held
+
+
+@pytest.fixture
+def media(tmp_path):
+    return tmp_path / "media", write(tmp_path / "media")
+
+
+def spectrogram(signal):
+    """The stated formula, one window at a time, in float64."""
+    window = 0.5 - 0.5 * np.cos(2 * np.pi * np.arange(64) / 64)
+    padded = np.pad(signal.astype(np.float64), 32, mode="reflect")
+    steps = 1 + len(signal) // 32
+    spectra = [np.abs(np.fft.rfft(window * padded[32 * t : 32 * t + 64])) for t in range(steps)]
+    return np.log(np.array(spectra) + 1e-7)
+
+
+def test_rows_hold_the_log_spectrogram_and_the_evenly_spaced_frames(media):
+    folder, held = media
+    features = load(folder, options=OPTIONS)
+    assert list(features.modalities) == ["audio", "video"] and features.class_names == list(LABELS)
+    assert {m: s.kind for m, s in features.spec.modalities.items()} == {"audio": "spectrogram", "video": "frames"}
+    audio, video = features.modalities["audio"], features.modalities["video"]
+    assert audio.shape[1:] == (35, 33) and video.shape[1:] == (3, 3 * 8 * 8)
+    for row in (3, 15, 20):
+        signal, pictures = held[features.ids[row]]
+        wanted = spectrogram(signal)[:35]
+        assert features.lengths["audio"][row] == len(wanted)
+        # where there is next to no sound the logarithm magnifies rounding: magnitudes are compared
+        np.testing.assert_allclose(np.exp(audio[row, : len(wanted)]), np.exp(wanted), rtol=0, atol=STFT_FP32)
+        assert not audio[row, len(wanted) :].any()
+        for step, k in enumerate((0, 2, 4)):
+            picture = Image.fromarray(pictures[k].astype(np.uint8))
+            width = max(8, round(picture.width * 8 / min(picture.size)))
+            height = max(8, round(picture.height * 8 / min(picture.size)))
+            resized = np.asarray(picture.resize((width, height), Image.Resampling.BICUBIC))
+            top, left = (height - 8) // 2, (width - 8) // 2
+            middle = resized[top : top + 8, left : left + 8]
+            np.testing.assert_array_equal(video[row, step].reshape(3, 8, 8), middle.transpose(2, 0, 1))
+    order = np.array([7, 2, 2])
+    np.testing.assert_array_equal(video[order], np.stack([video[7], video[2], video[2]]))
+
+
+def test_another_rate_and_more_channels_are_the_same_sound(tmp_path):
+    held = write(tmp_path, (("train", 6),))
+    name, (signal, _) = next(iter(held.items()))
+    before = load(tmp_path, options=OPTIONS).modalities["audio"][0]
+    fine = np.interp(np.arange(2 * len(signal)) / 2, np.arange(len(signal)), signal)
+    soundfile.write(tmp_path / "AudioWAV" / f"{name}.wav", np.stack([fine, fine], 1), 2 * RATE, subtype="FLOAT")
+    after = load(tmp_path, options=OPTIONS).modalities["audio"][0]
+    loud = before > np.log(1.0)
+    assert loud.any() and after.shape == before.shape
+    assert np.abs(after - before)[loud].max() < RESAMPLED_LOG
+
+
+def test_frames_are_standardised_per_colour_and_batches_do_not_depend_on_residence(media):
+    folder, _ = media
+    features = load(folder, options=OPTIONS)
+    normalizer = Normalizer.fit(features)
+    pixels = np.asarray(features.modalities["video"])[features.rows("train")].reshape(-1, 3, 64).astype(np.float64)
+    mean = normalizer.mean["video"].reshape(3, 64)
+    np.testing.assert_allclose(mean, np.repeat(pixels.mean((0, 2))[:, None], 64, 1), rtol=FP64, atol=0)
+    np.testing.assert_allclose(normalizer.scale["video"].reshape(3, 64)[:, 0], pixels.std((0, 2)), rtol=FP64, atol=0)
+    for resident in ("always", "never"):
+        loader = Loader(features, "train", batch_size=5, shuffle=True, normalizer=normalizer, resident=resident)
+        batches = list(loader.batches(1))
+        if resident == "always":
+            kept = batches
+    for a, b in zip(kept, batches, strict=True):
+        assert all(torch.equal(a.inputs[m], b.inputs[m]) for m in a.inputs)
+
+
+def test_a_sample_may_lack_a_modality_but_not_both(media):
+    folder, _ = media
+    (folder / "AudioWAV" / "train_03.wav").unlink()
+    features = load(folder, options=OPTIONS)
+    row = list(features.ids).index("train_03")
+    assert features.presence[row].tolist() == [False, True] and features.presence.sum() == 2 * len(features) - 1
+    for picture in (folder / "frames" / "train_03").iterdir():
+        picture.unlink()
+    with pytest.raises(DataError, match="no modality is present"):
+        load(folder, options=OPTIONS)
+
+
+def test_what_is_wrong_is_named(media):
+    folder, _ = media
+    (folder / "AudioWAV" / "train_05.wav").write_bytes(b"RIFF no sound")
+    (folder / "frames" / "test_02" / "002.png").write_bytes(b"no picture")
+    problems = [str(p) for p in check(folder, options=OPTIONS) if p.severity == "error"]
+    assert len(problems) == 2
+    assert "train_05.wav: audio of train.csv, row 5: cannot be read" in problems[0]
+    assert "test_02/002.png: video of test.csv, row 2: cannot be read" in problems[1]
+    with pytest.raises(DataError, match="no option 'image'.*did you mean 'image_size'"):
+        load(folder, options={"image": 8})
+    with pytest.raises(DataError, match="frames is 0, a whole number >= 1"):
+        load(folder, options={"frames": 0})
+    (folder / "test.csv").write_text("test_00\n")
+    with pytest.raises(DataError, match=r"test\.csv: line 1 is 'test_00', id,label is needed"):
+        load(folder, options=OPTIONS)
+
+
+def test_a_picture_that_breaks_off_is_refused_when_it_is_read(media):
+    folder, _ = media
+    broken = folder / "frames" / "train_00" / "000.png"
+    broken.write_bytes(broken.read_bytes()[:100])
+    features = load(folder, options=OPTIONS)
+    with pytest.raises(DataError, match=r"000\.png: cannot be decoded"):
+        features.modalities["video"][0]
+
+
+def test_resnet_reads_pictures_and_spectrograms_and_nothing_else(media):
+    pytest.importorskip("transformers")
+    from pgm_fast.methods import ModelConfig
+
+    folder, _ = media
+    features = load(folder, options=OPTIONS)
+    model = ModelConfig(dim=16, dropout=0.0)
+    encoders = build_encoders(features.spec, model, None).eval()
+    loader = Loader(features, "test", batch_size=4, normalizer=Normalizer.fit(features))
+    batch = next(loader.batches(0))
+    frames = batch.inputs["video"]
+    with torch.no_grad():
+        whole = encoders["video"](frames, None)
+        mean_of_features = encoders["video"].out(
+            torch.stack(
+                [encoders["video"].net(frames[:, t].view(-1, 3, 8, 8)).pooler_output.flatten(1) for t in range(3)]
+            ).mean(0)
+        )
+        audio = encoders["audio"](batch.inputs["audio"], batch.lengths["audio"])
+    torch.testing.assert_close(whole, mean_of_features, rtol=SCAN_FP32, atol=SCAN_FP32)
+    assert audio.shape == (4, 16) and audio.isfinite().all()
+    vectors = load("digits").spec
+    with pytest.raises(ConfigError, match="resnet18, which reads"):
+        build_encoders(vectors, ModelConfig(encoder="resnet18"), None)
+
+
+def test_a_run_trains_on_files_and_is_applied_to_others(media, tmp_path):
+    pytest.importorskip("transformers")
+    from pgm_fast.train import evaluate, fit, predict
+
+    folder, _ = media
+    settings = {
+        "model.dim": 8, "train.epochs": 2, "train.batch_size": 8, "train.lr": 3e-3, "train.plots": False,
+        "train.tensorboard": False, "data.options": OPTIONS,
+    }  # fmt: skip
+    report = fit(method="pgm", data=str(folder), out=str(tmp_path / "run"), **settings)
+    assert set(report["test"]["unimodal"]) == {"audio", "video"}
+    write(tmp_path / "other", (("train", 4), ("test", 4)), seed=1)
+    predictions = predict(tmp_path / "run", data=str(tmp_path / "other"))
+    assert predictions.logits.shape == (8, 2)
+    assert evaluate(tmp_path / "run")["fused"]["accuracy"] == report["test"]["fused"]["accuracy"]

@@ -1,0 +1,158 @@
+"""What a call would launch on a GPU, compiled and taken apart on a machine that has none.
+
+A wrapper of ``kernels/`` is called on tensors of the meta device while launches are recorded instead of made; each is
+then compiled as Triton's own launcher would have it, for any architecture, with the assembler that Triton carries.
+"""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache, cached_property
+from pathlib import Path
+from unittest import mock
+
+import torch
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+from triton.runtime.jit import JITFunction
+
+__all__ = ["Compiled", "Launch", "compile_launch", "record_launches"]
+
+TYPES = {
+    torch.float64: "fp64",
+    torch.float32: "fp32",
+    torch.float16: "fp16",
+    torch.bfloat16: "bf16",
+    torch.int64: "i64",
+    torch.int32: "i32",
+    torch.uint8: "u8",
+    torch.bool: "i1",
+}
+
+
+@dataclass(frozen=True)
+class Launch:
+    """One launch: the kernel and all that Triton specialises it on."""
+
+    kernel: JITFunction
+    grid: tuple[int, ...]
+    signature: tuple[tuple[str, str | tuple], ...]
+    constants: tuple[tuple[tuple[int, ...], object], ...]
+    aligned: tuple[tuple[int, ...], ...]
+    options: tuple[tuple[str, object], ...]
+
+
+@dataclass(frozen=True)
+class Compiled:
+    """A kernel's PTX and machine code, and what the assembler says that it takes per thread (bytes) and block."""
+
+    ptx: str
+    sass: str
+    usage: str
+
+    def _usage(self, name: str) -> int:
+        return int(re.search(rf"\b{name}:(\d+)", self.usage).group(1))
+
+    @cached_property
+    def registers(self) -> int:
+        return self._usage("REG")
+
+    @cached_property
+    def stack(self) -> int:
+        return self._usage("STACK") + self._usage("LOCAL")
+
+    @cached_property
+    def shared(self) -> int:
+        return self._usage("SHARED")
+
+    def count(self, instruction: str) -> int:
+        """Number of machine instructions that match a regular expression."""
+        return len(re.findall(rf"\b{instruction}", self.sass))
+
+
+def record_launches(call: Callable[[], object]) -> list[Launch]:
+    """The kernel launches that ``call`` would make, none of them made."""
+    found = []
+
+    def run(kernel, *args, grid, warmup, **kwargs):
+        found.append(_launch(kernel, args, grid, kwargs))
+
+    with mock.patch.object(JITFunction, "run", run):
+        call()
+    return found
+
+
+def _launch(kernel: JITFunction, args: tuple, grid, kwargs: dict) -> Launch:
+    values = dict(zip(kernel.arg_names, args, strict=False))
+    values |= {name: kwargs.pop(name) for name in list(kwargs) if name in kernel.arg_names}
+    values |= {p.name: p.default for p in kernel.params if p.name not in values and p.has_default}
+    signature, constants, aligned = [], [], []
+    for position, parameter in enumerate(kernel.params):
+        value = values.pop(parameter.name)
+        kind = _kind(parameter, value)
+        signature.append((parameter.name, kind))
+        # a tuple is specialised entry by entry
+        entries = {(position,): (kind, value)}
+        if isinstance(kind, tuple):
+            entries = {(position, i): entry for i, entry in enumerate(zip(kind, value, strict=True))}
+        for path, (entry_kind, entry) in entries.items():
+            if entry_kind == "constexpr":
+                constants.append((path, entry))
+            elif _is_aligned(parameter, entry):
+                aligned.append(path)
+    assert not values, f"{kernel.__name__} takes no {sorted(values)}"
+    if callable(grid):
+        grid = grid({kernel.arg_names[path[0]]: value for path, value in constants} | kwargs)
+    return Launch(kernel, grid, *map(tuple, (signature, constants, aligned, sorted(kwargs.items()))))
+
+
+def _kind(parameter, value) -> str | tuple:
+    if parameter.is_constexpr or value is None:
+        return "constexpr"
+    if isinstance(value, tuple):
+        return tuple(_kind(parameter, entry) for entry in value)
+    if isinstance(value, torch.Tensor):
+        return f"*{TYPES[value.dtype]}"
+    if isinstance(value, bool):
+        return "i1"
+    if isinstance(value, int):
+        if value == 1 and not parameter.do_not_specialize:
+            return "constexpr"
+        return "i32" if -(2**31) <= value < 2**31 else "i64"
+    assert isinstance(value, float), f"{parameter.name} is a {type(value).__name__}"
+    return "fp32"
+
+
+def _is_aligned(parameter, value) -> bool:
+    if parameter.do_not_specialize:
+        return False
+    if isinstance(value, torch.Tensor):
+        return value.data_ptr() % 16 == 0
+    return isinstance(value, int) and not isinstance(value, bool) and value % 16 == 0
+
+
+@cache
+def compile_launch(launch: Launch, capability: int) -> Compiled:
+    """Compiles for ``sm_<capability>``."""
+    source = ASTSource(
+        launch.kernel,
+        signature=dict(launch.signature),
+        constexprs=dict(launch.constants),
+        attrs={path: [["tt.divisibility", 16]] for path in launch.aligned},
+    )
+    made = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=dict(launch.options))
+    with tempfile.TemporaryDirectory() as folder:
+        cubin = Path(folder) / "kernel.cubin"
+        cubin.write_bytes(made.asm["cubin"])
+        usage, sass = (_cuobjdump(option, cubin) for option in ("-res-usage", "-sass"))
+    return Compiled(made.asm["ptx"], sass, usage)
+
+
+def _cuobjdump(option: str, cubin: Path) -> str:
+    command = [triton.knobs.nvidia.cuobjdump.path, option, str(cubin)]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout

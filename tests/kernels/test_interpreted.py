@@ -1,0 +1,36 @@
+"""Triton kernels on CPU tensors, under Triton's interpreter.
+
+The interpreter must be on before triton is imported and replaces the compiler for the whole process: these tests run in
+a pytest of their own. To run one file by hand: TRITON_INTERPRET=1 pytest tests/kernels/interpreted/test_x.py
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("triton", reason="triton is not installed (Linux only): pip install triton")
+
+HERE = Path(__file__).parent
+RUNS = {path.stem: [str(path)] for path in sorted((HERE / "interpreted").glob("test_*.py"))}
+# Left out: finite differences, which call a kernel a hundred times (gradients are held against the plain formula's in
+# fp64 as it is), and rows of 5000, which the interpreter scans in one chain of additions as no GPU does.
+CONTRACT = "triton and not finite_differences and not 5000"
+RUNS["contract"] = [str(HERE.parent / "ops" / "test_op_contract.py"), "-k", CONTRACT]
+
+
+@pytest.mark.parametrize("selected", RUNS.values(), ids=RUNS)
+def test_passes_under_the_interpreter(selected: list[str], repository: Path):
+    environment = {key: value for key, value in os.environ.items() if not key.startswith(("PYTEST", "PGM_FAST"))}
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", *selected],
+        env=environment | {"TRITON_INTERPRET": "1"},
+        cwd=repository,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr

@@ -1,0 +1,141 @@
+"""The compiled host path: the same numbers, choices and refusals as without it."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+import torch
+from op_cases import forward_and_gradients
+from tolerances import FP64
+
+import pgm_fast
+from pgm_fast import backends, host, ops
+
+pytestmark = pytest.mark.skipif(
+    host.load_or_none() is None or backends.implementations()["partition"]["native"] is not None,
+    reason="the host path or the kernels are not built here",
+)
+
+WITHOUT = f"""
+import sys
+sys.modules["pgm_fast.{host.module_name()}"] = None
+"""
+PROGRAM = """
+import torch, pgm_fast
+from pgm_fast import backends, ops
+sys.path.insert(0, {tests!r})
+from op_cases import CASES, forward_and_gradients
+found = {{}}
+for case in CASES:
+    if case.name in ("partition", "partition_dual"):
+        for dtype in (torch.float32, torch.bfloat16):
+            with pgm_fast.backend(case.backend):
+                for again in range(2):
+                    found[case.id, dtype, again] = sum(forward_and_gradients(case.run, case.tensors(9, 37, dtype)), [])
+torch.save((found, backends.implementations()["partitioned_linear"]["native"]), {to!r})
+"""
+
+
+def run(program: str) -> subprocess.CompletedProcess:
+    return subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+
+
+def test_partitions_are_bitwise_the_same_without_it(tmp_path, repository):
+    results = []
+    for name, prelude in (("with", "import sys\n"), ("without", WITHOUT)):
+        to = str(tmp_path / name)
+        done = run(prelude + PROGRAM.format(tests=str(repository / "tests"), to=to))
+        assert done.returncode == 0, done.stderr
+        results.append(torch.load(to))
+    (having, no_reason), (lacking, reason) = results
+    assert no_reason is None and "needs the compiled host path" in reason
+    assert having.keys() == lacking.keys() and having
+    for key in having:
+        assert all(torch.equal(a, b) for a, b in zip(having[key], lacking[key], strict=True)), key
+
+
+def test_every_op_works_without_it(repository):
+    """The contract of all ops, on the backends that are left."""
+    program = WITHOUT + (
+        "import pytest\n"
+        f"sys.exit(pytest.main(['-q', '-p', 'no:cacheprovider', '-k', 'plain_formula or opcheck or second_derivative', "
+        f"{str(repository / 'tests' / 'ops' / 'test_op_contract.py')!r}]))"
+    )
+    done = run(program)
+    assert done.returncode == 0, done.stdout[-3000:]
+
+
+def test_a_choice_holds_from_the_next_call_on():
+    """The host path remembers what Python has decided; a new choice must reach it at once."""
+    tensors = [torch.randn(3, 64) for _ in range(2)]
+    seen = []
+    reference = backends._implementations["partition"]["torch"]
+
+    def recording(*arguments):
+        seen.append("torch")
+        return reference.load()(*arguments)
+
+    backends.register("partition", "torch", lambda: recording)
+    try:
+        for choice, expected in ((None, 0), ("torch", 2), ("native", 0), (None, 0), ("torch", 2)):
+            seen.clear()
+            with pgm_fast.backend(choice):
+                for _ in range(2):
+                    ops.partition(*tensors)
+            assert len(seen) == expected
+    finally:
+        backends.register("partition", "torch", reference.load)
+
+
+def test_a_call_that_the_kernels_refuse_is_refused_after_others_were_served():
+    single = [torch.randn(2, 8), torch.randn(2, 8)]
+    with pgm_fast.backend("native"):
+        ops.partition(*single)
+        ops.partition(*single)
+        with pytest.raises(pgm_fast.PgmFastError, match="does not mix"):
+            ops.partition(single[0], single[1].double())
+    uni, paired = ops.partition(single[0], single[1].double())
+    assert uni.dtype == paired.dtype == torch.float32
+
+
+def test_operands_that_do_not_fit_raise_instead_of_reading_past_their_end():
+    """The functions of pgm_fast.ops check with better words; the bare ops must at least not crash."""
+    bare = torch.ops.pgm_fast
+    h, z = torch.randn(4, 8), torch.randn(4, 8)
+    ops.partition(h, z)
+    for wrong in ((h, z[:2]), (h, z[:, :3]), (h[:, :0], z)):
+        with pytest.raises(RuntimeError, match="pgm_fast's kernels take"):
+            bare.partition(*wrong, 1.0)
+    backends.select("partition_backward", (h, h, h, z, 1.0))
+    with pytest.raises(RuntimeError, match="pgm_fast's kernels take"):
+        bare.partition_backward(h[:2], h, h, z, 1.0)
+
+
+def test_only_what_is_used_gets_a_gradient():
+    """One output unused, one input that needs none: the rest is as in the reference."""
+    shapes = [(5, 12), (5, 12), (3, 12), (3,), (4, 12), (4,)]
+    results = []
+    for backend in ("native", "torch"):
+        torch.manual_seed(0)
+        tensors = [torch.randn(shape, dtype=torch.float64) for shape in shapes]
+        leaves = [x.requires_grad_() for x in tensors[:1] + tensors[2:]]
+        with pgm_fast.backend(backend):
+            u, _ = ops.partitioned_linear(leaves[0], tensors[1].requires_grad_(False), *leaves[1:], "gelu")
+            results.append(torch.autograd.grad(u.square().sum(), leaves, allow_unused=True))
+    for a, b in zip(*results, strict=True):
+        torch.testing.assert_close(a, b, rtol=FP64, atol=FP64)
+
+
+def test_gradients_are_the_same_from_another_thread():
+    """Backward may run on a thread that never saw the forward pass."""
+    import threading
+
+    tensors = [torch.randn(6, 16) for _ in range(3)]
+    want = forward_and_gradients(ops.partition_dual, tensors)
+    got = []
+    thread = threading.Thread(target=lambda: got.extend(forward_and_gradients(ops.partition_dual, tensors)))
+    thread.start()
+    thread.join()
+    assert all(torch.equal(a, b) for a, b in zip(sum(want, []), sum(got, []), strict=True))
