@@ -117,6 +117,11 @@ def frequency(p: float, n: int) -> float:
     return 4 * math.sqrt(p * (1 - p) / n)
 
 
+def mean_of_draws(deviation: float, n: int) -> float:
+    """Four standard deviations of the mean of n draws that have this standard deviation each."""
+    return 4 * deviation / math.sqrt(n)
+
+
 # Results that must not be the same differ by more than this in some entry of order 1: 1e10 roundings. Measured: 0.035.
 DIFFERENT = 1e-2
 
