@@ -28,8 +28,8 @@ class MultiRateOptimizer(Optimizer):
     """Steps every tensor of every param group in one kernel launch per combination of device and dtypes.
 
     Tables of addresses are made once and kept; a steady step looks for changes (compiled, where the host path is
-    built), and launches. New tables are made when a gradient comes or goes, after ``add_param_group``, ``load_state_dict``, and
-    when parameters or their state are replaced.
+    built), and launches. New tables are made when a gradient comes or goes, after ``add_param_group`` and
+    ``load_state_dict``, and when parameters or their state are replaced.
 
     State is kept in float32 (float64 for float64 parameters) whatever the dtype of the parameter, under the names that
     torch gives it; ``state_dict`` loads into torch's optimizer and torch's here.
@@ -249,8 +249,8 @@ class MultiRateOptimizer(Optimizer):
         other = {"master_param", "param_remainder"} & state.keys() - wanted.keys()
         if other:
             raise ValueError(
-                f"the loaded state has {other.pop()}, which master_weights={self.master_weights!r} does not keep; build "
-                "the optimizer with the master_weights that it was saved with"
+                f"the loaded state has {other.pop()}, which master_weights={self.master_weights!r} does not keep; "
+                "build the optimizer with the master_weights that it was saved with"
             )
         for name, (kind, source) in wanted.items():
             present = state.get(name)
