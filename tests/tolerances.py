@@ -123,8 +123,8 @@ STFT_FP32 = 16 * 16 * EPS[torch.float32]
 # sinc^2(1/8) = 0.95 and no more, so that a tenth in the logarithm tells them from any other sound
 RESAMPLED_LOG = 0.1
 
-# A multi-rate optimizer in fp64 against torch's in fp64, both at the same formula in another order: 30 steps of some ten
-# roundings each of numbers up to 10.
+# A multi-rate optimizer in fp64 against torch's in fp64, both at the same formula in another order: 30 steps of some
+# ten roundings each of numbers up to 10.
 OPTIMIZER_FP64 = 30 * 10 * 10 * EPS[torch.float64] / 2
 
 # fp32 sums of squares of 1e5 entries in blocks against fp64, relative.

@@ -27,9 +27,9 @@ FOREIGN = ("foreach", "fused", "differentiable", "decoupled_weight_decay")
 class MultiRateOptimizer(Optimizer):
     """Steps every tensor of every param group in one kernel launch per combination of device and dtypes.
 
-    Tables of addresses are made once and kept; a steady step looks for changes (compiled, where the host path is built),
-    and launches. New tables are made when a gradient comes or goes, after ``add_param_group``, ``load_state_dict``, and
-    when parameters or their state are replaced.
+    Tables of addresses are made once and kept; a steady step looks for changes (compiled, where the host path is
+    built), and launches. New tables are made when a gradient comes or goes, after ``add_param_group``,
+    ``load_state_dict``, and when parameters or their state are replaced.
 
     State is kept in float32 (float64 for float64 parameters) whatever the dtype of the parameter, under the names that
     torch gives it; ``state_dict`` loads into torch's optimizer and torch's here.
@@ -199,8 +199,8 @@ class MultiRateOptimizer(Optimizer):
         if torch.cuda.is_available() and torch.cuda.is_current_stream_capturing():
             raise RuntimeError(
                 f"{type(self).__name__} would need new tables while a CUDA graph is captured: a gradient, parameter, "
-                "state or param group has changed since the step before. Take one step with the same gradients before the "
-                "capture, and keep them in place: zero_grad(set_to_none=False)"
+                "state or param group has changed since the step before. Take one step with the same gradients before "
+                "the capture, and keep them in place: zero_grad(set_to_none=False)"
             )
         entries, absent = [], []
         for index, group in enumerate(self.param_groups):
@@ -249,8 +249,8 @@ class MultiRateOptimizer(Optimizer):
         other = {"master_param", "param_remainder"} & state.keys() - wanted.keys()
         if other:
             raise ValueError(
-                f"the loaded state has {other.pop()}, which master_weights={self.master_weights!r} does not keep; build the "
-                "optimizer with the master_weights that it was saved with"
+                f"the loaded state has {other.pop()}, which master_weights={self.master_weights!r} does not keep; "
+                "build the optimizer with the master_weights that it was saved with"
             )
         for name, (kind, source) in wanted.items():
             present = state.get(name)
@@ -261,7 +261,9 @@ class MultiRateOptimizer(Optimizer):
             target = entry.local()
             if local.dtype != kind or local.device != target.device or not same_strides(local, target):
                 if local is not present:
-                    raise ValueError(f"{name} of a distributed parameter is {local.dtype} on {local.device}, must be {kind}")
+                    raise ValueError(
+                        f"{name} of a distributed parameter is {local.dtype} on {local.device}, must be {kind}"
+                    )
                 state[name] = torch.empty_like(target, dtype=kind).copy_(present)
 
     def _make_counters(self, entries: list[Entry]) -> None:
@@ -304,10 +306,14 @@ class MultiRateOptimizer(Optimizer):
             if param.dtype not in DTYPES:
                 raise TypeError(f"{name} takes float32, float64, bfloat16 and float16 parameters, got {param.dtype}")
             if param.dtype == torch.float16 and self.master_weights == "remainder":
-                raise TypeError('master_weights="remainder" takes bfloat16 parameters, got torch.float16; use "float32"')
+                raise TypeError(
+                    'master_weights="remainder" takes bfloat16 parameters, got torch.float16; use "float32"'
+                )
         lr = group["lr"]
         if isinstance(lr, Tensor) and (lr.numel() != 1 or lr.dtype not in (torch.float32, torch.float64)):
-            raise ValueError(f"lr as a tensor is one float32 or float64 number, got {lr.dtype} of shape {tuple(lr.shape)}")
+            raise ValueError(
+                f"lr as a tensor is one float32 or float64 number, got {lr.dtype} of shape {tuple(lr.shape)}"
+            )
         for key in ("lr", "eps", "weight_decay", "momentum"):
             value = group.get(key, 0.0)
             if not isinstance(value, Tensor) and not 0.0 <= value < math.inf:

@@ -86,9 +86,7 @@ class Plan:
             for slot, e in enumerate(ordered)
         ]
         watched += [Watched(p, local_tensor(p), -1, False, None) for p in absent]
-        self.watch = make_watch(
-            watched, state, groups, GROUP_COLUMNS, self._addresses, self._rows, self._rows_double
-        )
+        self.watch = make_watch(watched, state, groups, GROUP_COLUMNS, self._addresses, self._rows, self._rows_double)
 
     def _launch(self, key: tuple, members: list[Entry], first: int, num_groups: int, skipped: dict) -> Launch:
         device, param_dtype, gradient_dtype, master, shards = key

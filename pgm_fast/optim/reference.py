@@ -18,7 +18,13 @@ __all__ = ["adamw", "run_squares", "run_step", "sgd"]
 
 
 def adamw(
-    param: Tensor, grad: Tensor, exp_avg: Tensor, exp_avg_sq: Tensor, max_exp_avg_sq: Tensor | None, step: Tensor, **group: Any
+    param: Tensor,
+    grad: Tensor,
+    exp_avg: Tensor,
+    exp_avg_sq: Tensor,
+    max_exp_avg_sq: Tensor | None,
+    step: Tensor,
+    **group: Any,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
     """One step of AdamW; ``step`` counts this one. The group brings lr, betas, eps and weight_decay.
 
@@ -37,7 +43,9 @@ def adamw(
     return param, exp_avg, exp_avg_sq, max_exp_avg_sq
 
 
-def sgd(param: Tensor, grad: Tensor, momentum_buffer: Tensor | None, step: Tensor | None, **group: Any) -> tuple[Tensor, Tensor | None]:
+def sgd(
+    param: Tensor, grad: Tensor, momentum_buffer: Tensor | None, step: Tensor | None, **group: Any
+) -> tuple[Tensor, Tensor | None]:
     """One step of SGD; ``step`` counts this one. The group brings lr, momentum, dampening, nesterov and weight_decay.
 
     Returns:

@@ -72,7 +72,9 @@ class Watch:
         self.params, self.columns = params, columns
         self.gradients, self.rows, self.rows_double = gradients, rows, rows_double
         self.addresses = [w.local.data_ptr() for w in params]
-        self.dicts = [(entries, list(entries.items())) for entries in (state, *state.values()) if isinstance(entries, dict)]
+        self.dicts = [
+            (entries, list(entries.items())) for entries in (state, *state.values()) if isinstance(entries, dict)
+        ]
         self.groups = [(group, dict(group)) for group in groups]
 
     def refresh(self) -> int:
