@@ -59,8 +59,10 @@ def main(name: str, cases: Sequence[Callable[[], Case]], description: str) -> No
 
 
 def measure(case: Case) -> list[dict]:
-    runs = {name: run for name, (run, _) in case.variants().items()}
-    chosen = {name: backend for name, (_, backend) in case.variants().items()}
+    torch.compiler.reset()  # or one shape too many is a recompilation that is refused
+    variants = case.variants()
+    runs = {name: run for name, (run, _) in variants.items()}
+    chosen = {name: backend for name, (_, backend) in variants.items()}
     check(case, runs, chosen)
     rows = []
     for kind, make in (("forward", forward), ("forward+backward", forward_backward)):

@@ -37,7 +37,7 @@ __all__ = [
 LOG2_E = math.log2(math.e)
 LN_2 = tl.constexpr(math.log(2))
 
-# columns of z that the passes over whole rows hold at a time
+# columns that the passes over whole rows hold at a time
 ROW_PIECE = 1024
 
 

@@ -64,7 +64,7 @@ def project_kernel(
     tiles, p_h, p_z, p_statistics, p_gates, p_w_uni, p_b_uni, p_w_paired, p_b_paired, p_u, p_p, p_x_uni, p_x_paired,
     rows, d, gates, chunk, n_u, n_p, n_b_uni, n_b_paired, scale_bits,
     ACTIVATION: tl.constexpr, KEEP_X: tl.constexpr, STORED: tl.constexpr, CHUNKED: tl.constexpr, DOT: tl.constexpr,
-    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
+    GATE_BLOCK: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
     """A program owns a tile of u and the tile of p at the same place, BLOCK_M rows by BLOCK_N columns."""
     group, tile = find_group(tiles)
@@ -99,7 +99,7 @@ def project_kernel(
             b_gate, b_complement = load_gates(p_gates, o_row, m_row, o_col, d)
         else:
             b_gate, b_complement, _ = block_gates(
-                p_z, p_statistics, o_row, m_row, column, d, gates, chunk, scale, CHUNKED, BLOCK_K, BLOCK_K
+                p_z, p_statistics, o_row, m_row, column, d, gates, chunk, scale, CHUNKED, GATE_BLOCK, BLOCK_K
             )
         b_wide = b_h.to(tl.float32)
         b_w_uni = tl.load(p_w_uni_row + o_col[:, None], mask=m_col[:, None] & (o_n < n_u)[None, :], other=0.0)

@@ -41,12 +41,13 @@ __all__ = ["backward", "forward", "grouped_backward", "grouped_forward"]
 
 # Tiles by product, type and size of the problem: small, large, and large with stored gates; the last two numbers are
 # warps and pipeline stages. Chosen by the assembler's reports, nothing spills on sm_80, sm_90, sm_100. With two
-# accumulators 128 x 128 spills on sm_90, and stored gates with a step of 64 on sm_80.
+# accumulators 128 x 128 spills on sm_90, and stored gates with a step of 64 on sm_80. Registers per thread of the large
+# tiles in bf16 on sm_90, gates stored and formed: project 132 and 202, grad_operands 193, grad_weights 168 and 243.
 _SMALL, _LARGE = 0, 1
 _TILES = {
-    # rows, columns of u and p, step over d (the block of the gates)
+    # rows, columns of u and p, step over d
     "project": {
-        "16": (Tiles(32, 32, 64, 4, 3), Tiles(64, 128, 64, 8, 3), Tiles(64, 128, 32, 8, 4)),
+        "16": (Tiles(32, 32, 32, 4, 3), Tiles(64, 128, 64, 8, 3), Tiles(64, 128, 32, 8, 4)),
         "tf32": (Tiles(32, 32, 32, 4, 3), Tiles(64, 128, 32, 8, 3), Tiles(64, 128, 32, 8, 3)),
         "fp32": (Tiles(32, 32, 32, 4, 3), Tiles(32, 64, 32, 8, 3), Tiles(32, 64, 32, 8, 3)),
     },
@@ -63,8 +64,8 @@ _TILES = {
         "fp32": (Tiles(32, 32, 32, 4, 3), Tiles(32, 32, 32, 8, 3), Tiles(32, 32, 32, 8, 3)),
     },
 }
-# The block of the gates divides every tile's columns.
-_GATE_BLOCK = {"16": 64, "tf32": 32, "fp32": 32}
+# columns of one block of the gates: divides the columns of h in every tile
+_GATE_BLOCK = 32
 
 
 # A gate is formed in about 40 instructions by every program across the width of a product. Past this many programs one
@@ -94,7 +95,6 @@ class _Group:
         self.dtype, self.device = first.dtype, first.device
         self.dot = dot_precision(self.dtype)
         self.kind = "16" if self.dtype.itemsize == 2 else "fp32" if self.dot == "ieee" else "tf32"
-        self.gate_block = _GATE_BLOCK[self.kind]
         # finite and above 0: a column past the end is -inf, and -inf * 0 is not 0
         limits = torch.finfo(torch.float32)
         self.scale_bits = float_bits(min(max(LOG2_E / temperature, limits.tiny), limits.max))
@@ -119,9 +119,9 @@ class _Group:
         return (choice[-1] if large and stored else tiles), stored
 
     def _statistics(self) -> list[Tensor]:
-        blocks = [triton.cdiv(x.d, self.gate_block) for x in self.problems]
-        piece = min(triton.next_power_of_2(max(blocks)), ROW_PIECE // self.gate_block)
-        rows = 2 * ROW_PIECE // (piece * self.gate_block)
+        blocks = [triton.cdiv(x.d, _GATE_BLOCK) for x in self.problems]
+        piece = min(triton.next_power_of_2(max(blocks)), ROW_PIECE // _GATE_BLOCK)
+        rows = 2 * ROW_PIECE // (piece * _GATE_BLOCK)
         made = [
             torch.empty(x.rows, 2 * count + 2, dtype=torch.float32, device=self.device)
             for x, count in zip(self.problems, blocks, strict=True)
@@ -134,7 +134,7 @@ class _Group:
             *self.tuple("rows", "d", "gates", "chunk"),
             self.scale_bits,
             CHUNKED=self.chunked,
-            GATE_BLOCK=self.gate_block,
+            GATE_BLOCK=_GATE_BLOCK,
             PIECE=piece,
             ROWS=rows,
             num_warps=4,
@@ -146,14 +146,14 @@ class _Group:
         rows = 32
         launch(
             store_gates_kernel,
-            [triton.cdiv(x.rows, rows) * triton.cdiv(x.d, self.gate_block) for x in self.problems],
+            [triton.cdiv(x.rows, rows) * triton.cdiv(x.d, _GATE_BLOCK) for x in self.problems],
             *self.tuple("z"),
             self.statistics,
             made,
             *self.tuple("rows", "d", "gates", "chunk"),
             self.scale_bits,
             CHUNKED=self.chunked,
-            GATE_BLOCK=self.gate_block,
+            GATE_BLOCK=_GATE_BLOCK,
             ROWS=rows,
             num_warps=4,
         )
@@ -196,6 +196,7 @@ def _run_forward(problems, biases_uni, biases_paired, activation, temperature):
         STORED=stored,
         CHUNKED=group.chunked,
         DOT=group.dot,
+        GATE_BLOCK=_GATE_BLOCK,
         BLOCK_M=tiles.m,
         BLOCK_N=tiles.n,
         BLOCK_K=tiles.k,
@@ -271,7 +272,7 @@ def _grad_operands(group, grads, activation, tiles) -> list[tuple[Tensor, Tensor
         WHOLE_ROW=whole_row,
         CHUNKED=group.chunked,
         DOT=group.dot,
-        GATE_BLOCK=group.gate_block,
+        GATE_BLOCK=_GATE_BLOCK,
         BLOCK_M=tiles.m,
         BLOCK_N=tiles.k,
         BLOCK_D=tiles.n,
@@ -279,7 +280,8 @@ def _grad_operands(group, grads, activation, tiles) -> list[tuple[Tensor, Tensor
     )
     if not whole_row:
         width = min(max(triton.next_power_of_2(max(x.d for x in problems)), 16), ROW_PIECE)
-        rows = 2 * ROW_PIECE // width
+        # one row of a tile is more than triton 3.6 compiles
+        rows = max(ROW_PIECE // width, 2)
         launch(
             grad_logits_kernel,
             [triton.cdiv(x.rows, rows) for x in problems],
@@ -290,7 +292,7 @@ def _grad_operands(group, grads, activation, tiles) -> list[tuple[Tensor, Tensor
             *group.tuple("rows", "d", "gates", "chunk"),
             group.scale_bits,
             CHUNKED=group.chunked,
-            GATE_BLOCK=group.gate_block,
+            GATE_BLOCK=_GATE_BLOCK,
             WIDTH=width,
             ROWS=rows,
             num_warps=4,
@@ -329,7 +331,7 @@ def _grad_weights(group, grads, activation) -> list[tuple[Tensor, ...]]:
         STORED=stored,
         CHUNKED=group.chunked,
         DOT=group.dot,
-        GATE_BLOCK=group.gate_block,
+        GATE_BLOCK=_GATE_BLOCK,
         BLOCK_N=tiles.m,
         BLOCK_D=tiles.n,
         BLOCK_R=tiles.k,

@@ -21,14 +21,14 @@ class Case:
         name: kernel file, shape and dtype.
         call: calls wrappers of ``kernels/`` on meta tensors.
         wide: loads and stores 16 bytes per thread.
-        matrix: multiplies on the matrix units (wgmma on sm_90).
+        matrix: kernels that multiply on the matrix units (wgmma on sm_90), their operands copied 16 bytes at a time.
         double: computes in fp64.
     """
 
     name: str
     call: Callable[[], object]
     wide: bool = False
-    matrix: bool = False
+    matrix: tuple[str, ...] = ()
     double: bool = False
 
 
@@ -71,4 +71,43 @@ def _split_cases(op: str) -> list[Case]:
     ]
 
 
-CASES: list[Case] = [*_split_cases("partition"), *_split_cases("partition_dual")]
+def _linear(sizes: list[tuple[int, int, int, int, int]], activation: str | None, dtype: torch.dtype) -> None:
+    """Forward and backward of problems of rows, d, chunk, n_u, n_p."""
+    kernels = importlib.import_module("pgm_fast.kernels.partitioned_linear")
+    shapes = [[(n, d), (n, d // c), (n_u, d), (n_u,), (n_p, d), (n_p,)] for n, d, c, n_u, n_p in sizes]
+    h, z, w_uni, b_uni, w_paired, b_paired = (
+        [_meta(*shape, dtype=dtype) for shape in same] for same in zip(*shapes, strict=True)
+    )
+    u, p, x_uni, x_paired = kernels.grouped_forward(h, z, w_uni, b_uni, w_paired, b_paired, activation, 0.5)
+    saved = (x_uni, x_paired) if x_uni else (u, p)
+    kernels.grouped_backward(u, p, *saved, h, z, w_uni, w_paired, activation, 0.5)
+
+
+def _decoder(rows: int, d: int, n_u: int, n_p: int, weighted: bool, target_grad: bool, dtype: torch.dtype) -> None:
+    kernels = importlib.import_module("pgm_fast.kernels.reconstruction")
+    shapes = [(rows, n_u), (rows, n_p), (d, n_u), (d, n_p), (d,), (rows, d)]
+    *inputs, bias, target = (_meta(*shape, dtype=dtype) for shape in shapes)
+    weight = _meta(rows, dtype=torch.float32) if weighted else None
+    decoded, loss = kernels.forward(*inputs, bias, target, weight)
+    kernels.backward(decoded, loss, *inputs, decoded, target, weight, target_grad)
+
+
+def _product_cases() -> list[Case]:
+    """Gates and gradients stored and formed on the fly, the small tiles of 16 and 32 bits, several problems at once."""
+    half, single = torch.bfloat16, torch.float32
+    linear = ("project_kernel", "grad_operands_kernel", "grad_weights_kernel")
+    decoder = ("decode_kernel", "grad_features_kernel", "grad_decoder_kernel")
+    two = [(64, 128, 1, 128, 128), (64, 96, 4, 64, 80)]
+    return [
+        Case("linear-wide", partial(_linear, [(32768, 1024, 1, 1024, 1024)], None, half), matrix=linear),
+        Case("linear-narrow", partial(_linear, [(32768, 1024, 1, 128, 128)], "gelu", half), matrix=linear),
+        Case("linear-float32", partial(_linear, [(32768, 512, 1, 128, 128)], "silu", single)),
+        Case("linear-odd", partial(_linear, [(77, 99, 3, 33, 31)], "relu", torch.float16)),
+        Case("linear-grouped", partial(_linear, two, "gelu", half)),
+        Case("decoder-wide", partial(_decoder, 32768, 1024, 1024, 1024, False, True, half), matrix=decoder),
+        Case("decoder-narrow", partial(_decoder, 32768, 1024, 128, 128, True, False, half), matrix=decoder),
+        Case("decoder-float32", partial(_decoder, 64, 128, 128, 96, True, False, single)),
+    ]
+
+
+CASES: list[Case] = [*_split_cases("partition"), *_split_cases("partition_dual"), *_product_cases()]

@@ -10,6 +10,7 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
+import pytest
 import torch
 import torch.nn.functional as F
 
@@ -26,15 +27,21 @@ class Case:
     smooth: bool = True
     has_temperature: bool = True
     backend: str = "torch"
+    device: str = "cpu"
 
     @property
     def id(self) -> str:
-        return f"{self.name}-{self.backend}"
+        return f"{self.name}-{self.backend}" + ("" if self.device == "cpu" else f"-{self.device}")
+
+    def skip_unless_double(self) -> None:
+        reason = backends.implementations(self.device, torch.float64)[self.name.partition("-")[0]][self.backend]
+        if reason is not None:
+            pytest.skip(f"{self.backend} {reason}")
 
     def tensors(self, rows: int, d: int, dtype=torch.float32, scale: float = 1.0, seed: int = 0) -> list[torch.Tensor]:
         generator = torch.Generator().manual_seed(seed)
         made = [torch.randn(shape, generator=generator, dtype=torch.float64) * scale for shape in self.shapes(rows, d)]
-        return [x.to(dtype) for x in made]
+        return [x.to(self.device, dtype) for x in made]
 
 
 def _gate(z, temperature):
@@ -76,7 +83,7 @@ def _plain_info_nce(a, b, temperature=0.1):
     if a.shape[0] == 0:
         return a.sum() + b.sum()
     logits = F.normalize(a, dim=1) @ F.normalize(b, dim=1).t() / temperature
-    labels = torch.arange(a.shape[0])
+    labels = torch.arange(a.shape[0], device=a.device)
     return (F.cross_entropy(logits, labels) + F.cross_entropy(logits.t(), labels)) / 2
 
 
@@ -84,19 +91,19 @@ def _teacher(student):
     """Features that depend on nothing but their place: a detached teacher has no part in finite differences."""
     like = torch.atleast_2d(torch.as_tensor(student))  # a wrong argument, too, is to reach the op
     places = torch.arange(like.numel(), dtype=torch.float64).reshape(like.shape)
-    return (2 * places).sin().to(like.dtype)
+    return (2 * places).sin().to(like)
 
 
 def _duc(student, temperature=1.0):
     teacher = _teacher(student)
-    return ops.duc_loss(student, teacher, torch.arange(0, teacher.shape[1], 2), temperature)
+    return ops.duc_loss(student, teacher, torch.arange(0, teacher.shape[1], 2, device=teacher.device), temperature)
 
 
 def _plain_duc(student, temperature=1.0):
     if student.shape[0] == 0:
         return student.sum()
     logits = student[:, ::2] @ _teacher(student)[:, ::2].t() / temperature
-    return F.cross_entropy(logits, torch.arange(student.shape[0]))
+    return F.cross_entropy(logits, torch.arange(student.shape[0], device=student.device))
 
 
 def _plain_certainty(*logits, temperature=1.0):
@@ -197,22 +204,26 @@ _OPS = [
 def _interpret_triton() -> None:
     """Under triton's interpreter its kernels take CPU tensors, which no user's call gets to do."""
     for op, implementations in backends._implementations.items():
-        if "triton" in implementations:
-            kernel = implementations["triton"]
-            backends.register(op, "triton", kernel.load, dtypes=tuple(kernel.dtypes), refuse=kernel.refuse)
+        for kernel in list(implementations.get("triton", {}).values()):
+            backends.register(
+                op, "triton", kernel.load, devices=("cpu",), dtypes=tuple(kernel.dtypes), refuse=kernel.refuse
+            )
 
 
 if os.environ.get("TRITON_INTERPRET") == "1":
     _interpret_triton()
 
 
-def _on_every_backend(case: Case) -> list[Case]:
+DEVICES = ("cpu", "cuda") if torch.cuda.is_available() else ("cpu",)
+
+
+def _on_every_backend(case: Case, device: str) -> list[Case]:
     op = case.name.partition("-")[0]
-    usable = [name for name, reason in backends.implementations()[op].items() if reason is None]
-    return [replace(case, backend=name) for name in usable]
+    usable = [name for name, reason in backends.implementations(device)[op].items() if reason is None]
+    return [replace(case, backend=name, device=device) for name in usable]
 
 
-CASES = [variant for case in _OPS for variant in _on_every_backend(case)]
+CASES = [variant for device in DEVICES for case in _OPS for variant in _on_every_backend(case, device)]
 
 
 def outputs(result) -> tuple[torch.Tensor, ...]:
@@ -224,7 +235,7 @@ def forward_and_gradients(function, tensors, seed: int = 1, **kwargs):
     leaves = [x.detach().clone().requires_grad_() for x in tensors]
     result = outputs(function(*leaves, **kwargs))
     generator = torch.Generator().manual_seed(seed)
-    directions = [torch.randn(x.shape, generator=generator, dtype=torch.float64).to(x.dtype) for x in result]
+    directions = [torch.randn(x.shape, generator=generator, dtype=torch.float64).to(x) for x in result]
     scalar = sum((x.double() * direction.double()).sum() for x, direction in zip(result, directions, strict=True))
     gradients = torch.autograd.grad(scalar, leaves)
     return [x.detach() for x in result], list(gradients)

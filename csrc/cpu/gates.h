@@ -76,7 +76,7 @@ template <class V>
 struct Exponentials {
   using T = typename V::value;
   T *e, *prefix;  // [m]
-  V scale;
+  V scale = V::set(0);
 
   // z_next is where this thread's next row will be.
   void compute(const T* z, const T* z_next, int64_t m, T temperature) {

@@ -15,10 +15,17 @@ void partition_dual(int64_t rows, Matrix h, Matrix z_uni, Matrix z_paired, doubl
 void partition_dual_backward(int64_t rows, Matrix grad_uni, Matrix grad_paired, Matrix grad_shared, Matrix h, Matrix z_uni,
                              Matrix z_paired, double temperature, Matrix grad_h, Matrix grad_z_uni, Matrix grad_z_paired, int threads);
 
+// `dims` is the address of `count` int64 numbers; weight, loss, lse and grad are in the accumulation dtype. Returns whether every
+// dimension is there; if not, nothing is done.
+bool duc_loss(int64_t rows, Matrix student, Matrix teacher, intptr_t dims, int64_t count, Matrix weight, int64_t begin, int64_t end,
+              double temperature, Matrix loss, Matrix lse, int threads);
+// Writes rows [begin, end) of grad_student.
+void duc_loss_backward(int64_t rows, Matrix student, Matrix teacher, intptr_t dims, int64_t count, Matrix weight, int64_t begin,
+                       int64_t end, double temperature, Matrix grad, Matrix lse, Matrix grad_student, int threads);
 // decoded holds the products and becomes decoded + bias (bias.data may be null); loss[row] is the row's weighted mean squared error.
 // row_weight is of the computation's type, null for 1 / rows.
 void reconstruction_loss(int64_t rows, Matrix decoded, Matrix bias, Matrix target, const void* row_weight, double* loss, int threads);
-// grad = grad_decoded + d loss / d decoded, grad_target = d loss / d target.
+// grad = grad_decoded + d loss / d decoded, grad_target = d loss / d target (not written where its data is null).
 void reconstruction_gradient(int64_t rows, Matrix grad_decoded, Matrix decoded, Matrix target, const void* row_weight, double grad_loss,
                              Matrix grad, Matrix grad_target, int threads);
 

@@ -55,15 +55,16 @@ void reconstruction_gradient(int64_t rows, Matrix grad_decoded, Matrix decoded, 
       for (int64_t row = begin; row < end; ++row) {
         const T* by_head = read(grad_decoded, row, scratch[0]);
         const T *x = read(decoded, row, scratch[1]), *goal = read(target, row, scratch[2]);
-        T *sum = cpu::target(grad, row, scratch[3]), *by_target = cpu::target(grad_target, row, scratch[4]);
+        T* sum = cpu::target(grad, row, scratch[3]);
+        T* by_target = grad_target.data == nullptr ? nullptr : cpu::target(grad_target, row, scratch[4]);
         const V factor = V::set(T(weight_of<T>(row_weight, row, rows) * T(2 * grad_loss / static_cast<double>(d))));
         for_each_vector<V>(d, [&](int64_t k, auto part) {
           const V by_loss = (part.load(x + k) - part.load(goal + k)) * factor;
           part.store(part.load(by_head + k) + by_loss, sum + k);
-          part.store(V::set(0) - by_loss, by_target + k);
+          if (by_target != nullptr) part.store(V::set(0) - by_loss, by_target + k);
         });
         finish(grad, row, sum);
-        finish(grad_target, row, by_target);
+        if (by_target != nullptr) finish(grad_target, row, by_target);
       }
     });
   });

@@ -54,14 +54,17 @@ Two forward(const Tensor& u, const Tensor& p, const Tensor& w_uni, const Tensor&
 }
 
 Six backward(const Tensor& grad_decoded_, const Tensor& grad_loss, const Tensor& u, const Tensor& p, const Tensor& w_uni,
-             const Tensor& w_paired, const Tensor& decoded_, const Tensor& target_, const MaybeTensor& row_weight) {
+             const Tensor& w_paired, const Tensor& decoded_, const Tensor& target_, const MaybeTensor& row_weight,
+             bool target_grad) {
   const Tensor grad_decoded = grad_decoded_.contiguous(), decoded = decoded_.contiguous(), target = target_.contiguous();
   const int64_t rows = u.size(0);
   const Tensor weight = weights(row_weight, rows, accumulation(u));
-  const Tensor grad = at::empty_like(decoded), grad_target = at::empty_like(target);
+  const Tensor grad = at::empty_like(decoded);
+  const Tensor grad_target = target_grad ? at::empty_like(target) : at::empty({0}, target.options());
   const auto mx = input(decoded, rows), mg = input(grad_decoded, rows), mt = input(target, rows);
   check_same_width(mx, mg, mt);
-  cpu::reconstruction_gradient(rows, mg, mx, mt, data_of(weight), grad_loss.item<double>(), output(grad, rows), output(grad_target, rows),
+  cpu::reconstruction_gradient(rows, mg, mx, mt, data_of(weight), grad_loss.item<double>(), output(grad, rows),
+                               target_grad ? output(grad_target, rows) : cpu::Matrix{nullptr, mt.dtype, mt.width},
                                at::get_num_threads());
   const Tensor columns = grad.t();
   return {at::mm(grad, w_uni), at::mm(grad, w_paired), at::mm(columns, u), at::mm(columns, p), grad.sum(0), grad_target};
@@ -76,11 +79,12 @@ Two forward_cpu(const Tensor& u, const Tensor& p, const Tensor& w_uni, const Ten
 }
 
 Six backward_cpu(const Tensor& grad_decoded, const Tensor& grad_loss, const Tensor& u, const Tensor& p, const Tensor& w_uni,
-                 const Tensor& w_paired, const Tensor& decoded, const Tensor& target, const MaybeTensor& row_weight) {
+                 const Tensor& w_paired, const Tensor& decoded, const Tensor& target, const MaybeTensor& row_weight,
+                 bool target_grad) {
   if (!backward_op.serves(grad_decoded, grad_loss, u, p, w_uni, w_paired, decoded, target, row_weight)) {
-    return backward_op.in_python<Six>(grad_decoded, grad_loss, u, p, w_uni, w_paired, decoded, target, row_weight);
+    return backward_op.in_python<Six>(grad_decoded, grad_loss, u, p, w_uni, w_paired, decoded, target, row_weight, target_grad);
   }
-  return backward(grad_decoded, grad_loss, u, p, w_uni, w_paired, decoded, target, row_weight);
+  return backward(grad_decoded, grad_loss, u, p, w_uni, w_paired, decoded, target, row_weight, target_grad);
 }
 
 const auto& dispatched() {
@@ -108,9 +112,11 @@ struct Reconstruction : torch::autograd::Function<Reconstruction> {
     const auto saved = ctx->get_saved_variables();
     const BelowAutogradUnlessRecorded below;
     const MaybeTensor row_weight = saved[6].defined() ? MaybeTensor(saved[6]) : MaybeTensor();
+    const bool has_bias = ctx->saved_data["has_bias"].toBool();
+    const bool target_grad = ctx->needs_input_grad(has_bias ? 5 : 4);  // counts the tensors that were given
     auto [grad_u, grad_p, grad_w_uni, grad_w_paired, grad_bias, grad_target] = dispatched_backward().call(
-        grads[0], grads[1], saved[0], saved[1], saved[2], saved[3], saved[4], saved[5], row_weight);
-    return {grad_u, grad_p, grad_w_uni, grad_w_paired, ctx->saved_data["has_bias"].toBool() ? grad_bias : Tensor(), grad_target, Tensor()};
+        grads[0], grads[1], saved[0], saved[1], saved[2], saved[3], saved[4], saved[5], row_weight, target_grad);
+    return {grad_u, grad_p, grad_w_uni, grad_w_paired, has_bias ? grad_bias : Tensor(), target_grad ? grad_target : Tensor(), Tensor()};
   }
 };
 

@@ -258,6 +258,32 @@ def doctor(as_json: AsJson = False, debug: Debug = False) -> None:
     show_doctor(facts)
 
 
+@app.command(cls=command_class(["pgm-fast bench", "pgm-fast bench partition --device cuda"]))
+@reporting_errors
+def bench(
+    names: Annotated[
+        Optional[list[str]], typer.Argument(help="Which, such as partition; all if not given.", metavar="[NAME]...")
+    ] = None,
+    device: Annotated[
+        Optional[str], typer.Option(help="cpu or cuda; each benchmark's own choice if not given.")
+    ] = None,
+    debug: Debug = False,
+) -> None:
+    """Measure the kernels and whole steps on this machine.
+
+    Reads nothing; takes the sources, as the benchmarks are not part of the installed package. A variant whose numbers
+    are wrong is not measured.
+
+    Prints a table and writes benchmarks/results/DEVICE/NAME.json.
+
+    Exit status 1 when a benchmark failed.
+    """
+    from .bench import run_benchmarks
+
+    if run_benchmarks(names or [], device):
+        raise typer.Exit(1)
+
+
 def _whole_numbers(text: str) -> list[int]:
     try:
         numbers = [int(part) for part in text.replace(" ", ",").split(",") if part]

@@ -71,7 +71,10 @@ def grouped_partitioned_linear(
             raise TypeError(f"entry {i}: h must have the dtype of entry 0 ({first.dtype}), got {other.dtype}")
         if other.device != first.device:
             raise ValueError(f"entry {i}: h is on {other.device}, but entry 0 is on {first.device}")
-    u, p, _, _ = _grouped(*map(list, zip(*problems, strict=True)), activation, float(temperature))
+    # a list with None in it is opaque to torch's autograd of lists: an empty tensor stands for no bias
+    empty = problems[0][0].new_empty(0)
+    lists = [[empty if x is None else x for x in values] for values in zip(*problems, strict=True)]
+    u, p, _, _ = _grouped(*lists, activation, float(temperature))
     return [[x.reshape(*sizes, x.shape[-1]) for x, sizes in zip(values, leading, strict=True)] for values in (u, p)]
 
 
@@ -83,6 +86,7 @@ def _each(function, *lists):
 
 def _forward_by(function):
     def forward(h, z, w_uni, b_uni, w_paired, b_paired, activation, temperature):
+        b_uni, b_paired = ([b if b.numel() else None for b in biases] for biases in (b_uni, b_paired))
         u, p, x_uni, x_paired = _each(
             lambda *entry: function(*entry, activation, temperature), h, z, w_uni, b_uni, w_paired, b_paired
         )
@@ -103,7 +107,7 @@ def _backward_by(function):
 
 
 _grouped = define(
-    "grouped_partitioned_linear(Tensor[] h, Tensor[] z, Tensor[] w_uni, Tensor?[] b_uni, Tensor[] w_paired, Tensor?[] "
+    "grouped_partitioned_linear(Tensor[] h, Tensor[] z, Tensor[] w_uni, Tensor[] b_uni, Tensor[] w_paired, Tensor[] "
     "b_paired, str? activation, float temperature) -> (Tensor[], Tensor[], Tensor[], Tensor[])",
     _forward_by(reference),
     _forward_by(fake),
@@ -157,7 +161,7 @@ for _name, _function, _position in (
 def _setup_context(ctx, inputs, output) -> None:
     h, z, w_uni, b_uni, w_paired, b_paired, ctx.activation, ctx.temperature = inputs
     u, p, x_uni, x_paired = output
-    ctx.has_bias = [x is not None for x in b_uni], [x is not None for x in b_paired]
+    ctx.has_bias = [x.numel() > 0 for x in b_uni], [x.numel() > 0 for x in b_paired]
     ctx.count = len(h)
     saved = (*u, *p) if ctx.activation == "relu" else (*x_uni, *x_paired)
     ctx.save_for_backward(*h, *z, *w_uni, *w_paired, *saved)

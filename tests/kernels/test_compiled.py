@@ -22,14 +22,16 @@ def test_compiles_to_the_instructions_meant(case: Case, capability: int):
     for launch in record_launches(case.call):
         made = compile_launch(launch, capability)
         name = launch.kernel.__name__
-        assert made.stack == 0 and made.count("(LDL|STL)") == 0, f"{name} spills: {made.usage}"
         if not case.double:
+            # fp64 is for checks: there some releases of triton need a few bytes of stack
+            assert made.stack == 0 and made.count("(LDL|STL)") == 0, f"{name} spills: {made.usage}"
             assert ".f64" not in made.ptx, f"{name} computes in fp64"
         if case.wide:
             assert "ld.global.v4.b32" in made.ptx and "st.global.v4.b32" in made.ptx, f"{name} has narrow accesses"
             assert made.count(r"LDG\.E\.128") and made.count(r"STG\.E\.128"), f"{name} has narrow accesses"
-        if case.matrix:
+        if name in case.matrix:
             assert made.count({80: "HMMA", 90: "HGMMA", 100: "UTCHMMA"}[capability]), f"{name} has no matrix product"
+            assert made.count(r"LDGSTS\S*\.128"), f"{name} copies its operands in pieces"
 
 
 def test_every_kernel_has_a_case(repository: Path):

@@ -4,6 +4,8 @@ import pytest
 import torch
 from tolerances import FINITE_DIFFERENCE, FP64
 
+import pgm_fast
+from pgm_fast import backends
 from pgm_fast.ops import partition, partitioned_linear
 
 
@@ -58,3 +60,30 @@ def test_mixed_weights_are_refused():
 def test_an_unknown_activation_is_named():
     with pytest.raises(ValueError, match="activation must be one of None, 'relu', 'gelu', 'silu', got 'tanh'"):
         partitioned_linear(*_arguments(3, 8, 2, 5), activation="tanh")
+
+
+@pytest.mark.skipif(
+    backends.implementations()["partitioned_linear"]["native"] is not None, reason="no compiled kernel here"
+)
+def test_the_compiled_form_never_holds_the_masked_operands():
+    """Beside its results, forward takes two blocks of rows and backward nothing."""
+    rows, d, n = 8192, 32, 16
+    h, z = torch.randn(rows, d), torch.randn(rows, d)
+    w_uni, b_uni, w_paired, b_paired = torch.randn(n, d), torch.randn(n), torch.randn(n, d), torch.randn(n)
+    bare = torch.ops.pgm_fast
+    with pgm_fast.backend("native"):
+        forward = _allocated(lambda: bare.partitioned_linear(h, z, w_uni, b_uni, w_paired, b_paired, None, 1.0))
+        u, p, *saved = bare.partitioned_linear(h, z, w_uni, b_uni, w_paired, b_paired, None, 1.0)
+        backward = _allocated(lambda: bare.partitioned_linear_backward(u, p, *saved, h, z, w_uni, w_paired, None, 1.0))
+    operand = h.numel() * h.element_size()
+    assert forward < 2 * u.numel() * u.element_size() + operand // 8
+    assert backward < 2 * operand + operand // 8
+
+
+def _allocated(run) -> int:
+    """Bytes that a call takes from the allocator, what it gives back on the way included."""
+    run()
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
+        run()
+    changes = [event for event in profile.profiler.kineto_results.events() if event.name() == "[memory]"]
+    return sum(max(event.nbytes(), 0) for event in changes)
