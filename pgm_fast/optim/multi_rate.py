@@ -28,7 +28,7 @@ class MultiRateOptimizer(Optimizer):
     """Steps every tensor of every param group in one kernel launch per combination of device and dtypes.
 
     Tables of addresses are made once and kept; a steady step looks for changes (compiled, where the host path is
-    built), and launches. New tables are made when a gradient comes or goes, after ``add_param_group`` and
+    built), and launches. New tables are made when a gradient comes or goes, after ``add_param_group``,
     ``load_state_dict``, and when parameters or their state are replaced.
 
     State is kept in float32 (float64 for float64 parameters) whatever the dtype of the parameter, under the names that
