@@ -1,18 +1,22 @@
 # make train   trains PgM on real digit images and says where the report is
 # make test    runs every test that this machine can run
-# Both prepare .venv themselves, once.
+# make bench   measures what this machine can run and writes benchmarks/results/
+# All prepare .venv themselves, once.
 
 PYTHON ?= python3
 READY := .venv/.ready
 OUT ?= runs/digits-$(shell date +%Y%m%d-%H%M%S)
 
-.PHONY: train test lint clean
+.PHONY: train test bench lint clean
 
 train: $(READY)
 	.venv/bin/pgm-fast train --method pgm --data digits --out $(OUT)
 
 test: $(READY)
 	.venv/bin/python -m pytest
+
+bench: $(READY)
+	.venv/bin/pgm-fast bench
 
 lint: $(READY)
 	.venv/bin/python -m pip install --quiet "ruff>=0.8,<1"

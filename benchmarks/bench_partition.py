@@ -176,7 +176,9 @@ def main() -> None:
     for op in OPS:
         for n, d, dtype in CASES[device.type]:
             rows += measure(op, n, d, dtype, device, bandwidth)
-    print(harness.write("partition", device, rows, bandwidth_gb_s=round(bandwidth / 1e6, 2)))
+            # at every size, so that a run that is stopped leaves what it measured
+            written = harness.write("partition", device, rows, bandwidth_gb_s=round(bandwidth / 1e6, 2))
+    print(written)
 
 
 if __name__ == "__main__":

@@ -195,7 +195,7 @@ def _calibrated(run: Callable[[], object], clock: HostClock | CudaClock) -> int:
     for _ in range(3):
         run()
     once = statistics.median(sample.wall for sample in clock.time(run, 3)) / 1e3
-    return max(2, min(2000, round(clock.round_seconds / max(once, 1e-7))))
+    return max(2, min(clock.most_calls, round(clock.round_seconds / max(once, 1e-7))))
 
 
 def _timing(samples: list[Sample], states: list[Mapping[str, float]]) -> Timing:

@@ -27,7 +27,9 @@ from .gates import (
 
 __all__ = ["backward", "forward"]
 
-# Gates that fit in the registers of one program without a spill.
+# Gates of the longest row that a program keeps in registers whole. Compiled for sm_90 by triton 3.9, registers per
+# thread: forward 56 at 1024 bf16 (4 warps), 79 at 4096 bf16 (16 warps, of at most 128); backward 108 and 109. Blocks of
+# 4096 with what is carried between them spilled: hence the half in plan().
 LONGEST_FORWARD = 4096
 LONGEST_BACKWARD = 4096
 

@@ -10,10 +10,14 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
+import pytest
 import torch
 import torch.nn.functional as F
+from noise import normals
 
 from pgm_fast import backends, ops
+
+SEED = torch.tensor([0x0123456789ABCDEF])
 
 
 @dataclass(frozen=True)
@@ -26,15 +30,21 @@ class Case:
     smooth: bool = True
     has_temperature: bool = True
     backend: str = "torch"
+    device: str = "cpu"
 
     @property
     def id(self) -> str:
-        return f"{self.name}-{self.backend}"
+        return f"{self.name}-{self.backend}" + ("" if self.device == "cpu" else f"-{self.device}")
+
+    def skip_unless_double(self) -> None:
+        reason = backends.implementations(self.device, torch.float64)[self.name.partition("-")[0]][self.backend]
+        if reason is not None:
+            pytest.skip(f"{self.backend} {reason}")
 
     def tensors(self, rows: int, d: int, dtype=torch.float32, scale: float = 1.0, seed: int = 0) -> list[torch.Tensor]:
         generator = torch.Generator().manual_seed(seed)
         made = [torch.randn(shape, generator=generator, dtype=torch.float64) * scale for shape in self.shapes(rows, d)]
-        return [x.to(dtype) for x in made]
+        return [x.to(self.device, dtype) for x in made]
 
 
 def _gate(z, temperature):
@@ -76,27 +86,69 @@ def _plain_info_nce(a, b, temperature=0.1):
     if a.shape[0] == 0:
         return a.sum() + b.sum()
     logits = F.normalize(a, dim=1) @ F.normalize(b, dim=1).t() / temperature
-    labels = torch.arange(a.shape[0])
+    labels = torch.arange(a.shape[0], device=a.device)
     return (F.cross_entropy(logits, labels) + F.cross_entropy(logits.t(), labels)) / 2
+
+
+def _plain_gaussian(mu, logvar, prior_mu=None, prior_logvar=None, sample=True, layers=None):
+    """Written with the two variances, as the textbook has it; the noise from another implementation."""
+    prior_mu = torch.zeros_like(mu) if prior_mu is None else prior_mu
+    prior_logvar = torch.zeros_like(mu) if prior_logvar is None else prior_logvar
+    z = mu
+    if sample:
+        noise = torch.from_numpy(normals(SEED.item(), *mu.shape)).to(mu.dtype)
+        z = mu + logvar.exp().sqrt() * noise
+    squares = (logvar.exp() + (mu - prior_mu).square()) / prior_logvar.exp()
+    kl = 0.5 * (prior_logvar - logvar + squares - 1)
+    if layers is not None:
+        return z, torch.stack([part.mean(-1) for part in kl.chunk(layers, -1)], -1)
+    return z, kl.sum() / max(kl.numel(), 1)
+
+
+def _gaussian(name, count, width=1, **kwargs):
+    return Case(
+        name,
+        lambda n, d: [(n, width * d)] * count,
+        lambda *x: ops.gaussian_sample_kl(*x, seed=SEED, **kwargs),
+        lambda *x: _plain_gaussian(*x, **kwargs),
+        (True,) * count,
+        has_temperature=False,
+    )
+
+
+def _plain_mixture(gate, *logits, scored=False):
+    mixed, weights = gate.shape[1], torch.softmax(gate, 1)
+    fused = sum(weights[:, k : k + 1] * logits[k] for k in range(mixed))
+    if not scored:
+        return fused, weights
+    labels = _labels(fused)
+    entropies = [F.cross_entropy(x, labels, reduction="none") for x in (fused, *logits)]
+    return fused, weights, torch.stack(entropies, 1)
+
+
+def _labels(*logits):
+    """A class per row; of arguments that are wrong on purpose the largest is asked."""
+    rows, classes = max([tuple(x.shape) for x in logits if isinstance(x, torch.Tensor)])
+    return (7 * torch.arange(rows)) % classes
 
 
 def _teacher(student):
     """Features that depend on nothing but their place: a detached teacher has no part in finite differences."""
     like = torch.atleast_2d(torch.as_tensor(student))  # a wrong argument, too, is to reach the op
     places = torch.arange(like.numel(), dtype=torch.float64).reshape(like.shape)
-    return (2 * places).sin().to(like.dtype)
+    return (2 * places).sin().to(like)
 
 
 def _duc(student, temperature=1.0):
     teacher = _teacher(student)
-    return ops.duc_loss(student, teacher, torch.arange(0, teacher.shape[1], 2), temperature)
+    return ops.duc_loss(student, teacher, torch.arange(0, teacher.shape[1], 2, device=teacher.device), temperature)
 
 
 def _plain_duc(student, temperature=1.0):
     if student.shape[0] == 0:
         return student.sum()
     logits = student[:, ::2] @ _teacher(student)[:, ::2].t() / temperature
-    return F.cross_entropy(logits, torch.arange(student.shape[0]))
+    return F.cross_entropy(logits, torch.arange(student.shape[0], device=student.device))
 
 
 def _plain_certainty(*logits, temperature=1.0):
@@ -182,6 +234,26 @@ _OPS = [
         (True, True, False, False, False, True),
         has_temperature=False,
     ),
+    Case(
+        "gated_mixture",
+        lambda n, d: [(n, 3), *[(n, d)] * 3],
+        lambda gate, *logits: ops.gated_mixture(list(logits), gate),
+        _plain_mixture,
+        (True,) * 4,
+        has_temperature=False,
+    ),
+    Case(
+        "gated_mixture-loss",
+        lambda n, d: [(n, 3), *[(n, d)] * 5],
+        lambda gate, *logits: ops.gated_mixture_loss(list(logits[:3]), gate, _labels(*logits), logits[3:]),
+        lambda *x: _plain_mixture(*x, scored=True),
+        (True,) * 6,
+        has_temperature=False,
+    ),
+    _gaussian("gaussian_sample_kl", 2),
+    _gaussian("gaussian_sample_kl-prior", 4),
+    _gaussian("gaussian_sample_kl-layers", 2, width=3, layers=3),
+    _gaussian("gaussian_sample_kl-still", 4, sample=False),
     Case("duc_loss", lambda n, d: [(n, d)], _duc, _plain_duc, (True,)),
     Case(
         "certainty_weighted_logits",
@@ -207,13 +279,16 @@ if os.environ.get("TRITON_INTERPRET") == "1":
     _interpret_triton()
 
 
-def _on_every_backend(case: Case) -> list[Case]:
+DEVICES = ("cpu", "cuda") if torch.cuda.is_available() else ("cpu",)
+
+
+def _on_every_backend(case: Case, device: str) -> list[Case]:
     op = case.name.partition("-")[0]
-    usable = [name for name, reason in backends.implementations()[op].items() if reason is None]
-    return [replace(case, backend=name) for name in usable]
+    usable = [name for name, reason in backends.implementations(device)[op].items() if reason is None]
+    return [replace(case, backend=name, device=device) for name in usable]
 
 
-CASES = [variant for case in _OPS for variant in _on_every_backend(case)]
+CASES = [variant for device in DEVICES for case in _OPS for variant in _on_every_backend(case, device)]
 
 
 def outputs(result) -> tuple[torch.Tensor, ...]:
@@ -225,7 +300,7 @@ def forward_and_gradients(function, tensors, seed: int = 1, **kwargs):
     leaves = [x.detach().clone().requires_grad_() for x in tensors]
     result = outputs(function(*leaves, **kwargs))
     generator = torch.Generator().manual_seed(seed)
-    directions = [torch.randn(x.shape, generator=generator, dtype=torch.float64).to(x.dtype) for x in result]
+    directions = [torch.randn(x.shape, generator=generator, dtype=torch.float64).to(x) for x in result]
     scalar = sum((x.double() * direction.double()).sum() for x, direction in zip(result, directions, strict=True))
     gradients = torch.autograd.grad(scalar, leaves)
     return [x.detach() for x in result], list(gradients)

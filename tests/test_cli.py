@@ -24,7 +24,7 @@ from pgm_fast.cli.reference import commented_yaml, describe
 from pgm_fast.train.config import Config
 from pgm_fast.train.configure import from_yaml, make_config
 
-COMMANDS = ["train", "resume", "evaluate", "predict", "check-data", "doctor"]
+COMMANDS = ["train", "resume", "evaluate", "predict", "check-data", "interactions", "doctor", "bench"]
 FAST = [
     "train.epochs=2",
     "train.batch_size=16",
@@ -315,6 +315,31 @@ def test_check_data_reads_as_train_would(tmp_path):
     assert "0 24, 1 24" in text and "audio" not in text
     wrong = invoke("check-data", source, "train.lr=3")
     assert wrong.exit_code == 2 and "data.label" in wrong.stderr
+
+
+def test_interactions_of_a_source_and_of_a_run(trained, source, tmp_path):
+    out, _ = trained
+    printed = succeed("interactions", source, "data.modalities=[vision,audio]", "--out", tmp_path / "found")
+    assert "uniqueness of vision" in printed and str(tmp_path / "found" / "interactions.json") in printed
+    assert len(read_csv(tmp_path / "found" / "interactions.csv")) == 48
+    printed = succeed("interactions", "--run", out, "--on", "inputs", "--rule", "information")
+    assert str(out / "interactions" / "interactions.md") in printed
+    assert {row["split"] for row in read_csv(out / "interactions" / "interactions.csv")} == {"test"}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "SOURCE or --run RUN"),
+        (["digits"], "--out is missing"),
+        (["digits", "--out", "x", "--on", "inputs"], "it needs --run RUN"),
+        (["digits", "--out", "x", "train.lr=1"], "data.label"),
+        (["digits", "--out", "x", "--folds", "1"], "folds is 1"),
+    ],
+)
+def test_interactions_refuses_what_does_not_go_together(arguments, message):
+    result = invoke("interactions", *arguments)
+    assert result.exit_code == 2 and message in result.stderr
 
 
 def test_doctor_names_everything_that_it_knows():

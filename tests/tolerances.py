@@ -80,6 +80,10 @@ AUTOCAST_BF16_LOSS = EPS[torch.bfloat16]
 # Four steps of torch's two forms of an optimizer: FP32 of what they move, which is of the order of the rate, 0.1.
 OPTIMIZER_MOVE_FP32 = 0.1 * FP32
 
+# The same where two computations of a step straddle a tie of the parameter's own rounding: an eps of what four steps
+# move, which a value near zero keeps in full.
+OPTIMIZER_MOVE = {dtype: max(OPTIMIZER_MOVE_FP32, 4 * 0.1 * eps) for dtype, eps in EPS.items()}
+
 # Two ranks against one process: sums of 16 rows in another order, each good to eps/2, over 18 steps of SGD. Measured:
 # 6e-7.
 TWO_RANKS = 18 * 16 * EPS[torch.float32] / 2
@@ -113,6 +117,11 @@ def frequency(p: float, n: int) -> float:
     return 4 * math.sqrt(p * (1 - p) / n)
 
 
+def mean_of_draws(deviation: float, n: int) -> float:
+    """Four standard deviations of the mean of n draws that have this standard deviation each."""
+    return 4 * deviation / math.sqrt(n)
+
+
 # Results that must not be the same differ by more than this in some entry of order 1: 1e10 roundings. Measured: 0.035.
 DIFFERENT = 1e-2
 
@@ -122,3 +131,37 @@ STFT_FP32 = 16 * 16 * EPS[torch.float32]
 # log-magnitudes of a tone at 2 kHz of 8 kHz that was doubled in rate by straight lines: these weaken it by
 # sinc^2(1/8) = 0.95 and no more, so that a tenth in the logarithm tells them from any other sound
 RESAMPLED_LOG = 0.1
+
+# A multi-rate optimizer in fp64 against torch's in fp64, both at the same formula in another order: 30 steps of some
+# ten roundings each of numbers up to 10.
+OPTIMIZER_FP64 = 30 * 10 * 10 * EPS[torch.float64] / 2
+
+# fp32 sums of squares of 1e5 entries in blocks against fp64, relative.
+NORM_FP32 = 64 * EPS[torch.float32]
+
+# The floor of a comparison with torch's own error, which may be small by luck: two eps, relative to the parameters.
+OPTIMIZER_FLOOR = {dtype: 2 * eps for dtype, eps in EPS.items()}
+
+# A handful of steps of two forms of an optimizer whose gradients come from the weights, so that differences grow: four
+# times what as many steps of given gradients differ by, of parameters and of what moves them.
+OPTIMIZER_RUN_FP32 = 4 * FP32
+OPTIMIZER_RUN_MOVE_FP32 = 4 * OPTIMIZER_MOVE_FP32
+
+# Moments after 8 steps in two orders of operations: squares of sums of gradients, eight roundings each.
+OPTIMIZER_STATE_FP32 = 8 * FP32
+
+# A mixture of Gaussians in 4 dimensions in fp64 against inverses and determinants of its covariances, whose condition
+# number is below 1e4: that many times FP64, relative to log-densities of order 100.
+FP64_MIXTURE = 1e-8
+
+# One epoch of three steps of a member in a batched product of two against one of one: FP32 of weights of order 1,
+# magnified by Adam, which divides small gradients by their size: at most the rate, 0.01, for gradients that are all
+# rounding; a hundredth of that.
+TRAINED_SIDE_BY_SIDE = 1e-4
+
+# What an estimate of known interactions may be off by, in nats: what is asked of it, 7 % of log 2.
+KNOWN_INTERACTION = 0.05
+
+# A temperature found from 4000 rows: neighbours that are tried differ by 2^(1/16), 4 %, and the likeliest scale of
+# logits of variance 1 errs by about 1 / sqrt(4000 / 4), 3 %; four times the latter and the former.
+TEMPERATURE = 0.04 + 4 * 0.03

@@ -26,7 +26,7 @@ namespace pgm_fast::multi_rate {
 
 // ---- tables ----------------------------------------------------------------------------------------------------------------------
 
-enum class Dtype : int64_t { float32 = 0, float64 = 1, bfloat16 = 2, float16 = 3 };  // as cpu/matrix.h
+enum class Dtype : int64_t { float32 = 0, float64 = 1, bfloat16 = 2, float16 = 3 };  // as common/matrix.h
 // What holds the precise parameter of a 16-bit one: nothing, a float, or the 16 bits that a bfloat16 lacks of a float.
 enum class Master : int64_t { none = 0, float32 = 1, remainder = 2 };
 enum class Algorithm : int64_t { adamw = 0, sgd = 1 };

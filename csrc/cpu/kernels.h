@@ -1,6 +1,8 @@
 // Entry points of the CPU kernels: contiguous matrices, no checks. Formulas in common/.
 #pragma once
 
+#include <vector>
+
 #include "../common/multi_rate.h"
 #include "matrix.h"
 
@@ -14,6 +16,30 @@ void partition_dual(int64_t rows, Matrix h, Matrix z_uni, Matrix z_paired, doubl
                     Matrix shared, int threads);
 void partition_dual_backward(int64_t rows, Matrix grad_uni, Matrix grad_paired, Matrix grad_shared, Matrix h, Matrix z_uni,
                              Matrix z_paired, double temperature, Matrix grad_h, Matrix grad_z_uni, Matrix grad_z_paired, int threads);
+
+// `dims` is the address of `count` int64 numbers; weight, loss, lse and grad are in the accumulation dtype. Returns whether every
+// dimension is there; if not, nothing is done.
+bool duc_loss(int64_t rows, Matrix student, Matrix teacher, intptr_t dims, int64_t count, Matrix weight, int64_t begin, int64_t end,
+              double temperature, Matrix loss, Matrix lse, int threads);
+// Writes rows [begin, end) of grad_student.
+void duc_loss_backward(int64_t rows, Matrix student, Matrix teacher, intptr_t dims, int64_t count, Matrix weight, int64_t begin,
+                       int64_t end, double temperature, Matrix grad, Matrix lse, Matrix grad_student, int threads);
+
+// Here a matrix's width is the distance between its rows, all rows hold d numbers, a null matrix is one that is not there (no prior; no
+// sample, with a null seed). kl and grad_kl have rows of as many numbers as there are layers, float, or double for double.
+void gaussian_sample_kl(int64_t rows, int64_t d, int64_t layers, Matrix mu, Matrix logvar, Matrix prior_mu, Matrix prior_logvar,
+                        uintptr_t seed, Matrix z, uintptr_t kl, int threads);
+void gaussian_sample_kl_backward(int64_t rows, int64_t d, int64_t layers, Matrix grad_kl, Matrix grad_z, Matrix mu, Matrix logvar,
+                                 Matrix prior_mu, Matrix prior_logvar, uintptr_t seed, Matrix grad_mu, Matrix grad_logvar,
+                                 Matrix grad_prior_mu, Matrix grad_prior_logvar, int threads);
+
+// weights [rows, mixed], losses and grad_losses [rows, 1 + logits], grad_weights as weights: float, or double for double. labels int64
+// [rows] or null, then there are no losses.
+void gated_mixture(int64_t rows, Matrix gate, const std::vector<Matrix>& logits, uintptr_t labels, Matrix fused, uintptr_t weights,
+                   uintptr_t losses, int threads);
+void gated_mixture_backward(int64_t rows, Matrix grad_fused, uintptr_t grad_weights, uintptr_t grad_losses, Matrix gate,
+                            const std::vector<Matrix>& logits, uintptr_t labels, Matrix grad_gate,
+                            const std::vector<Matrix>& grad_logits, int threads);
 
 // decoded holds the products and becomes decoded + bias (bias.data may be null); loss[row] is the row's weighted mean squared error.
 // row_weight is of the computation's type, null for 1 / rows.

@@ -28,17 +28,19 @@ constexpr int kThreads = 256;
 template <class T>
 constexpr int kAtATime = 16 / sizeof(T);
 
-// N neighbours in one access.
+// N neighbours in one access. The addresses come as numbers, so the compiler has to be told that they are of device memory.
 template <class S, int N>
 struct alignas(N * sizeof(S)) Pack {
   S element[N];
 };
 template <int N, class S>
 __device__ __forceinline__ Pack<S, N> load_pack(const S* from) {
+  __builtin_assume(__isGlobal(from));
   return *reinterpret_cast<const Pack<S, N>*>(from);
 }
 template <int N, class S>
 __device__ __forceinline__ void store_pack(const Pack<S, N>& pack, S* to) {
+  __builtin_assume(__isGlobal(to));
   *reinterpret_cast<Pack<S, N>*>(to) = pack;
 }
 

@@ -119,11 +119,11 @@ struct TileRow {
         scan_from_right(before + n * t.tiles, after + n * t.tiles);
         __syncwarp();
         const T total = scan_from_left(before + n * t.tiles);
-        if (lane_index() == 0) board[kGates + n][0] = total;
+        if (lane_index() == 0) board[kGates + n][0] = T(1) / total;
       }
     }
     wait();
-    for (int n = 0; n < kGates; ++n) inverse_total[n] = T(1) / board[kGates + n][0];
+    for (int n = 0; n < kGates; ++n) inverse_total[n] = board[kGates + n][0];
   }
 
   // Softmax, gate and complement of this lane's gate of a tile.
@@ -198,7 +198,7 @@ __device__ __forceinline__ int64_t row_step(const TileTensors<Split>& t) {
 }
 
 template <class Split, class T>
-__global__ void __launch_bounds__(kTileWarps* kWarp) partition_tile_forward(const __grid_constant__ TileTensors<Split> t) {
+__global__ void __launch_bounds__(kTileWarps* kWarp, 1) partition_tile_forward(const __grid_constant__ TileTensors<Split> t) {
   constexpr int kGates = Split::kGates, kParts = Split::kParts;
   __shared__ T boards[kTileWarps][2 * kGates][kTileWarps];
   extern __shared__ __align__(16) unsigned char memory[];
@@ -218,7 +218,7 @@ __global__ void __launch_bounds__(kTileWarps* kWarp) partition_tile_forward(cons
 }
 
 template <class Split, class T>
-__global__ void __launch_bounds__(kTileWarps* kWarp) partition_tile_backward(const __grid_constant__ TileTensors<Split> t) {
+__global__ void __launch_bounds__(kTileWarps* kWarp, 1) partition_tile_backward(const __grid_constant__ TileTensors<Split> t) {
   constexpr int kGates = Split::kGates, kParts = Split::kParts;
   __shared__ T boards[kTileWarps][2 * kGates][kTileWarps];
   extern __shared__ __align__(16) unsigned char memory[];

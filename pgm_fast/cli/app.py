@@ -239,6 +239,78 @@ def check_data(
         raise typer.Exit(1)
 
 
+@app.command(
+    cls=command_class(
+        [
+            "pgm-fast interactions features.npz --out interactions",
+            "pgm-fast interactions features.npz --out interactions data.label=y --split test",
+            "pgm-fast interactions --run runs/demo",
+        ]
+    )
+)
+@reporting_errors
+def interactions(
+    arguments: Annotated[
+        Optional[list[str]],
+        typer.Argument(
+            help="What to measure: digits, synthetic, a feature file or a folder; and how to read it: data.label=y.",
+            metavar="[SOURCE] [data.KEY=VALUE]...",
+        ),
+    ] = None,
+    run: Annotated[
+        Optional[Path], typer.Option(help="Measure a trained run's features in place of a source.", metavar="RUN")
+    ] = None,
+    out: Annotated[
+        Optional[Path], typer.Option(help="Folder to write; RUN/interactions if not given.", metavar="FOLDER")
+    ] = None,
+    split: Annotated[
+        Optional[str], typer.Option(help="train, valid, test or all; all, or test with --run, if not given.")
+    ] = None,
+    measured_on: Annotated[
+        Optional[str],
+        typer.Option("--on", help="With --run: learned (the model's features, default) or inputs (the run's data)."),
+    ] = None,
+    rule: Annotated[
+        str, typer.Option(help="entropy (published), or information (ours: redundancy is the lesser of both).")
+    ] = "entropy",
+    prior: Annotated[
+        str, typer.Option(help="uniform (published), or empirical (for classes of very different sizes).")
+    ] = "uniform",
+    folds: Annotated[int, typer.Option(help="Folds of the cross-fitting.", metavar="N")] = 5,
+    seed: Annotated[int, typer.Option(help="Of weights, orders and resamples.", metavar="N")] = 0,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.", metavar="NAME")] = "auto",
+    quiet: Annotated[bool, typer.Option("--quiet", help="Print nothing but errors.")] = False,
+    debug: Debug = False,
+) -> None:
+    """Measure redundancy, uniqueness and synergy of every sample.
+
+    Reads features with integer class labels, or a run with its data. No sample is measured by a model that was fitted
+    on it: the training and validation splits are cross-fitted.
+
+    Writes a folder: interactions.npz and interactions.csv (values per sample, by id), interactions.json (means,
+    intervals, settings), interactions.png (bars), interactions.md (the most synergistic and most redundant samples, and
+    how a run's shares go with what was measured).
+    """
+    from ..interactions import Settings
+    from .interactions import measure
+
+    sources = [text for text in arguments or [] if "=" not in text]
+    if len(sources) > 1:
+        raise ConfigError(f"interactions takes one SOURCE; given are {', '.join(sources)}")
+    measure(
+        sources[0] if sources else None,
+        run,
+        out,
+        split=split,
+        measured_on=measured_on,
+        overrides=[text for text in arguments or [] if "=" in text],
+        settings=Settings(rule=rule, prior=prior, folds=folds, seed=seed),
+        device=device,
+        progress=is_main_process() and not quiet,
+        quiet=quiet,
+    )
+
+
 @app.command(cls=command_class(["pgm-fast doctor", "pgm-fast doctor --json > machine.json"]))
 @reporting_errors
 def doctor(as_json: AsJson = False, debug: Debug = False) -> None:
@@ -256,6 +328,32 @@ def doctor(as_json: AsJson = False, debug: Debug = False) -> None:
     from .machine import show_doctor
 
     show_doctor(facts)
+
+
+@app.command(cls=command_class(["pgm-fast bench", "pgm-fast bench partition --device cuda"]))
+@reporting_errors
+def bench(
+    names: Annotated[
+        Optional[list[str]], typer.Argument(help="Which, such as partition; all if not given.", metavar="[NAME]...")
+    ] = None,
+    device: Annotated[
+        Optional[str], typer.Option(help="cpu or cuda; each benchmark's own choice if not given.")
+    ] = None,
+    debug: Debug = False,
+) -> None:
+    """Measure the kernels and whole steps on this machine.
+
+    Reads nothing; takes the sources, as the benchmarks are not part of the installed package. A variant whose numbers
+    are wrong is not measured.
+
+    Prints a table and writes benchmarks/results/DEVICE/NAME.json.
+
+    Exit status 1 when a benchmark failed.
+    """
+    from .bench import run_benchmarks
+
+    if run_benchmarks(names or [], device):
+        raise typer.Exit(1)
 
 
 def _whole_numbers(text: str) -> list[int]:

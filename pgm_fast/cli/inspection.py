@@ -13,7 +13,7 @@ from ..errors import ConfigError
 from ..train.configure import make_config
 from .terminal import say, show_table
 
-__all__ = ["inspect_source"]
+__all__ = ["READING", "inspect_source"]
 
 READING = ("format", "task", "modalities", "label", "group_by", "order_by", "nonfinite", "options")
 

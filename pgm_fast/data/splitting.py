@@ -6,7 +6,7 @@ import numpy as np
 
 from .feature_set import SPLITS
 
-__all__ = ["carve_validation", "stratified_split"]
+__all__ = ["carve_validation", "stratified_folds", "stratified_split"]
 
 SEED = 0
 PERIOD = 100  # of the pattern below: fractions are whole percents
@@ -48,3 +48,10 @@ def carve_validation(split: np.ndarray, label: np.ndarray | None, fraction: floa
     moved = train[_pattern((1 - fraction, fraction), len(train)) == 1]
     split[moved if len(moved) else train[:1]] = "valid"
     return split
+
+
+def stratified_folds(rows: int, label: np.ndarray | None, folds: int) -> np.ndarray:
+    """Fold numbers int64 ``[rows]``, 0 to ``folds - 1``, equally many to within one, within each class as well."""
+    fold = np.empty(rows, np.int64)
+    fold[_shuffled_by_class(np.arange(rows), label)] = np.arange(rows) % folds
+    return fold

@@ -61,6 +61,7 @@ def draw(
     dim: int = 16,
     noise: float = 0.25,
     imbalance: float | Sequence[float] = 1.0,
+    scales: Sequence[float] | None = None,
     modalities: int = 2,
     private: int = 0,
     proportions: Mapping[str, float] | None = None,
@@ -77,6 +78,9 @@ def draw(
         dim: width of every modality; at least the number of kinds in the set.
         noise: standard deviation in every dimension.
         imbalance: signal strengths: a ratio r gives 1, 1/r, 1/r²; a sequence gives them one by one.
+        scales: signal and noise of each modality together are multiplied by this; None for 1. It changes nothing that
+            can be known, but what is small is learned slowly (with ``data.standardize=false``): two modalities then
+            compete in joint training.
         modalities: 2 or 3; named ``a``, ``b``, ``c``.
         private: which modality holds the bit of ``kind=private``.
         proportions: of ``copy``, ``private`` and ``xor`` in a mixture (default equal); ``private`` is shared among the
@@ -94,6 +98,7 @@ def draw(
     _check(kind, n, dim, noise, modalities, private, proportions, steps, missing, seed)
     names = NAMES[:modalities]
     strength = _strengths(imbalance, modalities)
+    scale = _scales(scales, modalities)
     rng = np.random.Generator(np.random.PCG64(np.random.SeedSequence([seed])))
 
     kinds, chances = _kinds(kind, names, private, proportions)
@@ -122,6 +127,7 @@ def draw(
         values = rng.standard_normal(shape, dtype=np.float32)
         values *= noise
         values += (signal[:, None] if sequence else signal).astype(np.float32)
+        values *= scale[m]
         if sequence:
             lengths[name] = rng.integers(max(1, steps // 2), steps + 1, n)
             values[np.arange(steps) >= lengths[name][:, None]] = 0
@@ -229,6 +235,18 @@ def _strengths(imbalance: float | Sequence[float], modalities: int) -> list[floa
     if len(strengths) != modalities or min(strengths) < 0:
         raise DataError(f"synthetic: imbalance={imbalance!r}; a ratio, or {modalities} strengths >= 0, is needed")
     return strengths
+
+
+def _scales(scales: Sequence[float] | None, modalities: int) -> list[float]:
+    if scales is None:
+        return [1.0] * modalities
+    try:
+        values = [float(value) for value in scales]
+    except (TypeError, ValueError):
+        values = []
+    if len(values) != modalities or not all(0 < value < math.inf for value in values):
+        raise DataError(f"synthetic: scales={scales!r}; {modalities} finite numbers > 0 are needed, or none")
+    return values
 
 
 def _kinds(

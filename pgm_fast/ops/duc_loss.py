@@ -13,8 +13,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from .. import backends
 from .checks import check_features, check_temperature, check_tensor
 from .gates import accumulation_dtype
+from .native import NATIVE_DTYPES, matrix
 from .registration import define, define_autograd, define_backward
 
 __all__ = ["duc_loss"]
@@ -179,6 +181,85 @@ _duc_loss_backward = define_backward(
     _reference_backward,
     _fake_backward,
 )
+
+
+def _load_native():
+    import pgm_fast._native as native
+
+    def one_way(student, teacher, dims, w, begin, end, temperature):
+        dims = _numbers(dims)
+        loss, lse = w.new_empty(1), w.new_empty(end - begin)
+        if not native.duc_loss(
+            student.shape[0],
+            matrix(student),
+            matrix(teacher),
+            dims.data_ptr(),
+            dims.shape[0],
+            matrix(w),
+            begin,
+            end,
+            temperature,
+            matrix(loss),
+            matrix(lse),
+            torch.get_num_threads(),
+        ):
+            raise RuntimeError(f"dims hold a dimension that is out of range [0, {student.shape[1]})")
+        return loss.squeeze(0), lse
+
+    def forward(student, teacher, dims, reverse_dims, weight, begin, end, temperature):
+        student, teacher, w = student.contiguous(), teacher.contiguous(), _weights(weight, student).contiguous()
+        loss, lse = one_way(student, teacher, dims, w, begin, end, temperature)
+        if reverse_dims is None:
+            return loss, lse, lse.new_empty(0)
+        back, back_lse = one_way(teacher, student, reverse_dims, w, begin, end, temperature)
+        return loss + back, lse, back_lse
+
+    return forward
+
+
+def _load_native_backward():
+    import pgm_fast._native as native
+
+    def one_way(grad, student, teacher, dims, w, lse, begin, end, temperature):
+        dims = _numbers(dims)
+        whole = (begin, end) == (0, student.shape[0])
+        result = torch.empty_like(student) if whole else torch.zeros_like(student)
+        native.duc_loss_backward(
+            student.shape[0],
+            matrix(student),
+            matrix(teacher),
+            dims.data_ptr(),
+            dims.shape[0],
+            matrix(w),
+            begin,
+            end,
+            temperature,
+            matrix(grad),
+            matrix(lse),
+            matrix(result),
+            torch.get_num_threads(),
+        )
+        return result
+
+    def backward(grad, student, teacher, dims, reverse_dims, weight, lse, reverse_lse, begin, end, temperature):
+        student, teacher, w = student.contiguous(), teacher.contiguous(), _weights(weight, student).contiguous()
+        grad = grad.to(w.dtype).reshape(1)
+        by_student = one_way(grad, student, teacher, dims, w, lse, begin, end, temperature)
+        if reverse_dims is None:
+            return by_student, student.new_empty(0)
+        return by_student, one_way(grad, teacher, student, reverse_dims, w, reverse_lse, begin, end, temperature)
+
+    return backward
+
+
+def _numbers(dims: Tensor) -> Tensor:
+    """Dimensions as contiguous numbers; on the CPU looking at a mask costs nothing."""
+    return dims.nonzero().squeeze(-1) if dims.dtype == torch.bool else dims.contiguous()
+
+
+backends.register("duc_loss", "native", _load_native, devices=("cpu",), dtypes=tuple(NATIVE_DTYPES))
+# the first tensor is the gradient of the loss, which is never of 16 bits
+backends.register("duc_loss_backward", "native", _load_native_backward, devices=("cpu",), dtypes=tuple(NATIVE_DTYPES))
 
 
 def _setup_context(ctx, inputs, output) -> None:

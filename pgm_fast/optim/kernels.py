@@ -32,6 +32,38 @@ def _load_native(op: str):
     return load
 
 
+def _load_cuda(op: str):
+    def load():
+        import pgm_fast._cuda as native
+
+        kernel, current_stream = getattr(native, op), torch.cuda.current_stream
+        if op == STEP:
+            return lambda sample, launch: kernel(
+                launch.address, _finished(launch), *_place(current_stream(sample.device))
+            )
+        return lambda sample, launch: kernel(
+            launch.address,
+            launch.partials.data_ptr(),
+            launch.sums.data_ptr(),
+            *_place(current_stream(sample.device)),
+        )
+
+    return load
+
+
+def _place(stream: torch.cuda.Stream) -> tuple[int, int]:
+    return stream.device_index, stream.cuda_stream
+
+
+def _finished(launch: Launch) -> int:
+    """Address of the word in which a launch's blocks count themselves; 0 between launches."""
+    word = launch.scratch.get("finished")
+    if word is None:
+        word = launch.scratch["finished"] = torch.zeros(1, dtype=torch.int32, device=launch.device)
+    return word.data_ptr()
+
+
 for _op, _reference in ((SQUARES, run_squares), (STEP, run_step)):
     backends.register(_op, "torch", lambda reference=_reference: lambda sample, launch: reference(launch))
     backends.register(_op, "native", _load_native(_op), devices=("cpu",), dtypes=tuple(DTYPES))
+    backends.register(_op, "native", _load_cuda(_op), devices=("cuda",), dtypes=tuple(DTYPES))

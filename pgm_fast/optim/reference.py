@@ -55,7 +55,7 @@ def sgd(
     if momentum_buffer is None:
         return param - group["lr"] * grad, None
     # the first gradient is taken whole; the buffer is 0 before it
-    part = torch.where(step == 1, 1.0, 1.0 - group["dampening"]).to(grad.dtype)
+    part = 1.0 - group["dampening"] * (step != 1).to(grad.dtype)
     momentum_buffer = group["momentum"] * momentum_buffer + part * grad
     direction = grad + group["momentum"] * momentum_buffer if group["nesterov"] else momentum_buffer
     return param - group["lr"] * direction, momentum_buffer

@@ -24,7 +24,13 @@ rank, world, folder = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3]
 if world > 1:
     dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=world)
 result = {}
-for name, task in (("pgm", "classification"), ("pgm", "retrieval"), ("joint", "retrieval"), ("ensemble", "regression")):
+for name, task in (
+    ("pgm", "classification"),
+    ("pgm", "retrieval"),
+    ("joint", "retrieval"),
+    ("ensemble", "regression"),
+    ("dimml", "classification"),
+):
     torch.manual_seed(0)
     widths = {"a": ModalitySpec(3), "b": ModalitySpec(4), "c": ModalitySpec(2)}
     spec = DataSpec(widths, task, 0 if task == "retrieval" else 2)
@@ -45,6 +51,12 @@ for name, task in (("pgm", "classification"), ("pgm", "retrieval"), ("joint", "r
         presence={"b": present[part]},
         modality_weight={"b": world * here[part] / here.sum()},
     )
+    if name == "dimml":  # after its warm-up, every modality with dimensions to hand over
+        method.effective[:] = torch.arange(3).unsqueeze(1) == torch.arange(8) % 4
+        method.measured.fill_(True)
+        method.begin_epoch(0, method.config.warmup, lambda: iter([]))
+        method._look()
+        method.fusion_head.requires_grad_(False)
     wrapped = DistributedDataParallel(method) if world > 1 else method
     losses = wrapped(batch).losses
     losses["total"].backward()
@@ -53,7 +65,8 @@ for name, task in (("pgm", "classification"), ("pgm", "retrieval"), ("joint", "r
         for term in terms.values():
             dist.all_reduce(term)
             term /= world
-    result[f"{name}/{task}"] = (terms, {n: p.grad for n, p in method.named_parameters()})
+    gradients = {n: p.grad for n, p in method.named_parameters() if p.requires_grad}
+    result[f"{name}/{task}"] = (terms, gradients)
 if rank == 0:
     torch.save(result, f"{folder}/result{world}.pt")
 if world > 1:

@@ -1,4 +1,5 @@
-"""What every op promises, whatever it computes: one property per test, over all ops and the backends here."""
+"""What every op promises, whatever it computes: one property per test, over all ops and the backends and devices
+here."""
 
 from __future__ import annotations
 
@@ -14,8 +15,19 @@ by_op = pytest.mark.parametrize("case", CASES, ids=lambda case: case.id)
 
 @pytest.fixture(autouse=True)
 def _backend(request):
-    with pgm_fast.backend(request.node.callspec.params["case"].backend):
+    if "case" in request.fixturenames:
+        with pgm_fast.backend(request.getfixturevalue("case").backend):
+            yield
+    else:
         yield
+
+
+def test_a_gpu_takes_part():
+    """Says in the report that every case above and below ran on the CPU only, where that is so."""
+    if not torch.cuda.is_available():
+        pytest.skip("no CUDA device: every op and backend is held to its contract on the CPU only")
+    assert {case.device for case in CASES} == {"cpu", "cuda"}
+    assert {"partition", "partition_dual"} <= {case.name for case in CASES if case.backend == "triton"}
 
 
 SIZES = [(0, 3), (1, 1), (5, 7), (3, 64)]
@@ -24,6 +36,7 @@ SIZES = [(0, 3), (1, 1), (5, 7), (3, 64)]
 @by_op
 @pytest.mark.parametrize("temperature", TEMPERATURES)
 def test_equals_the_plain_formula_in_fp64(case, temperature):
+    case.skip_unless_double()
     kwargs = {"temperature": temperature} if case.has_temperature else {}
     for rows, d in SIZES:
         tensors = case.tensors(rows, d, torch.float64)
@@ -35,6 +48,7 @@ def test_equals_the_plain_formula_in_fp64(case, temperature):
 
 @by_op
 def test_gradients_equal_finite_differences(case):
+    case.skip_unless_double()
     tensors = [x.requires_grad_() for x in case.tensors(3, 5, torch.float64)]
     assert torch.autograd.gradcheck(case.run, tensors, rtol=0, atol=FINITE_DIFFERENCE)
 
@@ -95,12 +109,12 @@ def test_strides_do_not_matter(case):
 def test_expanded_incoming_gradients_are_read_and_left_alone(case):
     leaves = [x.requires_grad_() for x in case.tensors(4, 6)]
     result = outputs(case.run(*leaves))
-    ones = [torch.ones((), dtype=x.dtype).expand(x.shape) for x in result]
+    ones = [x.new_ones(()).expand(x.shape) for x in result]
     expanded = torch.autograd.grad(result, leaves, ones, retain_graph=True)
-    contiguous = [torch.ones(x.shape) for x in result]
+    contiguous = [torch.ones_like(x) for x in result]
     dense = torch.autograd.grad(result, leaves, contiguous)
     assert all(torch.equal(a, b) for a, b in zip(expanded, dense, strict=True))
-    assert all(torch.equal(x, torch.ones(x.shape)) for x in contiguous)
+    assert all(torch.equal(x, torch.ones_like(x)) for x in contiguous)
 
 
 @by_op
@@ -121,7 +135,7 @@ def test_wide_rows_stay_finite(case):
 @by_op
 def test_autocast_gives_finite_outputs_and_gradients_in_the_parameters_dtype(case):
     leaves = [x.requires_grad_() for x in case.tensors(4, 6)]
-    with torch.autocast("cpu", torch.bfloat16):
+    with torch.autocast(case.device, torch.bfloat16):
         result = outputs(case.run(*leaves))
     products = case.name.startswith(("partitioned_linear", "grouped_partitioned_linear", "reconstruction"))
     assert result[0].dtype == (torch.bfloat16 if products else torch.float32)
@@ -140,7 +154,8 @@ def test_a_wrong_temperature_is_named(case, value):
 def test_wrong_tensors_are_named(case):
     tensors = case.tensors(3, 4)
     for position in range(len(tensors)):
-        for wrong, error in ((tensors[position].long(), TypeError), (3.0, TypeError), (torch.randn(2, 0), ValueError)):
+        empty = tensors[position].new_empty(2, 0)
+        for wrong, error in ((tensors[position].long(), TypeError), (3.0, TypeError), (empty, ValueError)):
             arguments = [*tensors[:position], wrong, *tensors[position + 1 :]]
             with pytest.raises(error, match=r"must (have|be)|last dimension"):
                 case.run(*arguments)

@@ -13,14 +13,15 @@ from matplotlib.image import imread
 from tolerances import FP64, SHARES_ROUNDED_7, steps
 
 from pgm_fast.data.feature_set import DataSpec, ModalitySpec
-from pgm_fast.errors import CheckpointError
+from pgm_fast.errors import CheckpointError, ConfigError
 from pgm_fast.train.metrics import METRICS, evaluate_predictions, primary_metric
-from pgm_fast.train.plots import draw_run
+from pgm_fast.train.plots import draw_competition, draw_run
 from pgm_fast.train.plots.canvas import colours, label_text
 from pgm_fast.train.plots.curves import EXPECTED, learning_curves, share_bars
+from pgm_fast.train.plots.dimensions import competition_curves, effective_map
 from pgm_fast.train.plots.outcome import confusion_matrix, match_curves
 from pgm_fast.train.predictions import Predictions
-from pgm_fast.train.reports import PARTITIONS, build_report, mean_shares
+from pgm_fast.train.reports import PARTITIONS, build_report, mean_shares, write_json, write_jsonl
 
 OUTCOME = {"classification": "confusion", "multilabel": "labels", "regression": "scatter", "retrieval": "ranks"}
 
@@ -215,3 +216,44 @@ def test_a_folder_that_cannot_be_written_is_named(tmp_path):
     (tmp_path / "plots").write_text("a file where the folder should be")
     with pytest.raises(CheckpointError, match=r"plots/learning_curves\.png"):
         draw_run(tmp_path, *finished_run("regression"))
+
+
+def test_effective_dimensions_are_drawn_where_they_were_measured(tmp_path):
+    records, report, predictions, spec = finished_run("classification")
+    assert "plots/effective_dimensions.png" not in draw_run(tmp_path, records, report, predictions, spec)
+    found = {"accuracy": [0.2, 0.9, 0.4], "effective": [False, True, False]}
+    report["effective_dimensions"] = {"left": found, "right": found}
+    assert "plots/effective_dimensions.png" in draw_run(tmp_path, records, report, predictions, spec)
+    figure = effective_map(report)
+    assert figure.axes[1].get_title(loc="left") == "Effective: above the modality's mean (left 1, right 1)"
+    shown = [image.get_array() for axes in figure.axes for image in axes.get_images()]
+    assert np.array_equal(shown[0], [found["accuracy"]] * 2) and np.array_equal(shown[1], [found["effective"]] * 2)
+
+
+def test_competition_is_drawn_from_run_folders(tmp_path):
+    for name, method in (("alone", "unimodal"), ("one", "joint"), ("two", "joint"), ("other", "pgm")):
+        records, report, _, _ = finished_run("classification")
+        report["method"] = method
+        report["data"] = "made otherwise" if name == "other" else "made"
+        write_json(tmp_path / name / "report.json", report)
+        write_jsonl(tmp_path / name / "metrics.jsonl", records)
+    out = tmp_path / "competition.png"
+    draw_competition([tmp_path / "one", tmp_path / "two"], tmp_path / "alone", out)
+    assert imread(out).shape[2] == 4
+    with pytest.raises(ConfigError, match="differ in data: made, made otherwise"):
+        draw_competition([tmp_path / "other"], tmp_path / "alone", out)
+    with pytest.raises(ConfigError, match="is a run of joint, must be of unimodal"):
+        draw_competition([tmp_path / "one"], tmp_path / "two", out)
+
+
+def test_competition_has_a_panel_per_modality_with_every_run_and_alone():
+    records, _, _, _ = finished_run("classification")
+    figure = competition_curves(
+        {"joint": records, "dimml": records}, {"left": records, "right": records}, "classification"
+    )
+    assert [[line.get_label() for line in axes.get_lines()[:3]] for axes in figure.axes] == [
+        ["joint", "dimml", "alone"]
+    ] * 2
+    want = [record["valid"]["unimodal"]["left"]["accuracy"] for record in records]
+    assert figure.axes[0].get_lines()[0].get_ydata().tolist() == want
+    assert competition_curves({"joint": records}, {}, "classification") is None

@@ -8,13 +8,18 @@ from pathlib import Path
 from typing import Any
 
 from ...data.feature_set import DataSpec
+from ...errors import ConfigError
+from ..folder import RunFolder
 from ..predictions import Predictions
+from ..reports import read_json, read_jsonl
 from .canvas import save
 from .curves import learning_curves, share_bars
+from .dimensions import competition_curves, effective_map
+from .gates import gate_bars
 from .outcome import confusion_matrix, label_bars, match_curves, scatter
 from .projection import projection
 
-__all__ = ["draw_run"]
+__all__ = ["draw_competition", "draw_run"]
 
 _OUTCOMES = {
     "classification": ("confusion.png", confusion_matrix),
@@ -34,10 +39,11 @@ def draw_run(
 ) -> list[str]:
     """Draw every plot of a run that its results allow, into ``run_dir/plots``.
 
-    ``learning_curves.png``, ``shares.png`` (methods with a partitioner), one of ``confusion.png``, ``labels.png``,
-    ``scatter.png`` and ``ranks.png`` by task, and ``projection.png`` (where ``predictions`` hold features). Files are
-    replaced whole. No display is opened and no global state of matplotlib is touched, so threads may draw at the same
-    time. Equal input gives equal files.
+    ``learning_curves.png``, ``shares.png`` (methods with a partitioner), ``gates.png`` (with a gate), one of
+    ``confusion.png``, ``labels.png``, ``scatter.png`` and ``ranks.png`` by task, ``effective_dimensions.png`` (methods
+    that measure them), and ``projection.png`` (where ``predictions`` hold features). Files are replaced whole. No
+    display is opened and no global state of matplotlib is touched, so threads may draw at the same time. Equal input
+    gives equal files.
 
     Args:
         run_dir: the run folder.
@@ -58,7 +64,9 @@ def draw_run(
     figures = {
         "learning_curves.png": learning_curves(records, report),
         "shares.png": share_bars(records, report),
+        "gates.png": gate_bars(report),
         outcome_file: outcome(predictions, spec, names),
+        "effective_dimensions.png": effective_map(report),
         "projection.png": projection(predictions, spec, names),
     }
     drawn = []
@@ -67,3 +75,33 @@ def draw_run(
             save(figure, Path(run_dir) / "plots" / name)
             drawn.append(f"plots/{name}")
     return drawn
+
+
+def draw_competition(runs: Sequence[str | os.PathLike], alone: str | os.PathLike, path: str | os.PathLike) -> None:
+    """Draw each modality's score within finished runs against training it alone: does one starve the other?
+
+    Args:
+        runs: folders of runs of any methods on the same data.
+        alone: folder of a run of the method ``unimodal`` on it, in which no modality's gradient reaches another.
+        path: of the picture, PNG.
+
+    Raises:
+        ConfigError: the runs differ in their data or task, or ``alone`` is of another method.
+        CheckpointError: a folder holds no finished run, or the file system refused.
+    """
+    folders = [RunFolder(folder) for folder in (alone, *runs)]
+    reports = [read_json(folder.report) for folder in folders]
+    for key in ("data", "task"):
+        if len(found := sorted({report[key] for report in reports})) > 1:
+            raise ConfigError(f"the runs differ in {key}: {', '.join(found)}; compare runs on one {key} only")
+    if reports[0]["method"] != "unimodal":
+        raise ConfigError(f"{folders[0]} is a run of {reports[0]['method']}, must be of unimodal")
+    records = [read_jsonl(folder.metrics) for folder in folders]
+    modalities = reports[0]["valid"]["unimodal"]
+    names = [report["method"] for report in reports[1:]]
+    named = {
+        name if names.count(name) == 1 else f"{name} ({f.path.name})": r
+        for name, f, r in zip(names, folders[1:], records[1:], strict=True)
+    }
+    figure = competition_curves(named, dict.fromkeys(modalities, records[0]), reports[0]["task"])
+    save(figure, Path(path))

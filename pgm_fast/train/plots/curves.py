@@ -14,7 +14,7 @@ from matplotlib.ticker import MaxNLocator
 from ..metrics import primary_metric
 from .canvas import FUSED, GREY, INK, colours, finish, label_text, legend_beside, new_figure
 
-__all__ = ["learning_curves", "share_bars"]
+__all__ = ["epoch_axis", "learning_curves", "series", "share_bars"]
 
 # Mean gate mass of a partitioner whose logits are all equal, as at random initialisation, for a wide representation:
 # the integrals over t in [0, 1] of 1-t and t, and of (1-t)(1-t), t*t, (1-t)t twice for 1-cumsoftmax and cumsoftmax.
@@ -42,14 +42,14 @@ def learning_curves(records: Sequence[Mapping[str, Any]], report: Mapping[str, A
     figure, grid = new_figure(_WIDTH, 8.6, rows=3)
     total, terms, scores = grid[:, 0]
 
-    total.plot(epochs, _series(records, "train", "total"), color="#0072b2", label="training", marker=marker)
-    total.plot(epochs, _series(records, "valid", "losses", "total"), color="#d55e00", label="validation", marker=marker)
+    total.plot(epochs, series(records, "train", "total"), color="#0072b2", label="training", marker=marker)
+    total.plot(epochs, series(records, "valid", "losses", "total"), color="#d55e00", label="validation", marker=marker)
     finish(total, "Loss", y="total")
 
     names = _keys(records, "train", but=("total",))
     for name, colour in zip(names, colours(len(names)), strict=True):
         terms.plot(
-            epochs, _series(records, "train", name), color=colour, label=label_text(name), linewidth=1.3, marker=marker
+            epochs, series(records, "train", name), color=colour, label=label_text(name), linewidth=1.3, marker=marker
         )
     finish(terms, "Terms of the training loss", y="unweighted")
 
@@ -57,13 +57,13 @@ def learning_curves(records: Sequence[Mapping[str, Any]], report: Mapping[str, A
     for kind in ("unimodal", "pairs"):
         outputs = _keys(records, "valid", kind)
         for name, colour in zip(outputs, colours(len(outputs)), strict=True):
-            series = _series(records, "valid", kind, name, metric)
-            scores.plot(epochs, series, color=colour, label=label_text(name), linewidth=1.3, marker=marker)
+            values = series(records, "valid", kind, name, metric)
+            scores.plot(epochs, values, color=colour, label=label_text(name), linewidth=1.3, marker=marker)
     further = _keys(records, "valid", "further")
     for name, colour in zip(further, colours(len(further)), strict=True):
-        series = _series(records, "valid", "further", name, metric)
-        scores.plot(epochs, series, color=colour, label=label_text(name), linewidth=1.0, linestyle="--", marker=marker)
-    fused = _series(records, "valid", "fused", metric)
+        values = series(records, "valid", "further", name, metric)
+        scores.plot(epochs, values, color=colour, label=label_text(name), linewidth=1.0, linestyle="--", marker=marker)
+    fused = series(records, "valid", "fused", metric)
     scores.plot(epochs, fused, color=FUSED, label="fused", linewidth=2.2, marker=marker)
     if report.get("best_epoch") in epochs:
         best = epochs.index(report["best_epoch"])
@@ -73,7 +73,7 @@ def learning_curves(records: Sequence[Mapping[str, Any]], report: Mapping[str, A
     finish(scores, f"Validation score ({'larger' if direction == 'max' else 'smaller'} is better)", x="epoch", y=metric)
 
     for axes in (total, terms, scores):
-        _epoch_axis(axes, records)
+        epoch_axis(axes, records)
         legend_beside(axes)
     return figure
 
@@ -129,8 +129,8 @@ def _draw_share_history(axes: Axes, history, modalities: Sequence[str], partitio
     reaching = [name for name in partitions if name in ("paired", "paired_only", "shared")]
     epochs = [record["epoch"] for record in history]
     for modality, colour in zip(modalities, colours(len(modalities)), strict=True):
-        series = np.sum([_series(history, "shares", modality, name) for name in reaching], axis=0)
-        axes.plot(epochs, series, color=colour, label=label_text(modality), linewidth=1.5)
+        values = np.sum([series(history, "shares", modality, name) for name in reaching], axis=0)
+        axes.plot(epochs, values, color=colour, label=label_text(modality), linewidth=1.5)
     if expected is not None:
         start = sum(value for name, value in zip(partitions, expected, strict=True) if name in reaching)
         axes.axhline(start, color=INK, linestyle=(0, (4, 3)), linewidth=1.2, label="random initialisation")
@@ -140,11 +140,11 @@ def _draw_share_history(axes: Axes, history, modalities: Sequence[str], partitio
     axes.set_ylim(low - spare, high + spare)
     axes.ticklabel_format(axis="y", useOffset=False)
     finish(axes, "Share that reaches the paired learner", x="epoch", y=" + ".join(reaching).replace("_", " "))
-    _epoch_axis(axes, history)
+    epoch_axis(axes, history)
     legend_beside(axes)
 
 
-def _epoch_axis(axes: Axes, records: Sequence[Mapping[str, Any]]) -> None:
+def epoch_axis(axes: Axes, records: Sequence[Mapping[str, Any]]) -> None:
     """Whole epochs, and a line with the stage's name where a new stage begins."""
     first, last = records[0]["epoch"], records[-1]["epoch"]
     margin = max(0.5, 0.02 * (last - first))
@@ -160,7 +160,7 @@ def _epoch_axis(axes: Axes, records: Sequence[Mapping[str, Any]]) -> None:
             )
 
 
-def _series(records: Sequence[Mapping[str, Any]], *keys: str) -> np.ndarray:
+def series(records: Sequence[Mapping[str, Any]], *keys: str) -> np.ndarray:
     """One number per record, found by following ``keys``; NaN, a gap in the line, where it is missing."""
 
     def follow(value: Any) -> float:

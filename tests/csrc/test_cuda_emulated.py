@@ -1,0 +1,222 @@
+"""The CUDA kernels run thread by thread on the CPU: indexing, scans, barriers and tables give the reference's numbers.
+
+What this cannot show is what the GPU's own arithmetic, memory and scheduling do; tests/gpu shows that.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import re
+import shutil
+import subprocess
+import sysconfig
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from op_cases import forward_and_gradients
+from tolerances import EPS, FP32, NATIVE_TIMES_EPS, OPTIMIZER_MOVE
+
+import pgm_fast
+from pgm_fast import ops
+from pgm_fast.ops import native
+from pgm_fast.optim import MultiRateAdamW, MultiRateSGD
+from pgm_fast.optim import kernels as optimizer_kernels
+
+COMPILER = os.environ.get("CXX") or next(filter(shutil.which, ("g++", "c++")), None)
+pytestmark = pytest.mark.skipif(
+    COMPILER is None or importlib.util.find_spec("pybind11") is None, reason="needs g++ and pybind11"
+)
+
+EMULATOR = Path(__file__).resolve().parent / "emulator"
+KERNEL = r"(\w+(?:<[^<>;]*>)?)<<<([^;]*?)>>>\(([^;]*?)\);"
+DYNAMIC = "extern __shared__ __align__(16) unsigned char memory[];"
+OPS = {"partition": (ops.partition, 1), "partition_dual": (ops.partition_dual, 2)}
+dtypes = st.sampled_from([torch.float64, torch.float32, torch.float16, torch.bfloat16])
+
+
+def in_cpp(source: str) -> str:
+    """CUDA's own syntax as calls of the emulator."""
+    source = source.replace(DYNAMIC, "unsigned char* memory = emulated::dynamic.data();")
+    return re.sub(KERNEL, r"emulated::launch(\2, [&] { \1(\3); });", source)
+
+
+@pytest.fixture(scope="session")
+def emulated(repository, tmp_path_factory):
+    """``pgm_fast._cuda``, compiled against the emulator."""
+    import pybind11
+
+    folder = tmp_path_factory.mktemp("emulated")
+    shutil.copytree(repository / "csrc", folder / "csrc")
+    units = []
+    for path in (folder / "csrc" / "cuda").iterdir():
+        path.write_text(in_cpp(path.read_text(encoding="utf-8")), encoding="utf-8")
+        assert "<<<" not in path.read_text(encoding="utf-8")
+        if path.suffix in (".cu", ".cpp"):
+            units.append(path)
+    includes = [EMULATOR, pybind11.get_include(), sysconfig.get_paths()["include"]]
+    flags = ["-O1", "-std=c++17", "-fPIC", "-fvisibility=hidden", '-DPGM_FAST_CUDA_ARCHITECTURES="emulated"', "-w"]
+
+    def compile_unit(path: Path) -> str:
+        target = path.with_suffix(f"{path.suffix}.o")
+        command = [COMPILER, *flags, *(f"-I{x}" for x in includes), "-x", "c++", "-c", str(path), "-o", str(target)]
+        done = subprocess.run(command, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        return str(target)
+
+    with ThreadPoolExecutor(int(os.environ.get("MAX_JOBS", os.cpu_count() or 1))) as pool:
+        objects = list(pool.map(compile_unit, units))
+    library = folder / "_cuda.so"
+    subprocess.run([COMPILER, "-shared", *objects, "-o", str(library)], check=True)
+    spec = importlib.util.spec_from_file_location("_cuda", library)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def run_emulated(emulated, op, tensors, temperature, directions):
+    """Outputs and gradients, with outputs poisoned before."""
+
+    def matrix(x):
+        return x.data_ptr(), native.NATIVE_DTYPES[x.dtype], x.shape[-1]
+
+    def call(name, inputs, outputs):
+        made = [torch.full_like(x, float("nan")) for x in outputs]
+        getattr(emulated, name)(h.shape[0], *map(matrix, inputs), temperature, *map(matrix, made), 0, 0)
+        return made
+
+    h = tensors[0]
+    parts = call(op, tensors, [h] * len(tensors) if op == "partition" else [h] * 3)
+    return [*parts, *call(f"{op}_backward", [*directions, *tensors], tensors)]
+
+
+def compare(emulated, op, tensors, temperature):
+    run, count = OPS[op]
+    generator = torch.Generator().manual_seed(1)
+    directions = [
+        torch.randn(tensors[0].shape, generator=generator, dtype=torch.float64).to(tensors[0]) for _ in range(count + 1)
+    ]
+    with pgm_fast.backend("torch"):
+        want = sum(forward_and_gradients(run, tensors, temperature=temperature), [])
+    for a, b in zip(run_emulated(emulated, op, tensors, temperature, directions), want, strict=True):
+        scale = max(1.0, b.abs().max().item()) if b.numel() else 1.0
+        bound = NATIVE_TIMES_EPS * max(EPS[a.dtype], EPS[torch.float32] * (a.dtype != torch.float64)) * scale
+        torch.testing.assert_close(a, b, rtol=0, atol=bound)
+
+
+@settings(deadline=None, max_examples=60, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    op=st.sampled_from(sorted(OPS)),
+    rows=st.integers(0, 9),
+    gates=st.one_of(st.integers(1, 70), st.sampled_from([128, 256, 264, 300, 520])),
+    chunk=st.sampled_from([1, 1, 1, 2, 5]),
+    dtype=dtypes,
+    z_dtype=dtypes,
+    mixed=st.booleans(),
+    offset=st.sampled_from([0, 0, 1]),
+    spread=st.sampled_from([0.1, 1.0, 30.0]),
+    seed=st.integers(0, 99),
+)
+def test_equals_the_reference_on_every_shape_and_dtype(
+    emulated, op, rows, gates, chunk, dtype, z_dtype, mixed, offset, spread, seed
+):
+    if not mixed or (dtype == torch.float64) != (z_dtype == torch.float64):
+        z_dtype = dtype
+    generator = torch.Generator().manual_seed(seed)
+    d = gates * chunk
+    h = torch.randn(rows * d + offset, generator=generator).to(dtype)[offset:].view(rows, d)
+    logits = [(spread * torch.randn(rows, gates, generator=generator)).to(z_dtype) for _ in range(OPS[op][1])]
+    compare(emulated, op, [h, *logits], 0.7)
+
+
+@pytest.mark.parametrize("op", OPS)
+@pytest.mark.parametrize("d", [1024, 2600, 8192, 8200], ids="d={}".format)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_wide_rows_of_a_whole_block(emulated, op, d, dtype):
+    """Several warps to a row, one of them not full; the widest that registers hold; and past that."""
+    compare(emulated, op, [torch.randn(2, d).to(dtype) for _ in range(OPS[op][1] + 1)], 1.0)
+
+
+@pytest.mark.parametrize("d", [40, 520, 1023])
+def test_nan_reaches_the_outputs(emulated, d):
+    h, z = torch.randn(2, d), torch.randn(2, d)
+    z[1, d - 1] = float("nan")
+    uni, paired, *_ = run_emulated(emulated, "partition", [h, z], 1.0, [h, h])
+    assert uni[0].isfinite().all() and paired[0].isfinite().all()
+    assert uni[1, :-1].isnan().all() and paired[1].isnan().all()
+
+
+OPTIMIZERS = {
+    "adamw": (MultiRateAdamW, {}),
+    "amsgrad": (MultiRateAdamW, {"amsgrad": True}),
+    "clipped": (MultiRateAdamW, {"max_norm": 0.5}),
+    "clipped by group": (MultiRateAdamW, {"max_norm": 0.5, "clip": "group"}),
+    "every second": (MultiRateAdamW, {"update_every": 2}),
+    "sgd": (MultiRateSGD, {}),
+    "nesterov": (MultiRateSGD, {"momentum": 0.9, "nesterov": True, "weight_decay": 0.1}),
+}
+STORAGE = [
+    (torch.float32, None),
+    (torch.float64, None),
+    (torch.bfloat16, None),
+    (torch.float16, None),
+    (torch.bfloat16, "float32"),
+    (torch.float16, "float32"),
+    (torch.bfloat16, "remainder"),
+]
+
+
+def stepped(optimizer, options, dtype, master, spoil=None):
+    """Parameters and the optimizer after four steps; a tensor that is not aligned and an empty one among them."""
+    generator = torch.Generator().manual_seed(0)
+    made = [
+        torch.randn(size, generator=generator).to(dtype) for size in ((3, 5), (), (0, 4), (257,), (2050,), (64, 33))
+    ]
+    made.append(torch.randn(70, generator=generator).to(dtype)[1:])
+    made = [torch.nn.Parameter(x) for x in made]
+    groups = [{"params": made[k::3], "lr": 0.1 / (k + 1)} for k in range(3)]
+    running = optimizer(groups, **options, **({"master_weights": master} if master else {}))
+    for step in range(4):
+        for p in made:
+            p.grad = torch.randn(p.shape, generator=generator).to(dtype)
+        if step == 1 and spoil is not None:
+            made[0].grad.view(-1)[0] = spoil
+        running.step()
+    return made, running
+
+
+@pytest.fixture
+def by_emulator(emulated, monkeypatch):
+    """Optimizers step by the emulated kernels."""
+
+    def run(op, launch):
+        if op == optimizer_kernels.STEP:
+            word = launch.scratch.setdefault("finished", torch.zeros(1, dtype=torch.int32))
+            emulated.multi_rate_step(launch.address, word.data_ptr(), 0, 0)
+            assert word.item() == 0
+        else:
+            emulated.multi_rate_squares(launch.address, launch.partials.data_ptr(), launch.sums.data_ptr(), 0, 0)
+
+    monkeypatch.setattr(optimizer_kernels, "run", run)
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+@pytest.mark.parametrize(("dtype", "master"), STORAGE, ids=str)
+def test_a_step_is_that_of_the_reference(by_emulator, monkeypatch, name, dtype, master):
+    got, _ = stepped(*OPTIMIZERS[name], dtype, master)
+    monkeypatch.undo()
+    with pgm_fast.backend("torch"):
+        want, _ = stepped(*OPTIMIZERS[name], dtype, master)
+    for a, b in zip(got, want, strict=True):
+        torch.testing.assert_close(a, b, rtol=max(FP32, EPS[dtype]), atol=OPTIMIZER_MOVE[dtype])
+
+
+@pytest.mark.parametrize("value", [float("inf"), float("nan")])
+def test_a_step_with_a_gradient_that_is_not_finite_is_skipped_and_counted(by_emulator, value):
+    got, optimizer = stepped(MultiRateAdamW, {"skip_nonfinite": True}, torch.float32, None, value)
+    assert all(p.isfinite().all() for p in got) and optimizer.skipped_steps.item() == 1
+    assert {state["step"].item() for state in optimizer.state.values()} == {3.0}

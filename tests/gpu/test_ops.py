@@ -1,0 +1,150 @@
+"""Every op and backend on a CUDA device: as exact as on the CPU, repeatable, and complete at every width."""
+
+from __future__ import annotations
+
+from itertools import product
+
+import pytest
+import torch
+from op_cases import CASES, forward_and_gradients
+from tolerances import EPS, NATIVE_TIMES_EPS, TIMES_TORCH_ERROR
+
+import pgm_fast
+from pgm_fast import backends, ops
+
+CUDA_CASES = {case.name: case for case in CASES if case.backend == "torch"}
+BACKENDS = ("native", "triton")
+OPS = {"partition": (ops.partition, 1), "partition_dual": (ops.partition_dual, 2)}
+# gates, neighbours per gate: rows of one warp, of a block, of the largest block, past it; odd, chunked
+WIDTHS = [
+    (8, 1),
+    (256, 1),
+    (264, 1),
+    (1024, 1),
+    (4104, 1),
+    (8192, 1),
+    (9000, 1),
+    (1, 1),
+    (77, 1),
+    (1023, 1),
+    (64, 4),
+    (300, 7),
+]
+DTYPES = [torch.float32, torch.bfloat16, torch.float16, torch.float64]
+
+
+def on_device(tensors):
+    return [x.cuda() for x in tensors]
+
+
+def require(op, backend, dtype=torch.float32):
+    reason = backends.implementations("cuda", dtype)[op][backend]
+    if reason is not None:
+        pytest.skip(f"{op} by {backend}: {reason}")
+
+
+def rms(x):
+    return x.square().mean().sqrt()
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("name", CUDA_CASES)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+def test_error_is_at_most_twice_that_of_plain_torch(name, dtype, backend):
+    case = CUDA_CASES[name]
+    require(name.partition("-")[0], backend, dtype)
+    for d in (96, 1024):
+        tensors = on_device(case.tensors(33, d, dtype))
+        exact = forward_and_gradients(case.plain, [x.double() for x in tensors])
+        plain = forward_and_gradients(case.plain, tensors)
+        with pgm_fast.backend(backend):
+            got = forward_and_gradients(case.run, tensors)
+        for kind in (0, 1) if case.smooth else (0,):
+            for reference, by_torch, by_op in zip(exact[kind], plain[kind], got[kind], strict=True):
+                allowed = TIMES_TORCH_ERROR * rms(by_torch.double() - reference) + EPS[dtype] * rms(reference)
+                assert rms(by_op.double() - reference) <= allowed
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("op", OPS)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_partitions_equal_the_reference_at_every_width(op, dtype, backend):
+    require(op, backend, dtype)
+    run, count = OPS[op]
+    mixed = [dtype] if dtype == torch.float64 else [torch.float32, torch.bfloat16]
+    for (gates, chunk), z_dtype, misaligned in product(WIDTHS, mixed, (False, True)):
+        generator = torch.Generator().manual_seed(gates)
+        rows, d = 5, gates * chunk
+        h = (
+            torch.randn(rows * d + 1, generator=generator)
+            .to("cuda", dtype)[int(misaligned) :][: rows * d]
+            .view(rows, d)
+        )
+        logits = [torch.randn(rows, gates, generator=generator).to("cuda", z_dtype) for _ in range(count)]
+        with pgm_fast.backend(backend):
+            got = sum(forward_and_gradients(run, [h, *logits]), [])
+        with pgm_fast.backend("torch"):
+            want = sum(forward_and_gradients(run, [h, *logits]), [])
+        for a, b in zip(got, want, strict=True):
+            scale = max(1.0, b.abs().max().item(), d**0.5 * (a.dtype == dtype == torch.float64))
+            bound = NATIVE_TIMES_EPS * max(EPS[a.dtype], EPS[torch.float32] * (dtype != torch.float64)) * scale
+            torch.testing.assert_close(a, b, rtol=0, atol=bound)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("op", OPS)
+def test_two_calls_agree_bitwise_and_inputs_are_left_alone(op, backend):
+    require(op, backend)
+    run, count = OPS[op]
+    for d in (96, 1024, 8192, 8195):
+        tensors = [torch.randn(300, d, device="cuda") for _ in range(count + 1)]
+        before = [x.clone() for x in tensors]
+        with pgm_fast.backend(backend):
+            first, second = (sum(forward_and_gradients(run, tensors), []) for _ in range(2))
+        assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+        assert all(torch.equal(a, b) for a, b in zip(tensors, before, strict=True))
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_nan_reaches_the_outputs(backend):
+    require("partition", backend)
+    for d in (40, 1024, 8195):
+        h, z = torch.randn(2, d, device="cuda"), torch.randn(2, d, device="cuda")
+        z[1, d - 1] = float("nan")
+        with pgm_fast.backend(backend):
+            uni, paired = ops.partition(h, z)
+        assert uni[0].isfinite().all() and paired[0].isfinite().all()
+        assert uni[1, :-1].isnan().all() and paired[1].isnan().all()
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_more_than_two_to_the_31_elements(backend):
+    require("partition", backend, torch.bfloat16)
+    rows, d = 2**21 + 3, 1024
+    needed = 5 * rows * d * 2
+    if torch.cuda.mem_get_info()[0] < needed:
+        pytest.skip(f"takes {needed / 2**30:.0f} GiB of free device memory")
+    h = torch.randn(1, d, device="cuda", dtype=torch.bfloat16).repeat(rows, 1)
+    z = torch.randn(1, d, device="cuda", dtype=torch.bfloat16).repeat(rows, 1)
+    with pgm_fast.backend(backend), torch.no_grad():
+        whole, small = ops.partition(h, z), ops.partition(h[:3], z[:3])
+    assert all(torch.equal(a[-3:], b) for a, b in zip(whole, small, strict=True))
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_works_on_another_stream_and_in_a_graph(backend):
+    require("partition_dual", backend)
+    tensors = [torch.randn(64, 256, device="cuda") for _ in range(3)]
+    with pgm_fast.backend(backend), torch.no_grad():
+        want = ops.partition_dual(*tensors)
+        side = torch.cuda.Stream()
+        side.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(side):
+            on_side = ops.partition_dual(*tensors)
+        torch.cuda.current_stream().wait_stream(side)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            captured = ops.partition_dual(*tensors)
+        graph.replay()
+    for a, b, c in zip(want, on_side, captured, strict=True):
+        assert torch.equal(a, b) and torch.equal(a, c)

@@ -1,0 +1,35 @@
+"""Every way in which a step is computed here, and memory that shows when it is read before it is written."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+import pgm_fast
+from pgm_fast import backends, host
+from pgm_fast.optim import kernels, watch
+
+WAYS = ("torch", "native", "native, watched in Python")
+
+
+@pytest.fixture(autouse=True)
+def _poisoned_memory():
+    """Fresh tensors hold NaN: torch fills ``torch.empty`` so in deterministic mode."""
+    torch.use_deterministic_algorithms(True)
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+@pytest.fixture(params=WAYS)
+def way(request, monkeypatch):
+    """The backend that computes, with the compiled watch or the one in Python."""
+    name = request.param.partition(",")[0]
+    reason = backends.implementations()[kernels.STEP][name]
+    if reason is not None:
+        pytest.skip(f"{name} {reason}")
+    if "Python" in request.param:
+        monkeypatch.setattr(watch.host, "load_or_none", lambda: None)
+    elif name == "native" and host.load_or_none() is None:
+        pytest.skip("the host path is not built for this torch")
+    with pgm_fast.backend(name):
+        yield request.param
