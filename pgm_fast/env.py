@@ -209,7 +209,7 @@ def _cuda_kernels() -> Fact:
         if shutil.which("nvcc") is None:
             return Fact("kernels", name, False, "not built; that takes nvcc", "conda install -c nvidia cuda-nvcc")
         if torch.version.cuda is None:
-            reason = f"not built; this torch ({torch.__version__}) is built without CUDA and could not use them"
+            reason = f"not built; torch {torch.__version__} is built without CUDA and could not use them"
             return Fact("kernels", name, False, reason, f"PGM_FAST_CUDA=1 {build}")
         reason = "not built; that takes nvcc and a CUDA build of torch while the package is installed"
         return Fact("kernels", name, False, reason, build)

@@ -46,12 +46,12 @@ class DIMMLConfig:
     temperature: float = 10.0  # of that loss's products, which are not normalised; 50, 10, 10, 50 as published
     warmup: int = 20  # epochs of the first stage before it; the effective dimensions are measured at their end
     certainty_temperature: float = 1.0  # of the heads' certainties in the answer; 1, 3, 1, 3 as published
-    epochs: int = 0  # of the first stage; 0 for train.epochs
+    detached_epochs: int = 0  # of the first stage; 0 for train.epochs
     fusion_epochs: int = 20  # of the second stage
     cache: bool = True  # second stage: keep the frozen encoders' outputs; false where inputs change between epochs
-    optimizer: str = ""  # of both stages; "" for train.optimizer
+    optimizer: str = "train"  # of both stages: adamw, sgd; train for train.optimizer
     weight_decay: Optional[float] = None  # null for train.weight_decay
-    schedule: str = ""  # "" for train.schedule
+    schedule: str = "train"  # constant, cosine, plateau, step; train for train.schedule
     schedule_options: dict[str, float] = field(default_factory=dict)  # of dimml.schedule: {every: 70, factor: 0.1}
     patience: int = 0  # epochs without a better validation score that end a stage; 0 for never, as published
     # {modality, shared or "*": {encoder or head: factor on train.lr}}
@@ -112,9 +112,9 @@ class DIMML(Method):
         groups = multi_rate_groups(self, lr, config.rates, default=1.0)
         fusion = {id(p) for p in self.fusion_head.parameters()}
         common = {
-            "optimizer": config.optimizer or None,
+            "optimizer": None if config.optimizer == "train" else config.optimizer,
             "weight_decay": config.weight_decay,
-            "schedule": config.schedule or None,
+            "schedule": None if config.schedule == "train" else config.schedule,
             "schedule_options": dict(config.schedule_options),
             "patience": config.patience,
         }
@@ -124,7 +124,7 @@ class DIMML(Method):
             return [g for g in parts if g["params"]]
 
         return [
-            Stage("detached", only(False), epochs=config.epochs or None, **common),
+            Stage("detached", only(False), epochs=config.detached_epochs or None, **common),
             Stage("fusion", only(True), epochs=config.fusion_epochs, **common),
         ]
 
@@ -267,6 +267,6 @@ def _check_config(config: DIMMLConfig, spec: DataSpec) -> None:
         value = getattr(config, name)
         if not 0.0 < value < math.inf:
             raise ConfigError(f"dimml.{name} is {value}, must be positive and finite")
-    for name, least in (("warmup", 0), ("epochs", 0), ("fusion_epochs", 1), ("patience", 0)):
+    for name, least in (("warmup", 0), ("detached_epochs", 0), ("fusion_epochs", 1), ("patience", 0)):
         if getattr(config, name) < least:
             raise ConfigError(f"dimml.{name} is {getattr(config, name)}, must be at least {least}")

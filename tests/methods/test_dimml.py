@@ -211,7 +211,7 @@ def test_second_stage_trains_the_fusion_head_on_frozen_features(make_batch, cach
 
 def test_stages_have_their_settings(make_batch):
     settings = {
-        "epochs": 150,
+        "detached_epochs": 150,
         "optimizer": "sgd",
         "weight_decay": 1e-4,
         "schedule": "step",
