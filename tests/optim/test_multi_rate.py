@@ -89,7 +89,9 @@ def test_errors_are_at_most_twice_those_of_torch(way, ours, theirs, options, ten
     mine, torchs = params(dtype), {"fused": params(dtype), "foreach": params(dtype)}
     known = {key: value for key, value in options.items() if not (key == "capturable")}
     optimizers = [ours(groups_of(mine, lr), lr, **options)]
-    optimizers += [theirs(groups_of(owned, float(lr)), float(lr), **{name: True}, **known) for name, owned in torchs.items()]
+    optimizers += [
+        theirs(groups_of(owned, float(lr)), float(lr), **{name: True}, **known) for name, owned in torchs.items()
+    ]
     start = [p.detach().double().numpy() for p in mine]
     grads = [[] for _ in mine]
     for step in range(STEPS):
@@ -125,7 +127,11 @@ def layouts(draw):
 def laid_out(rows, columns, offset, kind, generator):
     memory = torch.randn(offset + 2 * rows * columns + 1, generator=generator, dtype=torch.float64)
     if kind == "gaps":
-        return memory[offset : offset + 2 * rows * columns].view(rows, 2 * columns)[:, ::2] if columns else memory[:0].view(rows, 0)
+        return (
+            memory[offset : offset + 2 * rows * columns].view(rows, 2 * columns)[:, ::2]
+            if columns
+            else memory[:0].view(rows, 0)
+        )
     dense = memory[offset : offset + rows * columns]
     return dense.view(columns, rows).t() if kind == "transposed" else dense.view(rows, columns)
 
@@ -151,7 +157,9 @@ def test_any_groups_layouts_and_gradients_that_come_and_go(way, data):
     for ours, their in zip(sum(mine, []), sum(theirs, []), strict=True):
         assert ours.stride() == their.stride()
     first = (MultiRateSGD if sgd else MultiRateAdamW)([{"params": mine[0], "lr": 0.1}], **options)
-    second = (torch.optim.SGD if sgd else torch.optim.AdamW)([{"params": theirs[0], "lr": 0.1}], foreach=False, **options)
+    second = (torch.optim.SGD if sgd else torch.optim.AdamW)(
+        [{"params": theirs[0], "lr": 0.1}], foreach=False, **options
+    )
     generator = torch.Generator().manual_seed(seed)
     for step in range(8):
         joined = 1 + step // 2
@@ -185,7 +193,9 @@ def test_a_run_is_repeated_bit_by_bit_on_any_number_of_threads(way, optimizer_cl
         torch.manual_seed(0)
         owned = [nn.Parameter(torch.randn(n)) for n in (70001, 3, 5000, 33000)]
         options = {"momentum": 0.9} if optimizer_class is MultiRateSGD else {}
-        optimizer = optimizer_class([{"params": [p], "lr": 0.01 * i} for i, p in enumerate(owned, 1)], max_norm=1.0, **options)
+        optimizer = optimizer_class(
+            [{"params": [p], "lr": 0.01 * i} for i, p in enumerate(owned, 1)], max_norm=1.0, **options
+        )
         for step in range(3):
             set_gradients(owned, step)
             optimizer.step()

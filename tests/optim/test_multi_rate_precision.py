@@ -15,7 +15,10 @@ from pgm_fast.optim.remainder import join_remainder, split_remainder
 
 BOTH = [
     (MultiRateAdamW, lambda p: torch.optim.AdamW(p, lr=0.1, foreach=False)),
-    (lambda p, **k: MultiRateSGD(p, momentum=0.9, **k), lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.9, foreach=False)),
+    (
+        lambda p, **k: MultiRateSGD(p, momentum=0.9, **k),
+        lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.9, foreach=False),
+    ),
 ]
 
 
@@ -143,12 +146,16 @@ def test_a_gradient_that_is_not_finite_skips_the_step_and_is_counted(way, bad):
         owned[0].grad[4321] = value
         before = [p.detach().clone() for p in owned]
         optimizer.step()
-        assert all(torch.equal(a, b) == (value == bad or value != value) for a, b in zip(owned, before, strict=True)), number
+        assert all(torch.equal(a, b) == (value == bad or value != value) for a, b in zip(owned, before, strict=True)), (
+            number
+        )
     assert optimizer.skipped_steps == 1.0
     assert optimizer.state[owned[1]]["step"] == 2.0
 
 
-@pytest.mark.parametrize("form, dtype", [("float32", torch.bfloat16), ("float32", torch.float16), ("remainder", torch.bfloat16)])
+@pytest.mark.parametrize(
+    "form, dtype", [("float32", torch.bfloat16), ("float32", torch.float16), ("remainder", torch.bfloat16)]
+)
 @pytest.mark.parametrize("ours", [pair[0] for pair in BOTH])
 def test_master_weights_move_as_float32_parameters_do(way, ours, form, dtype):
     """Bit by bit those of a float32 optimizer that is given the same gradients; the parameter is their nearest."""
