@@ -33,7 +33,16 @@ CUDA_KERNELS = ["partition", "partition_dual", "multi_rate"]
 CUDA_FLAGS = ["-O3", "-std=c++17", "-DNDEBUG", "-Xcompiler", "-fPIC,-fvisibility=hidden"]
 # machine code for these, and for later ones the last as PTX; what nvcc does not know is left out
 CUDA_ARCHITECTURES = ["8.0", "9.0", "10.0"]
-KERNELS = ["convert", "duc_loss", "partition", "partition_dual", "reconstruction", "multi_rate"]
+KERNELS = [
+    "convert",
+    "duc_loss",
+    "gated_mixture",
+    "gaussian_sample_kl",
+    "partition",
+    "partition_dual",
+    "reconstruction",
+    "multi_rate",
+]
 HOST = ["module", "serving", "ops", "duc_loss", "partitioned_linear", "reconstruction", "multi_rate"]
 FLAGS = ["-O3", "-fPIC", "-fvisibility=hidden", "-fno-math-errno", "-ffp-contract=fast", "-DNDEBUG"]
 # the flag of the instruction set, and the macros that say that the building machine has it

@@ -1,4 +1,4 @@
-"""A whole training step as the trainer runs it: forward, losses, backward, clipping, guard, optimizer, schedule.
+"""A whole training step: forward, losses, backward, clipping, optimizer, schedule.
 
 The rows are the eager baseline (plain PyTorch ops, torch's fused AdamW) that faster ops are held against.
 
@@ -30,8 +30,14 @@ VARIANTS = {
 RATES = {"*": {"encoder": 0.5, "partitioner": 2.0, "uni": 1.5, "paired": 0.75, "decoder": 1.25, "head": 1.0}}
 
 
-def training_step(method: str, options: dict, rows: int, d: int, device: torch.device):
-    """``(step, clear)``: runs one step on a fixed batch; drops the gradients that a step leaves."""
+def training_step(
+    method: str, options: dict, rows: int, d: int, device: torch.device, torch_optimizer: dict | None = None
+):
+    """``(step, clear)``: runs one step on a fixed batch; drops the gradients that a step leaves.
+
+    With ``torch_optimizer``, options of ``torch.optim.AdamW``: as a loop in plain PyTorch would clip and step; else as
+    the trainer does.
+    """
     spec = DataSpec({m: ModalitySpec(d) for m in MODALITIES}, "classification", 10)
     config = METHODS[method].config_class(**options)
     if method == "pgm":
@@ -39,8 +45,12 @@ def training_step(method: str, options: dict, rows: int, d: int, device: torch.d
     torch.manual_seed(0)
     model = build(method, spec, ModelConfig(dim=d, hidden=d), config).to(device)
     (stage,) = model.stages(1e-3)
-    optimizer = build_optimizer("adamw", stage.groups, 1e-2)
-    guard = UpdateGuard(optimizer, 1.0, Ranks(device=device))
+    if torch_optimizer is None:
+        optimizer = build_optimizer("adamw", stage.groups, 1e-2)
+        guard = UpdateGuard(optimizer, 1.0, Ranks(device=device))
+    else:
+        optimizer = torch.optim.AdamW(stage.groups, weight_decay=1e-2, **torch_optimizer)
+        parameters = [p for group in optimizer.param_groups for p in group["params"]]
     schedule = Schedule("cosine", optimizer, 1_000_000, 100)
     batch = Batch(
         inputs={m: torch.randn(rows, d) for m in MODALITIES},
@@ -53,7 +63,11 @@ def training_step(method: str, options: dict, rows: int, d: int, device: torch.d
         optimizer.zero_grad(set_to_none=True)
         total = model(batch).losses["total"]
         total.backward()
-        guard.update(total)
+        if torch_optimizer is None:
+            guard.update(total)
+        else:
+            torch.nn.utils.clip_grad_norm_(parameters, 1.0)
+            optimizer.step()
         schedule.step()
 
     return step, optimizer.zero_grad
@@ -68,7 +82,9 @@ def main() -> None:
     device, rows = torch.device(arguments.device), []
     with pgm_fast.backend("torch"):
         for batch, d in SIZES:
-            steps = {name: training_step(*variant, batch, d, device) for name, variant in VARIANTS.items()}
+            steps = {
+                name: training_step(*variant, batch, d, device, {"fused": True}) for name, variant in VARIANTS.items()
+            }
             runs = {name: step for name, (step, _) in steps.items()}
             for name, timing in harness.interleaved(runs, device).items():
                 counts = harness.count(runs[name], device, clear=steps[name][1])

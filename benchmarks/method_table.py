@@ -73,8 +73,9 @@ METHODS = {
     "pgm-single": ("pgm", ("pgm.gate=single",)),
     "pgm-dual": ("pgm", ("pgm.gate=dual",)),
     "dimml": ("dimml", ()),
+    "dmil": ("dmil", ()),
 }
-NEEDS_LABELS = ("unimodal", "ensemble", "dimml")
+NEEDS_LABELS = ("unimodal", "ensemble", "dimml", "dmil")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -186,8 +187,8 @@ def table(out: Path) -> str:
         lines.append(f"| {TASKS[task].title} | {metric} | {' | '.join(cells)} |")
     lines += [
         "",
-        "`unimodal` answers with the modality that is best on the validation split. Without labels, it, `ensemble` and",
-        "`dimml` are not defined.",
+        "`unimodal` answers with the modality that is best on the validation split. Without labels, it, `ensemble`,",
+        "`dimml` and `dmil` are not defined.",
     ]
     for task, content in results.items():
         lines += ["", f"## {TASKS[task].title}", "", *_details(task, content)]

@@ -1,5 +1,6 @@
 // Thin: hands addresses to kernels. Checks nothing but the CPU, decides nothing. Compiled for the baseline instruction set.
 #include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
 
 #include <string>
 
@@ -19,6 +20,10 @@ PYBIND11_MODULE(_native, m) {
   }
   m.attr("instruction_set") = built_for;
   const auto without_gil = py::call_guard<py::gil_scoped_release>();
+  m.def("gated_mixture", &cpu::gated_mixture, without_gil);
+  m.def("gated_mixture_backward", &cpu::gated_mixture_backward, without_gil);
+  m.def("gaussian_sample_kl", &cpu::gaussian_sample_kl, without_gil);
+  m.def("gaussian_sample_kl_backward", &cpu::gaussian_sample_kl_backward, without_gil);
   m.def("partition", &cpu::partition, without_gil);
   m.def("partition_backward", &cpu::partition_backward, without_gil);
   m.def("partition_dual", &cpu::partition_dual, without_gil);

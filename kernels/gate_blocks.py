@@ -241,28 +241,27 @@ def grad_logits_rows(
     b_inner = tl.zeros((ROWS,), tl.float32)
     b_carry = tl.zeros((ROWS,), tl.float32)
     for done in range(0, pieces):
-        b_p, b_suffix, b_sum = _suffix_piece(
-            p_grad_gate, p_z, o_row, m_row, (pieces - 1 - done) * WIDTH, d, gates, chunk, b_max, b_inverse, scale,
-            CHUNKED, WIDTH,
+        b_p, b_suffix, b_carry = _suffix_piece(
+            p_grad_gate, p_z, o_row, m_row, (pieces - 1 - done) * WIDTH, d, gates, chunk, b_max, b_inverse, b_carry,
+            scale, CHUNKED, WIDTH,
         )  # fmt: skip
-        b_inner += tl.sum(b_p * (b_carry[:, None] + b_suffix), 1)
-        b_carry += b_sum
+        b_inner += tl.sum(b_p * b_suffix, 1)
     b_carry = tl.zeros((ROWS,), tl.float32)
     for done in range(0, pieces):
         column = (pieces - 1 - done) * WIDTH
-        b_p, b_suffix, b_sum = _suffix_piece(
-            p_grad_gate, p_z, o_row, m_row, column, d, gates, chunk, b_max, b_inverse, scale, CHUNKED, WIDTH
+        b_p, b_suffix, b_carry = _suffix_piece(
+            p_grad_gate, p_z, o_row, m_row, column, d, gates, chunk, b_max, b_inverse, b_carry, scale, CHUNKED, WIDTH
         )
-        b_grad = b_p * (b_carry[:, None] + b_suffix - b_inner[:, None]) * (scale * LN_2)
+        b_grad = b_p * (b_suffix - b_inner[:, None]) * (scale * LN_2)
         store_grad_logits(p_grad_z, b_grad, o_row, m_row, column + tl.arange(0, WIDTH), d, gates, chunk, CHUNKED)
-        b_carry += b_sum
 
 
 @triton.jit
 def _suffix_piece(
-    p_grad_gate, p_z, o_row, m_row, column, d, gates, chunk, b_max, b_inverse, scale,
+    p_grad_gate, p_z, o_row, m_row, column, d, gates, chunk, b_max, b_inverse, b_carry, scale,
     CHUNKED: tl.constexpr, WIDTH: tl.constexpr,
 ):  # fmt: skip
+    """``(p, s, s at the first column)`` of a piece, ``b_carry`` being s at the first column of the piece after it."""
     o_col = column + tl.arange(0, WIDTH)
     b_p = gate_weights(p_z, o_row, m_row, o_col, d, gates, chunk, b_max, scale, CHUNKED) * b_inverse[:, None]
     b_grad = tl.load(
@@ -270,7 +269,9 @@ def _suffix_piece(
         mask=m_row[:, None] & (o_col < d)[None, :],
         other=0.0,
     )
-    return b_p, tl.cumsum(b_grad, 1, reverse=True), tl.sum(b_grad, 1)
+    b_suffix = b_carry[:, None] + tl.cumsum(b_grad, 1, reverse=True)
+    # picked rather than added up: a carry that is a sum plus itself trips an assertion in triton 3.6
+    return b_p, b_suffix, tl.sum(tl.where((o_col == column)[None, :], b_suffix, 0.0), 1)
 
 
 @triton.jit

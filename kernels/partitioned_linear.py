@@ -280,8 +280,7 @@ def _grad_operands(group, grads, activation, tiles) -> list[tuple[Tensor, Tensor
     )
     if not whole_row:
         width = min(max(triton.next_power_of_2(max(x.d for x in problems)), 16), ROW_PIECE)
-        # one row of a tile is more than triton 3.6 compiles
-        rows = max(ROW_PIECE // width, 2)
+        rows = ROW_PIECE // width
         launch(
             grad_logits_kernel,
             [triton.cdiv(x.rows, rows) for x in problems],

@@ -13,8 +13,11 @@ from dataclasses import dataclass, replace
 import pytest
 import torch
 import torch.nn.functional as F
+from noise import normals
 
 from pgm_fast import backends, ops
+
+SEED = torch.tensor([0x0123456789ABCDEF])
 
 
 @dataclass(frozen=True)
@@ -85,6 +88,48 @@ def _plain_info_nce(a, b, temperature=0.1):
     logits = F.normalize(a, dim=1) @ F.normalize(b, dim=1).t() / temperature
     labels = torch.arange(a.shape[0], device=a.device)
     return (F.cross_entropy(logits, labels) + F.cross_entropy(logits.t(), labels)) / 2
+
+
+def _plain_gaussian(mu, logvar, prior_mu=None, prior_logvar=None, sample=True, layers=None):
+    """Written with the two variances, as the textbook has it; the noise from another implementation."""
+    prior_mu = torch.zeros_like(mu) if prior_mu is None else prior_mu
+    prior_logvar = torch.zeros_like(mu) if prior_logvar is None else prior_logvar
+    z = mu
+    if sample:
+        noise = torch.from_numpy(normals(SEED.item(), *mu.shape)).to(mu.dtype)
+        z = mu + logvar.exp().sqrt() * noise
+    squares = (logvar.exp() + (mu - prior_mu).square()) / prior_logvar.exp()
+    kl = 0.5 * (prior_logvar - logvar + squares - 1)
+    if layers is not None:
+        return z, torch.stack([part.mean(-1) for part in kl.chunk(layers, -1)], -1)
+    return z, kl.sum() / max(kl.numel(), 1)
+
+
+def _gaussian(name, count, width=1, **kwargs):
+    return Case(
+        name,
+        lambda n, d: [(n, width * d)] * count,
+        lambda *x: ops.gaussian_sample_kl(*x, seed=SEED, **kwargs),
+        lambda *x: _plain_gaussian(*x, **kwargs),
+        (True,) * count,
+        has_temperature=False,
+    )
+
+
+def _plain_mixture(gate, *logits, scored=False):
+    mixed, weights = gate.shape[1], torch.softmax(gate, 1)
+    fused = sum(weights[:, k : k + 1] * logits[k] for k in range(mixed))
+    if not scored:
+        return fused, weights
+    labels = _labels(fused)
+    entropies = [F.cross_entropy(x, labels, reduction="none") for x in (fused, *logits)]
+    return fused, weights, torch.stack(entropies, 1)
+
+
+def _labels(*logits):
+    """A class per row; of arguments that are wrong on purpose the largest is asked."""
+    rows, classes = max([tuple(x.shape) for x in logits if isinstance(x, torch.Tensor)])
+    return (7 * torch.arange(rows)) % classes
 
 
 def _teacher(student):
@@ -189,6 +234,26 @@ _OPS = [
         (True, True, False, False, False, True),
         has_temperature=False,
     ),
+    Case(
+        "gated_mixture",
+        lambda n, d: [(n, 3), *[(n, d)] * 3],
+        lambda gate, *logits: ops.gated_mixture(list(logits), gate),
+        _plain_mixture,
+        (True,) * 4,
+        has_temperature=False,
+    ),
+    Case(
+        "gated_mixture-loss",
+        lambda n, d: [(n, 3), *[(n, d)] * 5],
+        lambda gate, *logits: ops.gated_mixture_loss(list(logits[:3]), gate, _labels(*logits), logits[3:]),
+        lambda *x: _plain_mixture(*x, scored=True),
+        (True,) * 6,
+        has_temperature=False,
+    ),
+    _gaussian("gaussian_sample_kl", 2),
+    _gaussian("gaussian_sample_kl-prior", 4),
+    _gaussian("gaussian_sample_kl-layers", 2, width=3, layers=3),
+    _gaussian("gaussian_sample_kl-still", 4, sample=False),
     Case("duc_loss", lambda n, d: [(n, d)], _duc, _plain_duc, (True,)),
     Case(
         "certainty_weighted_logits",

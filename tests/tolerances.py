@@ -117,6 +117,11 @@ def frequency(p: float, n: int) -> float:
     return 4 * math.sqrt(p * (1 - p) / n)
 
 
+def mean_of_draws(deviation: float, n: int) -> float:
+    """Four standard deviations of the mean of n draws that have this standard deviation each."""
+    return 4 * deviation / math.sqrt(n)
+
+
 # Results that must not be the same differ by more than this in some entry of order 1: 1e10 roundings. Measured: 0.035.
 DIFFERENT = 1e-2
 
@@ -127,8 +132,8 @@ STFT_FP32 = 16 * 16 * EPS[torch.float32]
 # sinc^2(1/8) = 0.95 and no more, so that a tenth in the logarithm tells them from any other sound
 RESAMPLED_LOG = 0.1
 
-# A multi-rate optimizer in fp64 against torch's in fp64, both at the same formula in another order: 30 steps of some ten
-# roundings each of numbers up to 10.
+# A multi-rate optimizer in fp64 against torch's in fp64, both at the same formula in another order: 30 steps of some
+# ten roundings each of numbers up to 10.
 OPTIMIZER_FP64 = 30 * 10 * 10 * EPS[torch.float64] / 2
 
 # fp32 sums of squares of 1e5 entries in blocks against fp64, relative.

@@ -1,6 +1,8 @@
 // Entry points of the CPU kernels: contiguous matrices, no checks. Formulas in common/.
 #pragma once
 
+#include <vector>
+
 #include "../common/multi_rate.h"
 #include "matrix.h"
 
@@ -23,6 +25,22 @@ void duc_teacher_weights(int64_t rows, Matrix products, const void* weight, int6
                          int threads);
 // Rows from `first` on of grad: by_dim * factor on dims, 0 elsewhere.
 void duc_scatter(int64_t rows, Matrix by_dim, const int64_t* dims, double factor, Matrix grad, int64_t first);
+
+// Here a matrix's width is the distance between its rows, all rows hold d numbers, a null matrix is one that is not there (no prior; no
+// sample, with a null seed). kl and grad_kl have rows of as many numbers as there are layers, float, or double for double.
+void gaussian_sample_kl(int64_t rows, int64_t d, int64_t layers, Matrix mu, Matrix logvar, Matrix prior_mu, Matrix prior_logvar,
+                        uintptr_t seed, Matrix z, uintptr_t kl, int threads);
+void gaussian_sample_kl_backward(int64_t rows, int64_t d, int64_t layers, Matrix grad_kl, Matrix grad_z, Matrix mu, Matrix logvar,
+                                 Matrix prior_mu, Matrix prior_logvar, uintptr_t seed, Matrix grad_mu, Matrix grad_logvar,
+                                 Matrix grad_prior_mu, Matrix grad_prior_logvar, int threads);
+
+// weights [rows, mixed], losses and grad_losses [rows, 1 + logits], grad_weights as weights: float, or double for double. labels int64
+// [rows] or null, then there are no losses.
+void gated_mixture(int64_t rows, Matrix gate, const std::vector<Matrix>& logits, uintptr_t labels, Matrix fused, uintptr_t weights,
+                   uintptr_t losses, int threads);
+void gated_mixture_backward(int64_t rows, Matrix grad_fused, uintptr_t grad_weights, uintptr_t grad_losses, Matrix gate,
+                            const std::vector<Matrix>& logits, uintptr_t labels, Matrix grad_gate,
+                            const std::vector<Matrix>& grad_logits, int threads);
 
 // decoded holds the products and becomes decoded + bias (bias.data may be null); loss[row] is the row's weighted mean squared error.
 // row_weight is of the computation's type, null for 1 / rows.

@@ -111,12 +111,49 @@ struct Simd {
   Simd shift_left(Simd next) const {
     return {_mm512_castsi512_ps(_mm512_alignr_epi32(_mm512_castps_si512(next.v), _mm512_castps_si512(v), 1))};
   }
+  static Simd sqrt(Simd a) { return {_mm512_sqrt_ps(a.v)}; }
   float sum() const { return _mm512_reduce_add_ps(v); }
   float largest() const { return _mm512_reduce_max_ps(v); }
   static Simd exp(Simd a);
 
  private:
   static __mmask16 mask(int64_t n) { return static_cast<__mmask16>((1u << n) - 1u); }
+};
+
+// 32-bit words, one per lane of Simd.
+struct Words {
+  __m512i v;
+
+  static Words set(uint32_t x) { return {_mm512_set1_epi32(static_cast<int>(x))}; }
+  static Words count_from(uint32_t first) {
+    return {_mm512_add_epi32(set(first).v, _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15))};
+  }
+  static Words of(Simd x) { return {_mm512_castps_si512(x.v)}; }
+  Simd as_float() const { return {_mm512_castsi512_ps(v)}; }
+  Simd to_float() const { return {_mm512_cvtepi32_ps(v)}; }  // of a signed number
+  friend Words operator^(Words a, Words b) { return {_mm512_xor_si512(a.v, b.v)}; }
+  friend Words operator&(Words a, Words b) { return {_mm512_and_si512(a.v, b.v)}; }
+  friend Words operator-(Words a, Words b) { return {_mm512_sub_epi32(a.v, b.v)}; }
+  template <int n>
+  Words shift_left() const {
+    return {_mm512_slli_epi32(v, n)};
+  }
+  template <int n>
+  Words shift_right() const {
+    return {_mm512_srli_epi32(v, n)};
+  }
+  template <int n>
+  Words arithmetic_shift_right() const {
+    return {_mm512_srai_epi32(v, n)};
+  }
+  // b in lanes whose highest bit is set, a elsewhere
+  Simd pick_by_sign(Simd a, Simd b) const { return {_mm512_mask_blend_ps(_mm512_movepi32_mask(v), a.v, b.v)}; }
+  static void multiply(Words x, uint32_t m, Words& high, Words& low) {
+    const __m512i by = _mm512_set1_epi32(static_cast<int>(m));
+    const __m512i even = _mm512_mul_epu32(x.v, by), odd = _mm512_mul_epu32(_mm512_srli_epi64(x.v, 32), by);
+    high.v = _mm512_mask_blend_epi32(0xaaaa, _mm512_srli_epi64(even, 32), odd);
+    low.v = _mm512_mask_blend_epi32(0xaaaa, even, _mm512_slli_epi64(odd, 32));
+  }
 };
 
 #elif defined(__AVX2__)
@@ -171,6 +208,7 @@ struct Simd {
     const __m256i order = _mm256_setr_epi32(1, 2, 3, 4, 5, 6, 7, 0);
     return {_mm256_permutevar8x32_ps(_mm256_blend_ps(v, next.v, 1), order)};
   }
+  static Simd sqrt(Simd a) { return {_mm256_sqrt_ps(a.v)}; }
   float sum() const {
     const __m128 four = _mm_add_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps(v, 1));
     const __m128 two = _mm_add_ps(four, _mm_movehl_ps(four, four));
@@ -192,6 +230,42 @@ struct Simd {
   }
 };
 
+// 32-bit words, one per lane of Simd.
+struct Words {
+  __m256i v;
+
+  static Words set(uint32_t x) { return {_mm256_set1_epi32(static_cast<int>(x))}; }
+  static Words count_from(uint32_t first) {
+    return {_mm256_add_epi32(set(first).v, _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7))};
+  }
+  static Words of(Simd x) { return {_mm256_castps_si256(x.v)}; }
+  Simd as_float() const { return {_mm256_castsi256_ps(v)}; }
+  Simd to_float() const { return {_mm256_cvtepi32_ps(v)}; }  // of a signed number
+  friend Words operator^(Words a, Words b) { return {_mm256_xor_si256(a.v, b.v)}; }
+  friend Words operator&(Words a, Words b) { return {_mm256_and_si256(a.v, b.v)}; }
+  friend Words operator-(Words a, Words b) { return {_mm256_sub_epi32(a.v, b.v)}; }
+  template <int n>
+  Words shift_left() const {
+    return {_mm256_slli_epi32(v, n)};
+  }
+  template <int n>
+  Words shift_right() const {
+    return {_mm256_srli_epi32(v, n)};
+  }
+  template <int n>
+  Words arithmetic_shift_right() const {
+    return {_mm256_srai_epi32(v, n)};
+  }
+  // b in lanes whose highest bit is set, a elsewhere
+  Simd pick_by_sign(Simd a, Simd b) const { return {_mm256_blendv_ps(a.v, b.v, _mm256_castsi256_ps(v))}; }
+  static void multiply(Words x, uint32_t m, Words& high, Words& low) {
+    const __m256i by = _mm256_set1_epi32(static_cast<int>(m));
+    const __m256i even = _mm256_mul_epu32(x.v, by), odd = _mm256_mul_epu32(_mm256_srli_epi64(x.v, 32), by);
+    high.v = _mm256_blend_epi32(_mm256_srli_epi64(even, 32), odd, 0xaa);
+    low.v = _mm256_blend_epi32(even, _mm256_slli_epi64(odd, 32), 0xaa);
+  }
+};
+
 #else
 
 using Simd = Lane<float>;
@@ -199,10 +273,11 @@ using Simd = Lane<float>;
 #endif
 
 #if defined(__AVX512F__) || defined(__AVX2__)
-// e^a for a <= 0 (softmax after the maximum is subtracted): a = n ln 2 + r with ln 2 in two parts, e^r by a polynomial fitted to
-// relative error on |r| <= ln 2 / 2 (3e-9 before rounding); within 0.63 ulp. e^-104 rounds to 0.
+// e^a: a = n ln 2 + r with ln 2 in two parts, e^r by a polynomial fitted to
+// relative error on |r| <= ln 2 / 2 (3e-9 before rounding); within 0.63 ulp. e^-104 rounds to 0, and what
+// is past e^89 to infinity.
 inline Simd Simd::exp(Simd a) {
-  const Simd x = max(set(-104.0f), a);  // this order keeps a NaN
+  const Simd x = min(set(104.0f), max(set(-104.0f), a));  // this order keeps a NaN
   const Simd to_integer = set(12582912.0f);  // 1.5 * 2^23: adding it leaves no bit for a fraction
   const Simd n = fma(x, set(1.44269504088896341f), to_integer) - to_integer;
   Simd r = fma(n, set(-0.693359375f), x);

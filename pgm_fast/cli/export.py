@@ -33,7 +33,8 @@ def write_predictions(run: Path, path: Path, *, data: str | None, split: str | N
     The arrays, each with a row per row of the data: ``index``, ``id``, ``step`` (where labels belong to steps),
     ``split``, ``label``, ``prediction`` (class, 0/1 per label, or value), ``logits``; per modality m ``logits.m``,
     ``embedding.m`` (retrieval) and ``share.m`` with the columns uni and paired, or uni_only, paired_only, shared and
-    unused. In a csv an array with columns is spread over columns ``name.column``.
+    unused; per component c of a method with a gate ``gate.c``. In a csv an array with columns is spread over columns
+    ``name.column``.
 
     Args:
         run, data, split, checkpoint: as :func:`pgm_fast.train.predict` takes them.
@@ -77,6 +78,8 @@ def _arrays(predictions: Predictions, features: FeatureSet, task: str) -> Iterat
     ):
         for modality, values in named.items():
             yield f"{kind}.{modality}", values
+    for component, weights in predictions.gates.items():
+        yield f"gate.{component}", weights
 
 
 def _decide(logits: np.ndarray, task: str) -> np.ndarray:

@@ -228,4 +228,4 @@ def _shares(predictions: Predictions) -> dict[str, np.ndarray]:
         for name, share in zip(PARTITIONS[values.shape[1]], values.T, strict=True):
             columns[f"{modality}.{name}"] = np.where(present, share, np.nan)
     # methods that weigh components, rather than split representations, report the weights of each row
-    return columns | {f"gate.{name}": weight for name, weight in getattr(predictions, "gates", {}).items()}
+    return columns | {f"gate.{name}": weight for name, weight in predictions.gates.items()}

@@ -12,11 +12,23 @@ from ..errors import ConfigError
 from .base import Method, ModelConfig, Output, Stage
 from .baselines import BaselineConfig, Ensemble, Joint, Unimodal
 from .dimml import DIMML, DIMMLConfig
+from .dmil import DMIL, DMILConfig
 from .pgm import PgM, PgMConfig
 
-__all__ = ["METHODS", "BaselineConfig", "DIMMLConfig", "Method", "ModelConfig", "Output", "PgMConfig", "Stage", "build"]
+__all__ = [
+    "METHODS",
+    "BaselineConfig",
+    "DIMMLConfig",
+    "DMILConfig",
+    "Method",
+    "ModelConfig",
+    "Output",
+    "PgMConfig",
+    "Stage",
+    "build",
+]
 
-METHODS: dict[str, type[Method]] = {method.name: method for method in (PgM, DIMML, Unimodal, Joint, Ensemble)}
+METHODS: dict[str, type[Method]] = {method.name: method for method in (PgM, DIMML, DMIL, Unimodal, Joint, Ensemble)}
 
 
 def build(

@@ -79,6 +79,8 @@ class Output:
         shares: modality -> ``[n, K]`` gate mass per partition and row (K = 2: uni, paired; K = 4: uni-only,
             paired-only, shared, unused). Only when asked for with ``report=True``; empty for methods without a
             partitioner.
+        gates: component -> ``[n]``, what part of the fused output it gives in each row; together 1. DMIL:
+            ``unique/<modality>``, ``redundant``, ``synergistic``. Empty for methods that weigh no components.
         features: ``<modality>/<uni|paired>`` -> ``[n, *]``, for projections and ``extract_features``. Only with
             ``report=True``.
     """
@@ -89,6 +91,7 @@ class Output:
     embeddings: dict[str, Tensor] = field(default_factory=dict)
     losses: dict[str, Tensor] = field(default_factory=dict)
     shares: dict[str, Tensor] = field(default_factory=dict)
+    gates: dict[str, Tensor] = field(default_factory=dict)
     features: dict[str, Tensor] = field(default_factory=dict)
 
 

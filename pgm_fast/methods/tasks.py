@@ -6,11 +6,17 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-__all__ = ["task_loss"]
+__all__ = ["task_loss", "task_rows"]
 
 
 def task_loss(task: str, logits: Tensor, labels: Tensor, weight: Tensor) -> Tensor:
-    """Sum over rows of ``weight`` times the row's loss, a float32 (or wider) scalar.
+    """Sum over rows of ``weight`` ``[n]`` (see :class:`~pgm_fast.data.batch.Batch`) times :func:`task_rows`, a float32
+    (or wider) scalar."""
+    return (task_rows(task, logits, labels) * weight).sum()
+
+
+def task_rows(task: str, logits: Tensor, labels: Tensor) -> Tensor:
+    """The loss of every row, float32 (or wider) ``[n]``.
 
     - ``classification``: cross-entropy of ``[n, C]`` logits with int64 ``[n]`` labels;
     - ``multilabel``: binary cross-entropy with logits, mean over the C labels of a row;
@@ -21,16 +27,13 @@ def task_loss(task: str, logits: Tensor, labels: Tensor, weight: Tensor) -> Tens
         task: one of the above.
         logits: ``[n, C]``.
         labels: int64 ``[n]`` or float ``[n, C]``.
-        weight: ``[n]``, see :class:`~pgm_fast.data.batch.Batch`.
     """
     if logits.dtype in (torch.bfloat16, torch.float16):
         logits = logits.float()
     if task == "classification":
-        rows = F.cross_entropy(logits, labels, reduction="none")
-    elif task == "multilabel":
-        rows = F.binary_cross_entropy_with_logits(logits, labels.to(logits.dtype), reduction="none").mean(-1)
-    elif task == "regression":
-        rows = (logits - labels.to(logits.dtype)).square().mean(-1)
-    else:
-        raise ValueError(f"task is {task!r}, must be classification, multilabel or regression")
-    return (rows * weight).sum()
+        return F.cross_entropy(logits, labels, reduction="none")
+    if task == "multilabel":
+        return F.binary_cross_entropy_with_logits(logits, labels.to(logits.dtype), reduction="none").mean(-1)
+    if task == "regression":
+        return (logits - labels.to(logits.dtype)).square().mean(-1)
+    raise ValueError(f"task is {task!r}, must be classification, multilabel or regression")

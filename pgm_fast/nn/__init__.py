@@ -5,17 +5,20 @@ from .contrastive import cross_modal_info_nce
 from .decoder import UniPairedDecoder
 from .distillation import cross_modal_duc
 from .encoders import GRUEncoder, MLPEncoder, TransformerEncoder, make_encoder
+from .gate import InteractionGate
 from .interaction import PairedInteraction
 from .learners import UniPairedLearners
 from .partitioned_linear import PartitionedLinear
 from .partitioner import ModalPartitioner
 from .parts import PARTS, SHARED, mark_part, modality_dict, parameter_parts
+from .variational import Variational, VariationalLayer
 
 __all__ = [
     "PARTS",
     "SHARED",
     "BlockOutput",
     "GRUEncoder",
+    "InteractionGate",
     "MLPEncoder",
     "ModalPartitioner",
     "PairedInteraction",
@@ -24,6 +27,8 @@ __all__ = [
     "TransformerEncoder",
     "UniPairedDecoder",
     "UniPairedLearners",
+    "Variational",
+    "VariationalLayer",
     "cross_modal_duc",
     "cross_modal_info_nce",
     "make_encoder",

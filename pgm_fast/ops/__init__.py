@@ -3,6 +3,8 @@
 from .certainty_weighted_logits import certainty_weighted_logits
 from .duc_loss import duc_loss
 from .effective_dimensions import EffectiveDimensions, effective_dimensions
+from .gated_mixture import gated_mixture, gated_mixture_loss
+from .gaussian_sample_kl import gaussian_sample_kl
 from .grouped_partitioned_linear import grouped_partitioned_linear
 from .info_nce import info_nce
 from .partition import partition
@@ -16,6 +18,9 @@ __all__ = [
     "certainty_weighted_logits",
     "duc_loss",
     "effective_dimensions",
+    "gated_mixture",
+    "gated_mixture_loss",
+    "gaussian_sample_kl",
     "grouped_partitioned_linear",
     "info_nce",
     "partition",

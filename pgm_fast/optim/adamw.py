@@ -33,8 +33,8 @@ class MultiRateAdamW(MultiRateOptimizer):
         max_norm: gradients are scaled down to this norm as they are loaded; ``grad`` itself keeps its values. None: not
             at all.
         clip: ``"global"``, one norm over all groups, or ``"group"``, ``max_norm`` per group and its own norm each.
-        skip_nonfinite: whether a NaN or an infinity in any gradient skips the step, as ``found_inf`` does; it is counted
-            in ``skipped_steps``.
+        skip_nonfinite: whether a NaN or an infinity in any gradient skips the step, as ``found_inf`` does; it is
+            counted in ``skipped_steps``.
         master_weights: of 16-bit parameters: None; ``"float32"``, a float32 copy; ``"remainder"``, the 16 bits that a
             bfloat16 lacks of a float32, half of that memory, to the same updates.
         capturable: kept for torch; ``step`` and the moments are always on the device, so any instance can be captured,

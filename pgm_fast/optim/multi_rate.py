@@ -27,9 +27,9 @@ FOREIGN = ("foreach", "fused", "differentiable", "decoupled_weight_decay")
 class MultiRateOptimizer(Optimizer):
     """Steps every tensor of every param group in one kernel launch per combination of device and dtypes.
 
-    Tables of addresses are made once and kept; a steady step looks for changes (compiled, where the host path is built),
-    and launches. New tables are made when a gradient comes or goes, after ``add_param_group``, ``load_state_dict``, and
-    when parameters or their state are replaced.
+    Tables of addresses are made once and kept; a steady step looks for changes (compiled, where the host path is
+    built), and launches. New tables are made when a gradient comes or goes, after ``add_param_group``,
+    ``load_state_dict``, and when parameters or their state are replaced.
 
     State is kept in float32 (float64 for float64 parameters) whatever the dtype of the parameter, under the names that
     torch gives it; ``state_dict`` loads into torch's optimizer and torch's here.
@@ -199,8 +199,8 @@ class MultiRateOptimizer(Optimizer):
         if torch.cuda.is_available() and torch.cuda.is_current_stream_capturing():
             raise RuntimeError(
                 f"{type(self).__name__} would need new tables while a CUDA graph is captured: a gradient, parameter, "
-                "state or param group has changed since the step before. Take one step with the same gradients before the "
-                "capture, and keep them in place: zero_grad(set_to_none=False)"
+                "state or param group has changed since the step before. Take one step with the same gradients before "
+                "the capture, and keep them in place: zero_grad(set_to_none=False)"
             )
         entries, absent = [], []
         for index, group in enumerate(self.param_groups):
@@ -249,8 +249,8 @@ class MultiRateOptimizer(Optimizer):
         other = {"master_param", "param_remainder"} & state.keys() - wanted.keys()
         if other:
             raise ValueError(
-                f"the loaded state has {other.pop()}, which master_weights={self.master_weights!r} does not keep; build the "
-                "optimizer with the master_weights that it was saved with"
+                f"the loaded state has {other.pop()}, which master_weights={self.master_weights!r} does not keep; "
+                "build the optimizer with the master_weights that it was saved with"
             )
         for name, (kind, source) in wanted.items():
             present = state.get(name)

@@ -32,6 +32,7 @@ from .distributed import Ranks, connect, current_ranks
 from .evaluation import collect, measure
 from .finish import describe, finish
 from .folder import RunFolder
+from .gates import mean_gates
 from .loop import Position, StoppedBySignal, Training
 from .metrics import monitored_metric
 from .observers import Observers
@@ -257,7 +258,7 @@ def evaluate(
 
     Returns:
         ``{"split", "checkpoint", "task", "epoch", "rows", "fused": {...}, "unimodal": {...}, "losses": {...},
-        "shares": {...}}``.
+        "shares": {...}, "gates": {...}}``.
 
     Raises:
         CheckpointError: no such checkpoint. DataError: the data does not fit the model, or has no such rows or no
@@ -275,6 +276,7 @@ def evaluate(
         "rows": len(predictions.index),
         **measure(predictions, parts.spec.task, parts.spec.num_outputs),
         "shares": mean_shares(predictions),
+        "gates": mean_gates(predictions, parts.spec.task, state.get("class_names")),
     }
 
 
@@ -286,7 +288,7 @@ def predict(
     split: str | None = None,
     checkpoint: str = "best",
 ) -> Predictions:
-    """What a trained model says about every row: logits, per modality too, gate shares, features.
+    """What a trained model says about every row: logits, per modality too, gate shares and weights, features.
 
     Args:
         split: ``train``, ``valid`` or ``test``; None for all rows. The other arguments are those of :func:`evaluate`;

@@ -9,6 +9,7 @@ from typing import Any, Dict, List, Optional
 from ..methods.base import ModelConfig
 from ..methods.baselines import BaselineConfig
 from ..methods.dimml import DIMMLConfig
+from ..methods.dmil import DMILConfig
 from ..methods.pgm import PgMConfig
 
 __all__ = ["Config", "DataConfig", "TrainConfig"]
@@ -63,11 +64,12 @@ class TrainConfig:
 class Config:
     """A whole run."""
 
-    method: str = "pgm"  # pgm, dimml, unimodal, joint, ensemble
+    method: str = "pgm"  # pgm, dimml, dmil, unimodal, joint, ensemble
     out: str = "runs/run"  # the run folder to write
     data: DataConfig = field(default_factory=DataConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
     pgm: PgMConfig = field(default_factory=PgMConfig)
     dimml: DIMMLConfig = field(default_factory=DIMMLConfig)
+    dmil: DMILConfig = field(default_factory=DMILConfig)
     baseline: BaselineConfig = field(default_factory=BaselineConfig)
     train: TrainConfig = field(default_factory=TrainConfig)

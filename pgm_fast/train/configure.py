@@ -43,6 +43,7 @@ CHOICES = {
     "pgm.interaction": ("attention", "concat"),
     "dimml.optimizer": ("", *OPTIMIZERS),
     "dimml.schedule": ("", *SCHEDULES),
+    "dmil.schedule": ("train", "plateau"),
     "train.optimizer": tuple(OPTIMIZERS),
     "train.schedule": tuple(SCHEDULES),
     "train.backend": ("auto", *BACKENDS),
@@ -171,7 +172,7 @@ def validate(config: Config) -> None:
     for modality, share in config.pgm.share_target.items():
         if not 0 <= share <= 1:
             raise _refused(f"pgm.share_target.{modality}", share, "a number from 0 to 1")
-    for section in ("pgm", "dimml", "baseline"):
+    for section in ("pgm", "dimml", "dmil", "baseline"):
         for modality, parts in getattr(config, section).rates.items():
             for part, rate in parts.items():
                 if not (math.isfinite(rate) and rate >= 0):

@@ -13,13 +13,14 @@ from torch import Tensor
 from ..data.batch import Batch
 from ..methods.base import Method, Output
 from .distributed import Ranks
+from .gates import synergy_score
 from .losses import LossTable
 from .metrics import evaluate_predictions
 from .predictions import Predictions
 
 __all__ = ["collect", "measure"]
 
-_DICTS = ("unimodal", "further", "embeddings", "shares", "features", "presence")
+_DICTS = ("unimodal", "further", "embeddings", "shares", "gates", "features", "presence")
 
 
 def collect(
@@ -66,8 +67,11 @@ def collect(
 
 
 def measure(predictions: Predictions, task: str, num_outputs: int) -> dict[str, Any]:
-    """Metrics as from :func:`~pgm_fast.train.metrics.evaluate_predictions`, with the loss terms as ``losses``."""
-    return {**evaluate_predictions(task, predictions, num_outputs), "losses": dict(predictions.losses)}
+    """Metrics as from :func:`~pgm_fast.train.metrics.evaluate_predictions`, with the loss terms as ``losses`` and,
+    where it is defined, ``synergy_score`` (see :func:`~pgm_fast.train.gates.synergy_score`)."""
+    scores = {**evaluate_predictions(task, predictions, num_outputs), "losses": dict(predictions.losses)}
+    synergy = synergy_score(predictions, task)
+    return scores if synergy is None else {**scores, "synergy_score": synergy}
 
 
 def _flat(batch: Batch, output: Output, features: bool) -> list[tuple[str, Tensor]]:
@@ -82,6 +86,7 @@ def _flat(batch: Batch, output: Output, features: bool) -> list[tuple[str, Tenso
         "further": output.further,
         "embeddings": output.embeddings,
         "shares": output.shares,
+        "gates": output.gates,
         "presence": batch.presence,
     }
     if features:

@@ -16,6 +16,7 @@ from ..env import git_commit, versions
 from .assembly import Run
 from .evaluation import collect, measure
 from .folder import RunFolder
+from .gates import mean_gates
 from .loop import Training
 from .predictions import Predictions
 from .reports import build_report, mean_shares, read_jsonl, write_json, write_page
@@ -86,6 +87,7 @@ def _write(
         valid=measure(valid, spec.task, spec.num_outputs),
         test={} if test is None else measure(test, spec.task, spec.num_outputs),
         shares=mean_shares(shown),
+        gates=mean_gates(shown, spec.task, parts.features.class_names),
         timing={
             "seconds": position.seconds,
             "seconds_per_epoch": position.seconds / max(position.epoch, 1),

@@ -24,6 +24,7 @@ class Predictions:
     unimodal: dict[str, np.ndarray] = field(default_factory=dict)
     embeddings: dict[str, np.ndarray] = field(default_factory=dict)
     shares: dict[str, np.ndarray] = field(default_factory=dict)
+    gates: dict[str, np.ndarray] = field(default_factory=dict)
     features: dict[str, np.ndarray] = field(default_factory=dict)
     presence: dict[str, np.ndarray] = field(default_factory=dict)
     losses: dict[str, float] = field(default_factory=dict)

@@ -154,6 +154,7 @@ def build_report(
     test: Mapping[str, Any],
     shares: Mapping[str, Mapping[str, float]],
     timing: Mapping[str, float],
+    gates: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """The content of report.json.
 
@@ -168,6 +169,7 @@ def build_report(
         valid, test: as from :func:`~pgm_fast.train.metrics.evaluate_predictions`; empty for a split without rows.
         shares: as from :func:`mean_shares`, on the test split.
         timing: seconds and rates by name.
+        gates: as from :func:`~pgm_fast.train.gates.mean_gates`, on the test split.
     """
     return _plain(
         {
@@ -181,6 +183,7 @@ def build_report(
             "valid": valid or {"fused": {}, "unimodal": {}},
             "test": test or {"fused": {}, "unimodal": {}},
             "shares": shares,
+            "gates": gates or {},
             "timing": timing,
         }
     )
@@ -193,9 +196,10 @@ def summarise(reports: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         reports: one report per run.
 
     Returns:
-        ``{"method", "data", "task", "runs", "seeds", "valid", "test", "shares"}``; the last three are nested as in a
-        report, with ``{"mean": float, "std": float | None}`` in place of every number. The deviation of a single run is
-        not defined: None. A metric that some runs lack is left out, since a mean over other runs compares with nothing.
+        ``{"method", "data", "task", "runs", "seeds", "valid", "test", "shares", "gates"}``; the last four are nested as
+        in a report, with ``{"mean": float, "std": float | None}`` in place of every number. The deviation of a single
+        run is not defined: None. A metric that some runs lack is left out, since a mean over other runs compares with
+        nothing.
 
     Raises:
         ConfigError: no reports, or they differ in method, data or task.
@@ -211,7 +215,7 @@ def summarise(reports: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         **{key: first[key] for key in ("method", "data", "task")},
         "runs": len(reports),
         "seeds": [report["seed"] for report in reports],
-        **{key: _moments([report[key] for report in reports]) for key in ("valid", "test", "shares")},
+        **{key: _moments([report.get(key, {}) for report in reports]) for key in ("valid", "test", "shares", "gates")},
     }
 
 
@@ -262,6 +266,11 @@ def write_page(run_dir: str | os.PathLike, report: Mapping[str, Any], plots: Seq
             "<h2>Mean share of each partition (test)</h2>",
             _html_table(["", *(n.replace("_", " ") for n in names)], rows),
         ]
+    if report.get("gates"):
+        components = list(report["gates"]["all"])
+        groups = {"all rows": report["gates"]["all"], **report["gates"].get("by_class", {})}
+        rows = [[name, *(_cell(weights.get(c)) for c in components)] for name, weights in groups.items()]
+        parts += ["<h2>Mean gate weight of each component (test)</h2>", _html_table(["", *components], rows)]
     if plots:
         parts.append("<h2>Plots</h2>")
     for plot in plots:

@@ -15,6 +15,7 @@ from ..reports import read_json, read_jsonl
 from .canvas import save
 from .curves import learning_curves, share_bars
 from .dimensions import competition_curves, effective_map
+from .gates import gate_bars
 from .outcome import confusion_matrix, label_bars, match_curves, scatter
 from .projection import projection
 
@@ -38,11 +39,11 @@ def draw_run(
 ) -> list[str]:
     """Draw every plot of a run that its results allow, into ``run_dir/plots``.
 
-    ``learning_curves.png``, ``shares.png`` (methods with a partitioner), one of ``confusion.png``, ``labels.png``,
-    ``scatter.png`` and ``ranks.png`` by task, ``effective_dimensions.png`` (methods that measure them), and
-    ``projection.png`` (where ``predictions`` hold features). Files are
-    replaced whole. No display is opened and no global state of matplotlib is touched, so threads may draw at the same
-    time. Equal input gives equal files.
+    ``learning_curves.png``, ``shares.png`` (methods with a partitioner), ``gates.png`` (with a gate), one of
+    ``confusion.png``, ``labels.png``, ``scatter.png`` and ``ranks.png`` by task, ``effective_dimensions.png`` (methods
+    that measure them), and ``projection.png`` (where ``predictions`` hold features). Files are replaced whole. No
+    display is opened and no global state of matplotlib is touched, so threads may draw at the same time. Equal input
+    gives equal files.
 
     Args:
         run_dir: the run folder.
@@ -63,6 +64,7 @@ def draw_run(
     figures = {
         "learning_curves.png": learning_curves(records, report),
         "shares.png": share_bars(records, report),
+        "gates.png": gate_bars(report),
         outcome_file: outcome(predictions, spec, names),
         "effective_dimensions.png": effective_map(report),
         "projection.png": projection(predictions, spec, names),

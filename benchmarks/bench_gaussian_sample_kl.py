@@ -1,0 +1,136 @@
+"""gaussian_sample_kl: eager PyTorch, torch.compile of it, the reference and the compiled kernel, in one run.
+
+    python benchmarks/bench_gaussian_sample_kl.py [--threads 2]
+
+Correctness comes first: a backend whose divergence or gradients are not those of the formula gets no row (noise differs
+between eager's generator and ours, so gradients are compared for the noise that was drawn). The floor is the time that
+a plain copy would take to move the bytes that the op must move: 2 N d read and N d written forward, 3 and 2 backward,
+with a given prior 4 and 1, 5 and 4.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+
+import harness
+import torch
+from bench_partition import copy_bandwidth
+
+import pgm_fast
+from pgm_fast import backends
+from pgm_fast.ops import gaussian_sample_kl
+
+SHAPES = ((64, 128), (512, 512), (4096, 512))
+MOVED = {"standard": (3, 5), "given": (5, 9)}  # matrices, forward and backward
+
+
+def eager(mu, logvar, prior_mu=None, prior_logvar=None):
+    """As one writes it; torch.compile may fuse it as it likes. Keeps the noise for backward."""
+    z = mu + torch.exp(0.5 * logvar) * torch.randn_like(mu)
+    if prior_mu is None:
+        return z, 0.5 * (torch.exp(logvar) - logvar - 1 + mu.square()).mean()
+    ratio = logvar - prior_logvar
+    return z, 0.5 * (torch.exp(ratio) - ratio - 1 + (mu - prior_mu).square() * torch.exp(-prior_logvar)).mean()
+
+
+def variants() -> dict[str, Callable]:
+    """name -> function of the tensors."""
+    found = {"eager": eager, "torch.compile": torch.compile(eager), "torch": gaussian_sample_kl}
+    if backends.implementations()["gaussian_sample_kl"]["native"] is None:
+        found["native"] = gaussian_sample_kl
+    return found
+
+
+def forward_backward(run: Callable, tensors: list[torch.Tensor], direction: torch.Tensor, backend: str) -> Callable:
+    """A call that draws, measures, and takes the gradients of both with respect to every tensor."""
+    leaves, one = [x.detach().requires_grad_() for x in tensors], torch.ones(())
+
+    def call():
+        with pgm_fast.backend(backend):
+            return torch.autograd.grad(run(*leaves), leaves, (direction, one))
+
+    return call
+
+
+def forward(run: Callable, tensors: list[torch.Tensor], backend: str) -> Callable:
+    """A call without gradients."""
+
+    def call():
+        with torch.no_grad(), pgm_fast.backend(backend):
+            return run(*tensors)
+
+    return call
+
+
+def check(run: Callable, tensors: list[torch.Tensor], direction: torch.Tensor) -> None:
+    """Divergence and gradients against the formula in fp64, for the noise that this call drew."""
+    leaves = [x.detach().requires_grad_() for x in tensors]
+    z, kl = run(*leaves)
+    got = torch.autograd.grad((z, kl), leaves, (direction, torch.ones(())))
+    wide = [x.detach().double().requires_grad_() for x in tensors]
+    noise = (z.detach().double() - wide[0].detach()) / torch.exp(0.5 * wide[1].detach())
+    _, exact = eager(*wide)
+    sample = wide[0] + torch.exp(0.5 * wide[1]) * noise
+    want = torch.autograd.grad((sample, exact), wide, (direction.double(), torch.ones((), dtype=torch.float64)))
+    torch.testing.assert_close(kl.double(), exact, rtol=1e-5, atol=1e-6)
+    for a, b in zip(got, want, strict=True):
+        torch.testing.assert_close(a.double(), b, rtol=1e-4, atol=1e-5)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    torch.set_num_threads(parser.parse_args().threads)
+    device, rows = torch.device("cpu"), []
+    bandwidth = copy_bandwidth()
+    print(f"copy {bandwidth / 1e6:.1f} GB/s")
+    for prior, (moved_forward, moved_backward) in MOVED.items():
+        for n, d in SHAPES:
+            torch.manual_seed(0)
+            tensors = [0.5 * torch.randn(n, d) for _ in range(2 if prior == "standard" else 4)]
+            direction = torch.randn(n, d)
+            runs = variants()
+            for name, run in runs.items():
+                with pgm_fast.backend("native" if name == "native" else "torch"):
+                    check(run, tensors, direction)
+            for kind in ("forward", "forward+backward"):
+                calls = {}
+                for name, run in runs.items():
+                    backend = "native" if name == "native" else "torch"
+                    calls[name] = (
+                        forward(run, tensors, backend)
+                        if kind == "forward"
+                        else forward_backward(run, tensors, direction, backend)
+                    )
+                moved = (moved_forward + (moved_backward if kind != "forward" else 0)) * n * d * 4
+                timings = harness.interleaved(calls, device)
+                for name, timing in timings.items():
+                    counts = harness.count(calls[name], device)
+                    rows.append(
+                        harness.as_row(
+                            timing,
+                            counts,
+                            op="gaussian_sample_kl",
+                            variant=name,
+                            prior=prior,
+                            dtype="float32",
+                            shape={"rows": n, "d": d},
+                            kind=kind,
+                            bytes=moved,
+                            percent_of_floor=round(100 * moved / bandwidth / timing.median, 1),
+                            times_eager=round(timings["eager"].median / timing.median, 2),
+                            times_compile=round(timings["torch.compile"].median / timing.median, 2),
+                        )
+                    )
+                    row = rows[-1]
+                    print(
+                        f"{prior:8} {n}x{d} {kind:17} {name:14} {timing.median:9.4f} ms  "
+                        f"{row['percent_of_floor']:5.1f} % of floor  {row['times_eager']:.2f}x eager  "
+                        f"{row['times_compile']:.2f}x compile  {counts.peak_bytes / 2**20:.1f} MiB"
+                    )
+    print(harness.write("gaussian_sample_kl", device, rows, bandwidth_gb_s=round(bandwidth / 1e6, 2)))
+
+
+if __name__ == "__main__":
+    main()

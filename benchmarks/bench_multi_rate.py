@@ -1,0 +1,214 @@
+"""MultiRateAdamW against torch's AdamW, fused and foreach, with the same groups, in one run.
+
+    python benchmarks/bench_multi_rate.py [--device cpu] [--threads 2] [--cases text]
+
+Correctness comes first: a case whose three optimizers disagree after two steps gets no row. ``percent of the floor``:
+28 bytes per float32 parameter must move, at the bandwidth of a large copy. The host's part is the step with its kernels
+replaced by nothing. The PgM rows are whole training steps, ours with every op and the trainer's guard, the others eager
+PyTorch with ``clip_grad_norm_``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import random
+from collections.abc import Callable, Iterator
+from unittest import mock
+
+import harness
+import torch
+from bench_step import VARIANTS, training_step
+from torch import nn
+
+from pgm_fast.optim import MultiRateAdamW, kernels
+
+BYTES_PER_PARAMETER = 28  # p, m and v read and written, g read
+RATE = 1e-3
+AGREEMENT = 1e-2 * RATE  # after two steps, of numbers that move by the rate: a fault in the bookkeeping is far larger
+
+Shapes = list[list[tuple[int, ...]]]  # of each group
+
+
+def many_small() -> Shapes:
+    """480 tensors of 64 to 4096 elements, evenly in the logarithm, in 48 groups."""
+    draw = random.Random(0)
+    return [[(round(2 ** draw.uniform(6, 12)),) for _ in range(10)] for _ in range(48)]
+
+
+def middle() -> Shapes:
+    """63 layers of weight, bias and scale in 4 groups, 5 M parameters."""
+    layers = [[(282, 282), (282,), (282,)] for _ in range(63)]
+    return [[shape for layer in layers[i::4] for shape in layer] for i in range(4)]
+
+
+def one_group() -> Shapes:
+    """One group, 50 M parameters."""
+    return [[(1024, 4096)] * 12]
+
+
+def vit_b(layers: int = 12, d: int = 768) -> Shapes:
+    """ViT-B/16 with a rate per layer and without decay of vectors: 152 tensors in 28 groups, 86 M parameters."""
+    block = [(3 * d, d), (d, d), (4 * d, d), (d, 4 * d)]
+    vectors = [(d,), (d,), (3 * d,), (d,), (d,), (d,), (4 * d,), (d,)]
+    embedding = [[(d, 3, 16, 16)], [(1, 1, d), (1, 197, d), (d,)]]
+    return [*embedding, *([block, vectors] * layers), [(1000, d)], [(d,), (d,), (1000,)]]
+
+
+def detector(d: int = 384, queries: int = 256) -> Shapes:
+    """A group per parameter, 465 of them, 30 M: a ViT-S backbone with layer scale, a convolutional neck, six layers of
+    deformable decoder, heads of seven query groups."""
+    backbone = [(d, 3, 14, 14), (d,), (1, 1370, d)]
+    backbone += [
+        s
+        for _ in range(12)
+        for s in [(d,)] * 2 + [(d, d), (d,)] * 4 + [(d,)] * 3 + [(4 * d, d), (4 * d,), (d, 4 * d), (d,), (d,)]
+    ]
+    neck = [s for _ in range(10) for s in [(128, 128, 3, 3), (128,), (128,)]]
+    q = queries
+    attention = [(3 * q, q), (3 * q,), (q, q), (q,)]
+    deformable = [(128, q), (128,), (64, q), (64,), (q, q), (q,), (q, q), (q,)]
+    feed_forward = [(1024, q), (1024,), (q, 1024), (q,)]
+    decoder = [s for _ in range(6) for s in attention + deformable + feed_forward + [(q,)] * 6]
+    heads = [
+        s
+        for _ in range(7)
+        for s in [(q, q), (q,), (q,), (q,), (91, q), (91,), (q, q), (q,), (q, q), (q,), (4, q), (4,)]
+    ]
+    return [[shape] for shape in [*backbone, *neck, *decoder, *heads]]
+
+
+CASES: dict[str, Callable[[], Shapes]] = {
+    "480 tensors, 48 groups": many_small,
+    "189 tensors, 4 groups": middle,
+    "12 tensors, one group": one_group,
+    "ViT-B, rate per layer": vit_b,
+    "detector, group per parameter": detector,
+}
+OPTIMIZERS: dict[str, Callable[[list[dict]], torch.optim.Optimizer]] = {
+    "ours": lambda groups: MultiRateAdamW(groups, lr=RATE),
+    "torch fused": lambda groups: torch.optim.AdamW(groups, lr=RATE, fused=True),
+    "torch foreach": lambda groups: torch.optim.AdamW(groups, lr=RATE, foreach=True),
+}
+
+
+def prepared(build: Callable, shapes: Shapes, device: torch.device) -> torch.optim.Optimizer:
+    """An optimizer with gradients at hand, two steps done."""
+    torch.manual_seed(0)
+    groups = [
+        {"params": [nn.Parameter(torch.randn(shape, device=device)) for shape in group], "lr": RATE * (1 + i % 6) / 6}
+        for i, group in enumerate(shapes)
+    ]
+    optimizer = build(groups)
+    for p in parameters(optimizer):
+        p.grad = torch.randn_like(p)
+    for _ in range(2):
+        optimizer.step()
+    return optimizer
+
+
+def parameters(optimizer: torch.optim.Optimizer) -> list[nn.Parameter]:
+    return [p for group in optimizer.param_groups for p in group["params"]]
+
+
+@contextlib.contextmanager
+def kernels_stubbed() -> Iterator[None]:
+    """What a step costs the host: every kernel returns at once."""
+    nothing = mock.patch.object(kernels, "run", lambda op, launch: None)
+    with (
+        nothing,
+        mock.patch("torch._fused_adamw_", lambda *a, **k: None),
+        mock.patch("torch._foreach_add_", lambda *a, **k: None),
+    ):
+        yield
+
+
+def stubbed(step: Callable[[], object]) -> Callable[[], object]:
+    def call():
+        with kernels_stubbed():
+            step()
+
+    return call
+
+
+def optimizer_rows(name: str, shapes: Shapes, device: torch.device, bandwidth: float) -> list[dict]:
+    optimizers = {kind: prepared(build, shapes, device) for kind, build in OPTIMIZERS.items()}
+    ours, *others = (parameters(optimizer) for optimizer in optimizers.values())
+    for theirs in others:
+        worst = max((a.detach() - b.detach()).abs().max().item() for a, b in zip(ours, theirs, strict=True))
+        if not worst <= AGREEMENT:
+            print(f"{name}: differs from torch by {worst:.2e}, no row")
+            return []
+    count = sum(p.numel() for p in ours)
+    floor = BYTES_PER_PARAMETER * count / bandwidth
+    timings = harness.interleaved({kind: optimizer.step for kind, optimizer in optimizers.items()}, device)
+    overhead = harness.interleaved({"nothing": stubbed(lambda: None)}, device)["nothing"].median
+    on_host = harness.interleaved({kind: stubbed(optimizers[kind].step) for kind in ("ours", "torch fused")}, device)
+    rows = []
+    for kind, timing in timings.items():
+        host_us = (on_host[kind].median - overhead) * 1e3 if kind in on_host else None
+        row = harness.as_row(
+            timing,
+            case=name,
+            optimizer=kind,
+            tensors=len(ours),
+            groups=len(shapes),
+            parameters=count,
+            dtype="float32",
+            floor_ms=round(floor, 6),
+            percent_of_floor=round(100 * floor / timing.median, 1),
+        )
+        if host_us is not None:
+            row["host_us"] = round(host_us, 2)
+        if kind == "ours":
+            row["launches"] = optimizers[kind].launches_per_step
+        rows.append(row)
+        host = "" if host_us is None else f"  host {host_us:6.1f} us"
+        print(
+            f"{name:30} {kind:14} {timing.median:9.3f} ms ({timing.p20:.3f} to {timing.p80:.3f})  "
+            f"{timing.median / timings['ours'].median:6.2f} x ours  {100 * floor / timing.median:5.1f} % of floor"
+            f"{host}",
+            flush=True,
+        )
+    return rows
+
+
+def pgm_rows(device: torch.device) -> list[dict]:
+    batch, d = 64, 128
+    method = VARIANTS["pgm single"]
+    steps = {
+        "ours": harness.on_backend(None, training_step(*method, batch, d, device)[0]),
+        "torch default": harness.on_backend("torch", training_step(*method, batch, d, device, {})[0]),
+        "torch fused": harness.on_backend("torch", training_step(*method, batch, d, device, {"fused": True})[0]),
+    }
+    rows = []
+    timings = harness.interleaved(steps, device)
+    for kind, timing in timings.items():
+        shape = {"batch": batch, "modalities": 3, "d": d}
+        rows.append(harness.as_row(timing, case="PgM step", optimizer=kind, dtype="float32", shape=shape))
+        spread = f"{timing.median:9.3f} ms ({timing.p20:.3f} to {timing.p80:.3f})"
+        print(f"{'PgM step':30} {kind:14} {spread}  {timing.median / timings['ours'].median:6.2f} x ours")
+    return rows
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--cases", default="", help="only those whose name has this in it; nothing is written then")
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    device = torch.device(arguments.device)
+    bandwidth = harness.copy_bandwidth(device)
+    rows = []
+    for name, shapes in CASES.items():
+        if arguments.cases in name:
+            rows += optimizer_rows(name, shapes(), device, bandwidth)
+    if arguments.cases in "PgM step":
+        rows += pgm_rows(device)
+    if not arguments.cases:
+        print(harness.write("multi_rate", device, rows, copy_gb_per_s=round(bandwidth / 1e6, 1)))
+
+
+if __name__ == "__main__":
+    main()
