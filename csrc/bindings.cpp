@@ -28,8 +28,6 @@ PYBIND11_MODULE(_native, m) {
   m.def("partition_backward", &cpu::partition_backward, without_gil);
   m.def("partition_dual", &cpu::partition_dual, without_gil);
   m.def("partition_dual_backward", &cpu::partition_dual_backward, without_gil);
-  m.def("duc_loss", &cpu::duc_loss, without_gil);
-  m.def("duc_loss_backward", &cpu::duc_loss_backward, without_gil);
   // a launch is the address of its words
   m.def(
       "multi_rate_squares",

@@ -17,13 +17,14 @@ void partition_dual(int64_t rows, Matrix h, Matrix z_uni, Matrix z_paired, doubl
 void partition_dual_backward(int64_t rows, Matrix grad_uni, Matrix grad_paired, Matrix grad_shared, Matrix h, Matrix z_uni,
                              Matrix z_paired, double temperature, Matrix grad_h, Matrix grad_z_uni, Matrix grad_z_paired, int threads);
 
-// `dims` is the address of `count` int64 numbers; weight, loss, lse and grad are in the accumulation dtype. Returns whether every
-// dimension is there; if not, nothing is done.
-bool duc_loss(int64_t rows, Matrix student, Matrix teacher, intptr_t dims, int64_t count, Matrix weight, int64_t begin, int64_t end,
-              double temperature, Matrix loss, Matrix lse, int threads);
-// Writes rows [begin, end) of grad_student.
-void duc_loss_backward(int64_t rows, Matrix student, Matrix teacher, intptr_t dims, int64_t count, Matrix weight, int64_t begin,
-                       int64_t end, double temperature, Matrix grad, Matrix lse, Matrix grad_student, int threads);
+// products holds <student, teacher> and is multiplied by factor; weight and lse are of its dtype.
+void duc_log_sum_exp(int64_t rows, Matrix products, const void* weight, int64_t first, double factor, void* lse, double* losses,
+                     int threads);
+// products becomes what each teacher weighs in the rows' gradients; scaled: factor is in it already.
+void duc_teacher_weights(int64_t rows, Matrix products, const void* weight, int64_t first, double factor, const void* lse, bool scaled,
+                         int threads);
+// Rows from `first` on of grad: by_dim * factor on dims, 0 elsewhere.
+void duc_scatter(int64_t rows, Matrix by_dim, const int64_t* dims, double factor, Matrix grad, int64_t first);
 
 // Here a matrix's width is the distance between its rows, all rows hold d numbers, a null matrix is one that is not there (no prior; no
 // sample, with a null seed). kl and grad_kl have rows of as many numbers as there are layers, float, or double for double.

@@ -44,8 +44,7 @@ class Scratch {
     const auto address = reinterpret_cast<uintptr_t>(storage_.data());
     first_ = reinterpret_cast<T*>((address + 63) / 64 * 64);
   }
-  T* operator[](int64_t row) { return first_ + row * stride_; }
-  int64_t stride() const { return stride_; }
+  T* operator[](int row) { return first_ + row * stride_; }
 
  private:
   static constexpr int64_t kPad = 64 / sizeof(T);

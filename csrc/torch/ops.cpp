@@ -160,6 +160,7 @@ Three partition_dual_autograd(const Tensor& h, const Tensor& z_uni, const Tensor
 
 void bind_partitioned_linear(py::module_& m);
 void bind_reconstruction(py::module_& m);
+void bind_duc_loss(py::module_& m);
 
 void bind_ops(py::module_& m) {
   m.def("serve", &Op::serve, "The kernels take calls of this op whose first tensor has this dtype, until forget().");
@@ -167,6 +168,7 @@ void bind_ops(py::module_& m) {
   m.def("set_dispatch", &Op::set_dispatch, "What computes the calls of this op that the kernels do not take.");
   bind_partitioned_linear(m);
   bind_reconstruction(m);
+  bind_duc_loss(m);
 }
 
 }  // namespace pgm_fast::host

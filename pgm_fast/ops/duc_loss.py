@@ -13,13 +13,14 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .. import backends
 from .checks import check_features, check_temperature, check_tensor
 from .gates import accumulation_dtype
-from .native import NATIVE_DTYPES, matrix
+from .native import register_host
 from .registration import define, define_autograd, define_backward
 
 __all__ = ["duc_loss"]
+
+_KEPT_PRODUCTS = 1 << 18  # a batch of up to 512 makes its gradient at once: the products fit a core's cache
 
 
 def duc_loss(
@@ -34,7 +35,8 @@ def duc_loss(
 ) -> Tensor:
     """Pulls ``student[i]`` towards ``teacher[i]`` and away from the other rows' teachers, on some dimensions only.
 
-    What is kept for backward is the features and one number per row: the products are made again there.
+    What is kept for backward is the features and one number per row: the products are made again there. For small
+    batches, where they are in the cache already, it is the gradient instead.
 
     Args:
         student, teacher: ``[B, d]``, floating point, of one dtype.
@@ -73,7 +75,10 @@ def duc_loss(
     begin, end = (0, student.shape[0]) if rows is None else rows
     if not 0 <= begin <= end <= student.shape[0]:
         raise ValueError(f"rows must be (begin, end) with 0 <= begin <= end <= {student.shape[0]}, got {rows}")
-    return _duc_loss(student, teacher, dims, reverse_dims, weight, begin, end, temperature)[0]
+    end = -1 if rows is None else end
+    learns = torch.is_grad_enabled() and (student.requires_grad or teacher.requires_grad)
+    keep = learns and student.shape[0] ** 2 <= _KEPT_PRODUCTS
+    return _duc_loss(student, teacher, dims, reverse_dims, weight, begin, end, temperature, keep)[0]
 
 
 def _check_dims(name: str, dims: object, student: Tensor) -> None:
@@ -111,27 +116,40 @@ def _logits(student: Tensor, teacher: Tensor, counted: Tensor, temperature: floa
     return logits.masked_fill(~counted, -torch.inf)
 
 
-def _one_way(student, teacher, dims, w, begin, end, temperature) -> tuple[Tensor, Tensor]:
-    """Loss of the rows, and their log-sum-exps ``[end - begin]``."""
+def _one_way(student, teacher, dims, w, begin, end, temperature, keep_gradient) -> tuple[Tensor, Tensor]:
+    """Loss of the rows, and what backward needs: their gradient for a loss of gradient 1, or their log-sum-exps."""
+    rows = end - begin
+    if rows == 0:
+        return w.new_zeros(()), w.new_zeros((0, dims.shape[0]) if keep_gradient else 0)
     own, all_ = _chosen(student[begin:end], dims), _chosen(teacher, dims)
-    if end == begin:
-        return w.new_zeros(()), w.new_zeros(0)
-    logits, w, here = _logits(own, all_, w != 0, temperature), w[begin:end], torch.arange(end - begin, device=w.device)
+    logits, w_own, here = _logits(own, all_, w != 0, temperature), w[begin:end], torch.arange(rows, device=w.device)
     lse = logits.logsumexp(1)
-    per_row = torch.where(w != 0, lse - logits[here, begin + here], torch.zeros_like(lse))
-    return (w * per_row).sum() * _any(dims), lse
+    per_row = torch.where(w_own != 0, lse - logits[here, begin + here], torch.zeros_like(lse))
+    loss = (w_own * per_row).sum() * _any(dims)
+    if not keep_gradient:
+        return loss, lse
+    return loss, _by_dim(logits, lse, all_, w_own, begin, temperature)
 
 
-def _one_way_backward(grad, student, teacher, dims, w, lse, begin, end, temperature) -> Tensor:
-    """Gradient with respect to every student row ``[B, d]``: w_i (softmax_j l_ij - 1[i = j]) @ teacher / T."""
-    own, all_ = _chosen(student[begin:end], dims), _chosen(teacher, dims)
-    p = (_logits(own, all_, w != 0, temperature) - lse.unsqueeze(1)).exp()
-    w, here = w[begin:end], torch.arange(end - begin, device=w.device)
-    p = torch.where((w != 0).unsqueeze(1), p, torch.zeros_like(p))
+def _by_dim(logits, lse, teacher, w, begin, temperature) -> Tensor:
+    """Gradient on the chosen dimensions ``[rows, k]``: w_i (softmax_j l_ij - 1[i = j]) @ teacher / temperature."""
+    here = torch.arange(logits.shape[0], device=w.device)
+    p = torch.where((w != 0).unsqueeze(1), (logits - lse.unsqueeze(1)).exp(), torch.zeros_like(logits))
     p[here, begin + here] -= (w != 0).to(p.dtype)
-    with torch.autocast(student.device.type, enabled=False):
-        by_dim = (p * w.unsqueeze(1)) @ all_ * (grad * _any(dims) / temperature)
+    with torch.autocast(teacher.device.type, enabled=False):
+        return (p * w.unsqueeze(1)) @ teacher / temperature
+
+
+def _one_way_backward(grad, student, teacher, dims, w, kept, begin, end, temperature) -> Tensor:
+    """Gradient with respect to every student row ``[B, d]``."""
     result = student.new_zeros(student.shape)
+    if end == begin:
+        return result
+    by_dim = kept
+    if kept.ndim == 1:
+        own, all_ = _chosen(student[begin:end], dims), _chosen(teacher, dims)
+        by_dim = _by_dim(_logits(own, all_, w != 0, temperature), kept, all_, w[begin:end], begin, temperature)
+    by_dim = by_dim * (grad * _any(dims))
     if dims.dtype == torch.bool:
         result[begin:end] = (by_dim * dims).to(student.dtype)
     else:
@@ -139,138 +157,71 @@ def _one_way_backward(grad, student, teacher, dims, w, lse, begin, end, temperat
     return result
 
 
-def _reference(student, teacher, dims, reverse_dims, weight, begin, end, temperature):
-    w = _weights(weight, student)
-    loss, lse = _one_way(student, teacher, dims, w, begin, end, temperature)
+def _reference(student, teacher, dims, reverse_dims, weight, begin, end, temperature, keep_gradient):
+    w, end = _weights(weight, student), _end(end, student)
+    loss, kept = _one_way(student, teacher, dims, w, begin, end, temperature, keep_gradient)
     if reverse_dims is None:
-        return loss, lse, lse.new_empty(0)
-    back, back_lse = _one_way(teacher, student, reverse_dims, w, begin, end, temperature)
-    return loss + back, lse, back_lse
+        return loss, kept, kept.new_empty(0)
+    back, back_kept = _one_way(teacher, student, reverse_dims, w, begin, end, temperature, keep_gradient)
+    return loss + back, kept, back_kept
 
 
 def _reference_backward(
-    grad, student, teacher, dims, reverse_dims, weight, lse, reverse_lse, begin, end, temperature
+    grad, student, teacher, dims, reverse_dims, weight, kept, reverse_kept, begin, end, temperature
 ) -> tuple[Tensor, Tensor]:
-    w = _weights(weight, student)
-    by_student = _one_way_backward(grad, student, teacher, dims, w, lse, begin, end, temperature)
+    w, end = _weights(weight, student), _end(end, student)
+    by_student = _one_way_backward(grad, student, teacher, dims, w, kept, begin, end, temperature)
     if reverse_dims is None:
         return by_student, student.new_empty(0)
-    return by_student, _one_way_backward(grad, teacher, student, reverse_dims, w, reverse_lse, begin, end, temperature)
+    return by_student, _one_way_backward(grad, teacher, student, reverse_dims, w, reverse_kept, begin, end, temperature)
 
 
-def _fake(student, teacher, dims, reverse_dims, weight, begin, end, temperature):
-    dtype = accumulation_dtype(student.dtype)
-    back = 0 if reverse_dims is None else end - begin
-    return tuple(student.new_empty(shape, dtype=dtype) for shape in ((), (end - begin,), (back,)))
+def _end(end: int, student: Tensor) -> int:
+    # a number that does not change with the batch: compiled code then serves every batch size
+    return student.shape[0] if end < 0 else end
 
 
-def _fake_backward(grad, student, teacher, dims, reverse_dims, weight, lse, reverse_lse, begin, end, temperature):
+def _fake(student, teacher, dims, reverse_dims, weight, begin, end, temperature, keep_gradient):
+    dtype, rows = accumulation_dtype(student.dtype), _end(end, student) - begin
+
+    def kept(dims):
+        return student.new_empty((rows, dims.shape[0]) if keep_gradient else (rows,), dtype=dtype)
+
+    back = student.new_empty(0, dtype=dtype) if reverse_dims is None else kept(reverse_dims)
+    return student.new_empty((), dtype=dtype), kept(dims), back
+
+
+def _fake_backward(grad, student, teacher, dims, reverse_dims, weight, kept, reverse_kept, begin, end, temperature):
     back = (0,) if reverse_dims is None else teacher.shape
     return student.new_empty(student.shape), teacher.new_empty(back)
 
 
 _duc_loss = define(
-    "duc_loss(Tensor student, Tensor teacher, Tensor dims, Tensor? reverse_dims, Tensor? weight, SymInt begin, "
-    "SymInt end, float temperature) -> (Tensor, Tensor, Tensor)",
+    "duc_loss(Tensor student, Tensor teacher, Tensor dims, Tensor? reverse_dims, Tensor? weight, int begin, int end, "
+    "float temperature, bool keep_gradient) -> (Tensor, Tensor, Tensor)",
     _reference,
     _fake,
 )
 _duc_loss_backward = define_backward(
     "duc_loss_backward(Tensor grad, Tensor student, Tensor teacher, Tensor dims, Tensor? reverse_dims, Tensor? weight, "
-    "Tensor lse, Tensor reverse_lse, SymInt begin, SymInt end, float temperature) -> (Tensor, Tensor)",
+    "Tensor kept, Tensor reverse_kept, int begin, int end, float temperature) -> (Tensor, Tensor)",
     _reference_backward,
     _fake_backward,
 )
 
-
-def _load_native():
-    import pgm_fast._native as native
-
-    def one_way(student, teacher, dims, w, begin, end, temperature):
-        dims = _numbers(dims)
-        loss, lse = w.new_empty(1), w.new_empty(end - begin)
-        if not native.duc_loss(
-            student.shape[0],
-            matrix(student),
-            matrix(teacher),
-            dims.data_ptr(),
-            dims.shape[0],
-            matrix(w),
-            begin,
-            end,
-            temperature,
-            matrix(loss),
-            matrix(lse),
-            torch.get_num_threads(),
-        ):
-            raise RuntimeError(f"dims hold a dimension that is out of range [0, {student.shape[1]})")
-        return loss.squeeze(0), lse
-
-    def forward(student, teacher, dims, reverse_dims, weight, begin, end, temperature):
-        student, teacher, w = student.contiguous(), teacher.contiguous(), _weights(weight, student).contiguous()
-        loss, lse = one_way(student, teacher, dims, w, begin, end, temperature)
-        if reverse_dims is None:
-            return loss, lse, lse.new_empty(0)
-        back, back_lse = one_way(teacher, student, reverse_dims, w, begin, end, temperature)
-        return loss + back, lse, back_lse
-
-    return forward
-
-
-def _load_native_backward():
-    import pgm_fast._native as native
-
-    def one_way(grad, student, teacher, dims, w, lse, begin, end, temperature):
-        dims = _numbers(dims)
-        whole = (begin, end) == (0, student.shape[0])
-        result = torch.empty_like(student) if whole else torch.zeros_like(student)
-        native.duc_loss_backward(
-            student.shape[0],
-            matrix(student),
-            matrix(teacher),
-            dims.data_ptr(),
-            dims.shape[0],
-            matrix(w),
-            begin,
-            end,
-            temperature,
-            matrix(grad),
-            matrix(lse),
-            matrix(result),
-            torch.get_num_threads(),
-        )
-        return result
-
-    def backward(grad, student, teacher, dims, reverse_dims, weight, lse, reverse_lse, begin, end, temperature):
-        student, teacher, w = student.contiguous(), teacher.contiguous(), _weights(weight, student).contiguous()
-        grad = grad.to(w.dtype).reshape(1)
-        by_student = one_way(grad, student, teacher, dims, w, lse, begin, end, temperature)
-        if reverse_dims is None:
-            return by_student, student.new_empty(0)
-        return by_student, one_way(grad, teacher, student, reverse_dims, w, reverse_lse, begin, end, temperature)
-
-    return backward
-
-
-def _numbers(dims: Tensor) -> Tensor:
-    """Dimensions as contiguous numbers; on the CPU looking at a mask costs nothing."""
-    return dims.nonzero().squeeze(-1) if dims.dtype == torch.bool else dims.contiguous()
-
-
-backends.register("duc_loss", "native", _load_native, devices=("cpu",), dtypes=tuple(NATIVE_DTYPES))
-# the first tensor is the gradient of the loss, which is never of 16 bits
-backends.register("duc_loss_backward", "native", _load_native_backward, devices=("cpu",), dtypes=tuple(NATIVE_DTYPES))
+register_host("duc_loss")
+register_host("duc_loss_backward")
 
 
 def _setup_context(ctx, inputs, output) -> None:
-    student, teacher, dims, reverse_dims, weight, ctx.begin, ctx.end, ctx.temperature = inputs
+    student, teacher, dims, reverse_dims, weight, ctx.begin, ctx.end, ctx.temperature, _ = inputs
     ctx.save_for_backward(student, teacher, dims, reverse_dims, weight, *output[1:])
 
 
-def _backward(ctx, grad: Tensor, _grad_lse, _grad_reverse_lse):
+def _backward(ctx, grad: Tensor, _grad_kept, _grad_reverse_kept):
     by_student, by_teacher = _duc_loss_backward(grad, *ctx.saved_tensors, ctx.begin, ctx.end, ctx.temperature)
     by_teacher = None if ctx.saved_tensors[3] is None else by_teacher
-    return by_student, by_teacher, None, None, None, None, None, None
+    return by_student, by_teacher, None, None, None, None, None, None, None
 
 
 define_autograd(_duc_loss, _setup_context, _backward)

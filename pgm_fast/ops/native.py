@@ -13,7 +13,7 @@ from torch import Tensor
 
 from .. import backends, host
 
-__all__ = ["NATIVE_DTYPES", "matrix", "refuse_mixed_precision", "register_host", "register_native"]
+__all__ = ["NATIVE_DTYPES", "refuse_mixed_precision", "register_host", "register_native"]
 
 NATIVE_DTYPES = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16: 3}
 # Gates of a row that the CUDA kernels take (kMaxGates of csrc/cuda/partition_tiles.cuh) and neighbours of one gate.
@@ -66,7 +66,7 @@ def _cpu_kernel(op: str) -> Callable:
     kernel, threads = getattr(native, op), torch.get_num_threads
 
     def call(tensors, temperature, outputs) -> None:
-        kernel(_rows(tensors[0]), *map(matrix, tensors), temperature, *map(matrix, outputs), threads())
+        kernel(_rows(tensors[0]), *map(_matrix, tensors), temperature, *map(_matrix, outputs), threads())
 
     return call
 
@@ -80,13 +80,12 @@ def _cuda_kernel(op: str) -> Callable:
     def call(tensors, temperature, outputs) -> None:
         stream = current_stream(tensors[0].device)
         place = stream.device_index, stream.cuda_stream
-        kernel(_rows(tensors[0]), *map(matrix, tensors), temperature, *map(matrix, outputs), *place)
+        kernel(_rows(tensors[0]), *map(_matrix, tensors), temperature, *map(_matrix, outputs), *place)
 
     return call
 
 
-def matrix(x: Tensor) -> tuple[int, int, int]:
-    """A contiguous tensor as the kernels take it: address, dtype, width of its last dimension."""
+def _matrix(x: Tensor) -> tuple[int, int, int]:
     return x.data_ptr(), NATIVE_DTYPES[x.dtype], x.shape[-1]
 
 
@@ -98,7 +97,7 @@ def refuse_mixed_precision(*arguments) -> str | None:
     """The kernels convert between 16-bit types and float, but not to or from double."""
     first = arguments[0].dtype
     for x in arguments[1:]:
-        if isinstance(x, Tensor) and x.dtype is not first:
+        if isinstance(x, Tensor) and x.is_floating_point() and x.dtype is not first:
             if first is torch.float64 or x.dtype is torch.float64 or x.dtype not in NATIVE_DTYPES:
                 return f"does not mix {first} with {x.dtype}"
     return None

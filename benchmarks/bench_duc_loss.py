@@ -1,0 +1,133 @@
+"""duc_loss: a loop over samples, eager PyTorch, torch.compile of it, the reference and every kernel here, in one run.
+
+    python benchmarks/bench_duc_loss.py [--device cpu|cuda] [--threads 2] [--quick]
+
+One direction and both; each hands over half of the dimensions. Correctness comes first: every variant has the loss and
+the gradients of the formula in fp64. Peak memory is counted beyond the features and their gradients, and given in
+percent of a matrix of products. The floor is the arithmetic, 4 B² |D| flop forward and backward, at the rate of torch's
+own product of two matrices of 4096 rows.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+
+import harness
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from pgm_fast import backends, ops
+
+CASES = ((64, 512), (512, 512), (4096, 512))  # rows, d
+QUICK = ((16, 32), (300, 64))
+LOOP_ROWS = 64  # the loop over samples is timed up to here
+TEMPERATURE = 50.0
+
+
+def loop(student: Tensor, teacher: Tensor, dims: Tensor) -> Tensor:
+    """As the released code, sample by sample, with the maximum subtracted."""
+    x, y = student.index_select(1, dims), teacher.detach().index_select(1, dims)
+    total = x.new_zeros(())
+    for i in range(len(x)):
+        logits = y @ x[i] / TEMPERATURE
+        e = (logits - logits.max()).exp()
+        total = total - (e[i] / e.sum()).log()
+    return total / len(x)
+
+
+def eager(student: Tensor, teacher: Tensor, dims: Tensor) -> Tensor:
+    logits = student.index_select(1, dims) @ teacher.detach().index_select(1, dims).t() / TEMPERATURE
+    return F.cross_entropy(logits, torch.arange(len(logits), device=logits.device))
+
+
+def variants(rows: int, device: torch.device) -> dict[str, tuple[Callable, str | None]]:
+    """name -> (function of features, dimensions and those of the way back or None; backend)."""
+
+    def both(one: Callable) -> Callable:
+        def run(a, b, forth, back):
+            return one(a, b, forth) if back is None else one(a, b, forth) + one(b, a, back)
+
+        return run
+
+    def ours(a, b, forth, back):
+        return ops.duc_loss(a, b, forth, TEMPERATURE, reverse_dims=back)
+
+    found = {
+        "eager": (both(eager), None),
+        "torch.compile": (both(torch.compile(eager)), None),
+        "torch": (ours, "torch"),
+    }
+    if rows <= LOOP_ROWS:
+        found["loop"] = (both(loop), None)
+    for name, reason in backends.implementations(device.type)["duc_loss"].items():
+        if reason is None and name != "torch":
+            found[name] = (ours, name)
+    return found
+
+
+def training(run: Callable, leaves: list[Tensor], forth: Tensor, back: Tensor | None) -> Callable:
+    wanted = leaves[:1] if back is None else leaves
+    return lambda: torch.autograd.grad(run(*leaves, forth, back), wanted)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--quick", action="store_true", help="small sizes, nothing is written")
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    device, rows = torch.device(arguments.device), []
+    square = torch.randn(4096, 512, device=device)
+    product = harness.interleaved({"product": lambda: square @ square.t()}, device)["product"].median
+    flop_rate = 2 * 4096 * 4096 * 512 / product
+    for n, d in QUICK if arguments.quick else CASES:
+        torch.manual_seed(0)
+        leaves = [torch.randn(n, d, device=device).requires_grad_() for _ in range(2)]
+        order = torch.randperm(d)
+        halves = [order[: d // 2].sort().values.to(device), order[d // 2 :].sort().values.to(device)]
+        for kind, forth, back in (("one way", halves[0], None), ("both ways", *halves)):
+            wanted = leaves[:1] if back is None else leaves
+            exact = [x.detach().double().requires_grad_() for x in leaves]
+            loss = eager(*exact, forth) if back is None else eager(*exact, forth) + eager(*exact[::-1], back)
+            expected = torch.autograd.grad(loss, exact[: len(wanted)])
+            calls = {}
+            for name, (run, backend) in variants(n, device).items():
+                calls[name] = harness.on_backend(backend, training(run, leaves, forth, back))
+                for got, want in zip(calls[name](), expected, strict=True):
+                    torch.testing.assert_close(got.double(), want, rtol=1e-3, atol=1e-4 * want.abs().max().item())
+            flop = sum(4 * n * n * len(dims) for dims in (forth, back) if dims is not None)
+            gradients = 4 * n * d * len(wanted)
+            timings = harness.interleaved(calls, device)
+            for name, timing in timings.items():
+                counts = harness.count(calls[name], device)
+                extra = counts.peak_bytes - gradients
+                rows.append(
+                    harness.as_row(
+                        timing,
+                        counts,
+                        op="duc_loss",
+                        variant=name,
+                        dtype="float32",
+                        shape={"rows": n, "d": d, "dims": len(forth)},
+                        kind=f"forward+backward, {kind}",
+                        extra_bytes=extra,
+                        percent_of_products=round(100 * extra / (4 * n * n), 1),
+                        percent_of_floor=round(100 * flop / flop_rate / timing.median, 1),
+                        times_eager=round(timings["eager"].median / timing.median, 2),
+                        times_loop=round(timings["loop"].median / timing.median, 1) if "loop" in timings else None,
+                    )
+                )
+                row = rows[-1]
+                print(
+                    f"B={n:<5} {kind:9} {name:14} {timing.median:9.3f} ms  {row['percent_of_floor']:5.1f} % of floor  "
+                    f"{row['times_eager']:.2f}x eager  {extra / 1e6:7.2f} MB, {row['percent_of_products']} % of B²"
+                )
+    if not arguments.quick:
+        print(harness.write("duc_loss", device, rows))
+
+
+if __name__ == "__main__":
+    main()

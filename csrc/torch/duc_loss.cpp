@@ -1,0 +1,270 @@
+// duc_loss: torch's matrix products of a block of students with the teachers, the kernels of csrc/cpu/duc_loss.cpp around them, and the
+// derivative. Formulas in pgm_fast/ops/duc_loss.py.
+#include <ATen/ops/empty.h>
+#include <ATen/ops/full.h>
+#include <ATen/ops/index_select.h>
+#include <ATen/ops/mm.h>
+#include <ATen/ops/nonzero.h>
+#include <ATen/ops/zeros.h>
+#include <torch/library.h>
+
+#include <algorithm>
+#include <numeric>
+#include <vector>
+
+#include "autograd.h"
+#include "operands.h"
+#include "serving.h"
+
+namespace pgm_fast::host {
+namespace {
+
+using at::Tensor;
+using torch::autograd::AutogradContext;
+using torch::autograd::variable_list;
+using MaybeTensor = std::optional<Tensor>;
+using Two = std::tuple<Tensor, Tensor>;
+using Three = std::tuple<Tensor, Tensor, Tensor>;
+
+Op forward_op("duc_loss"), backward_op("duc_loss_backward");
+
+// Products held at once, and gathered features of teachers: 1 and 4 MiB in float. Fewer products per block make the matrix product
+// slower, gathering teachers anew for every block costs more the smaller a block is.
+constexpr int64_t kProducts = int64_t{1} << 18;
+constexpr int64_t kGathered = int64_t{1} << 20;
+
+at::ScalarType accumulation(const Tensor& x) { return x.scalar_type() == at::kDouble ? at::kDouble : at::kFloat; }
+
+Tensor weights(const MaybeTensor& weight, const Tensor& x) {
+  const int64_t n = x.size(0);
+  if (weight) return weight->to(accumulation(x)).contiguous();
+  return at::full({n}, 1.0 / std::max<int64_t>(n, 1), x.options().dtype(accumulation(x)));
+}
+
+Tensor numbers(const Tensor& dims) { return dims.scalar_type() == at::kBool ? at::nonzero(dims).squeeze(-1) : dims.contiguous(); }
+
+// One direction: the rows [begin, end) of student against all of teacher, block by block.
+class OneWay {
+ public:
+  OneWay(const Tensor& student, const Tensor& teacher, const Tensor& dims, const Tensor& weight, int64_t begin, int64_t end,
+         double temperature)
+      : student_(student), teacher_(teacher), dims_(dims), weight_(weight), begin_(begin), rows_(end - begin), all_(student.size(0)),
+        count_(dims.size(0)), dtype_(accumulation(student)), factor_(1.0 / temperature), threads_(at::get_num_threads()) {
+    block_ = std::clamp<int64_t>(kProducts / std::max<int64_t>(all_, 1), 16, std::max<int64_t>(rows_, 16));
+    chunk_ = all_ * count_ <= kGathered ? std::max<int64_t>(all_, 1) : std::max<int64_t>(16, kGathered / (8 * count_));
+  }
+
+  // The loss, and what backward needs: the gradient on the dimensions for a loss of gradient 1, else the log-sum-exps.
+  Two forward(bool keep_gradient) {
+    const auto options = student_.options().dtype(dtype_);
+    Tensor lse = at::empty({rows_}, options);
+    Tensor kept = keep_gradient ? at::empty({rows_, count_}, options) : lse;
+    Tensor loss = at::zeros({}, options);
+    if (rows_ == 0) return {loss, kept};
+    if (count_ == 0) {
+      lse.zero_();
+      return {loss, kept};
+    }
+    std::vector<double> losses(rows_);
+    for_blocks([&](int64_t first, int64_t n, Tensor& products) {
+      Tensor sums = lse.narrow(0, first, n);
+      cpu::duc_log_sum_exp(n, output(products, n), weight_.const_data_ptr(), begin_ + first, factor_, sums.mutable_data_ptr(),
+                           losses.data() + first, threads_);
+      if (keep_gradient) gradient(first, n, products, sums, true, kept.narrow(0, first, n));
+    });
+    loss.fill_(std::accumulate(losses.begin(), losses.end(), 0.0));
+    return {loss, kept};
+  }
+
+  Tensor backward(const Tensor& kept, double grad) {
+    const bool whole = begin_ == 0 && rows_ == all_ && count_ > 0;
+    Tensor result = whole ? at::empty(student_.sizes(), student_.options()) : at::zeros(student_.sizes(), student_.options());
+    if (rows_ == 0 || count_ == 0) return result;
+    const auto* dims = dims_.const_data_ptr<int64_t>();
+    if (kept.dim() == 2) {
+      cpu::duc_scatter(rows_, input(kept, rows_), dims, grad, output(result, all_), begin_);
+      return result;
+    }
+    Tensor by_dim = at::empty({std::min(block_, rows_), count_}, kept.options());
+    for_blocks([&](int64_t first, int64_t n, Tensor& products) {
+      Tensor part = by_dim.narrow(0, 0, n);
+      gradient(first, n, products, kept.narrow(0, first, n), false, part);
+      cpu::duc_scatter(n, input(part, n), dims, grad, output(result, all_), begin_ + first);
+    });
+    return result;
+  }
+
+ private:
+  // body(first, n, products[n, all]) for every block of rows, counted from begin.
+  template <class Body>
+  void for_blocks(Body&& body) {
+    Tensor memory = at::empty({std::min(block_, rows_), all_}, student_.options().dtype(dtype_));
+    for (int64_t first = 0; first < rows_; first += block_) {
+      const int64_t n = std::min(block_, rows_ - first);
+      Tensor products = memory.narrow(0, 0, n);
+      const Tensor own = chosen(student_.narrow(0, begin_ + first, n));
+      for_teachers([&](int64_t at, int64_t size, const Tensor& teachers) {
+        Tensor columns = products.narrow(1, at, size);
+        at::mm_out(columns, own, teachers.t());
+      });
+      body(first, n, products);
+    }
+  }
+
+  template <class Body>
+  void for_teachers(Body&& body) {
+    if (chunk_ == all_) {
+      if (!gathered_.defined()) gathered_ = chosen(teacher_);
+      body(0, all_, gathered_);
+      return;
+    }
+    for (int64_t at = 0; at < all_; at += chunk_) {
+      const int64_t size = std::min(chunk_, all_ - at);
+      body(at, size, chosen(teacher_.narrow(0, at, size)));
+    }
+  }
+
+  void gradient(int64_t first, int64_t n, Tensor& products, const Tensor& lse, bool scaled, Tensor to) {
+    cpu::duc_teacher_weights(n, output(products, n), weight_.const_data_ptr(), begin_ + first, factor_, lse.const_data_ptr(), scaled,
+                             threads_);
+    for_teachers([&](int64_t at, int64_t size, const Tensor& teachers) {
+      if (at == 0) {
+        at::mm_out(to, products.narrow(1, at, size), teachers);
+      } else {
+        to.addmm_(products.narrow(1, at, size), teachers);
+      }
+    });
+  }
+
+  Tensor chosen(const Tensor& x) const { return at::index_select(x, 1, dims_).to(dtype_); }
+
+  Tensor student_, teacher_, dims_, weight_, gathered_;
+  int64_t begin_, rows_, all_, count_, block_, chunk_;
+  at::ScalarType dtype_;
+  double factor_;
+  int threads_;
+};
+
+int64_t end_of(int64_t end, const Tensor& student) { return end < 0 ? student.size(0) : end; }
+
+// What was chosen by mask is kept by mask, so that its shape does not depend on values.
+Tensor by_mask(const Tensor& kept, const Tensor& dims, const Tensor& chosen) {
+  if (dims.scalar_type() != at::kBool || kept.dim() != 2) return kept;
+  return at::zeros({kept.size(0), dims.size(0)}, kept.options()).index_copy_(1, chosen, kept);
+}
+Tensor by_number(const Tensor& kept, const Tensor& dims, const Tensor& chosen) {
+  return dims.scalar_type() != at::kBool || kept.dim() != 2 ? kept : at::index_select(kept, 1, chosen);
+}
+
+Three forward(const Tensor& student, const Tensor& teacher, const Tensor& dims, const MaybeTensor& reverse_dims, const MaybeTensor& weight,
+              int64_t begin, int64_t end, double temperature, bool keep_gradient) {
+  const Tensor w = weights(weight, student), chosen = numbers(dims);
+  end = end_of(end, student);
+  auto [loss, kept] = OneWay(student, teacher, chosen, w, begin, end, temperature).forward(keep_gradient);
+  kept = by_mask(kept, dims, chosen);
+  if (!reverse_dims) return {loss, kept, at::empty({0}, kept.options())};
+  const Tensor back_chosen = numbers(*reverse_dims);
+  auto [back, back_kept] = OneWay(teacher, student, back_chosen, w, begin, end, temperature).forward(keep_gradient);
+  return {loss.add_(back), kept, by_mask(back_kept, *reverse_dims, back_chosen)};
+}
+
+Two backward(const Tensor& grad, const Tensor& student, const Tensor& teacher, const Tensor& dims, const MaybeTensor& reverse_dims,
+             const MaybeTensor& weight, const Tensor& kept, const Tensor& reverse_kept, int64_t begin, int64_t end, double temperature) {
+  const Tensor w = weights(weight, student), chosen = numbers(dims);
+  const double scale = grad.item<double>();
+  end = end_of(end, student);
+  const Tensor by_student =
+      OneWay(student, teacher, chosen, w, begin, end, temperature).backward(by_number(kept, dims, chosen), scale);
+  if (!reverse_dims) return {by_student, at::empty({0}, student.options())};
+  const Tensor back = numbers(*reverse_dims);
+  return {by_student,
+          OneWay(teacher, student, back, w, begin, end, temperature).backward(by_number(reverse_kept, *reverse_dims, back), scale)};
+}
+
+Three forward_cpu(const Tensor& student, const Tensor& teacher, const Tensor& dims, const MaybeTensor& reverse_dims,
+                  const MaybeTensor& weight, int64_t begin, int64_t end, double temperature, bool keep_gradient) {
+  if (!forward_op.serves(student, teacher, weight)) {
+    return forward_op.in_python<Three>(student, teacher, dims, reverse_dims, weight, begin, end, temperature, keep_gradient);
+  }
+  return forward(student, teacher, dims, reverse_dims, weight, begin, end, temperature, keep_gradient);
+}
+
+Two backward_cpu(const Tensor& grad, const Tensor& student, const Tensor& teacher, const Tensor& dims, const MaybeTensor& reverse_dims,
+                 const MaybeTensor& weight, const Tensor& kept, const Tensor& reverse_kept, int64_t begin, int64_t end,
+                 double temperature) {
+  if (!backward_op.serves(grad, student, teacher, weight)) {
+    return backward_op.in_python<Two>(grad, student, teacher, dims, reverse_dims, weight, kept, reverse_kept, begin, end, temperature);
+  }
+  return backward(grad, student, teacher, dims, reverse_dims, weight, kept, reverse_kept, begin, end, temperature);
+}
+
+const auto& dispatched() {
+  static const auto op = typed_op<decltype(forward_cpu)>("pgm_fast::duc_loss");
+  return op;
+}
+const auto& dispatched_backward() {
+  static const auto op = typed_op<decltype(backward_cpu)>("pgm_fast::duc_loss_backward");
+  return op;
+}
+
+struct DucLoss : torch::autograd::Function<DucLoss> {
+  static constexpr bool is_traceable = true;
+
+  static variable_list forward(AutogradContext* ctx, const Tensor& student, const Tensor& teacher, const Tensor& dims,
+                               const MaybeTensor& reverse_dims, const MaybeTensor& weight, int64_t begin, int64_t end, double temperature,
+                               bool keep_gradient) {
+    const at::AutoDispatchBelowADInplaceOrView below;
+    auto [loss, kept, reverse_kept] =
+        dispatched().call(student, teacher, dims, reverse_dims, weight, begin, end, temperature, keep_gradient);
+    ctx->save_for_backward({student, teacher, dims, reverse_dims ? *reverse_dims : Tensor(), weight ? *weight : Tensor(), kept,
+                            reverse_kept});
+    ctx->saved_data["begin"] = begin;
+    ctx->saved_data["end"] = end;
+    ctx->saved_data["temperature"] = temperature;
+    return {loss, kept, reverse_kept};
+  }
+
+  static variable_list backward(AutogradContext* ctx, const variable_list& grads) {
+    const auto saved = ctx->get_saved_variables();
+    const BelowAutogradUnlessRecorded below;
+    const auto maybe = [](const Tensor& x) { return x.defined() ? MaybeTensor(x) : MaybeTensor(); };
+    auto [by_student, by_teacher] = dispatched_backward().call(
+        grads[0], saved[0], saved[1], saved[2], maybe(saved[3]), maybe(saved[4]), saved[5], saved[6], ctx->saved_data["begin"].toInt(),
+        ctx->saved_data["end"].toInt(), ctx->saved_data["temperature"].toDouble());
+    variable_list result(9);
+    result[0] = by_student;
+    if (saved[3].defined()) result[1] = by_teacher;
+    return result;
+  }
+};
+
+Three forward_autograd(const Tensor& student, const Tensor& teacher, const Tensor& dims, const MaybeTensor& reverse_dims,
+                       const MaybeTensor& weight, int64_t begin, int64_t end, double temperature, bool keep_gradient) {
+  if (!recorded(student, teacher)) {
+    const at::AutoDispatchBelowADInplaceOrView below;
+    return dispatched().call(student, teacher, dims, reverse_dims, weight, begin, end, temperature, keep_gradient);
+  }
+  const auto made = DucLoss::apply(student, teacher, dims, reverse_dims, weight, begin, end, temperature, keep_gradient);
+  return {made[0], made[1], made[2]};
+}
+
+}  // namespace
+
+void bind_duc_loss(py::module_& m) {
+  const auto without_gil = py::call_guard<py::gil_scoped_release>();
+  m.def("duc_loss", &forward, without_gil);
+  m.def("duc_loss_backward", &backward, without_gil);
+}
+
+}  // namespace pgm_fast::host
+
+TORCH_LIBRARY_IMPL(pgm_fast, CPU, m) {
+  using namespace pgm_fast::host;
+  m.impl("duc_loss", TORCH_FN(forward_cpu));
+  m.impl("duc_loss_backward", TORCH_FN(backward_cpu));
+}
+
+TORCH_LIBRARY_IMPL(pgm_fast, AutogradCPU, m) {
+  using namespace pgm_fast::host;
+  m.impl("duc_loss", TORCH_FN(forward_autograd));
+}
