@@ -49,9 +49,9 @@ class DIMMLConfig:
     detached_epochs: int = 0  # of the first stage; 0 for train.epochs
     fusion_epochs: int = 20  # of the second stage
     cache: bool = True  # second stage: keep the frozen encoders' outputs; false where inputs change between epochs
-    optimizer: str = "train"  # of both stages: adamw, sgd; train for train.optimizer
+    optimizer: str = "auto"  # of both stages: adamw, sgd; auto for train.optimizer
     weight_decay: Optional[float] = None  # null for train.weight_decay
-    schedule: str = "train"  # constant, cosine, plateau, step; train for train.schedule
+    schedule: str = "auto"  # constant, cosine, plateau, step; auto for train.schedule
     schedule_options: dict[str, float] = field(default_factory=dict)  # of dimml.schedule: {every: 70, factor: 0.1}
     patience: int = 0  # epochs without a better validation score that end a stage; 0 for never, as published
     # {modality, shared or "*": {encoder or head: factor on train.lr}}
@@ -112,9 +112,9 @@ class DIMML(Method):
         groups = multi_rate_groups(self, lr, config.rates, default=1.0)
         fusion = {id(p) for p in self.fusion_head.parameters()}
         common = {
-            "optimizer": None if config.optimizer == "train" else config.optimizer,
+            "optimizer": None if config.optimizer == "auto" else config.optimizer,
             "weight_decay": config.weight_decay,
-            "schedule": None if config.schedule == "train" else config.schedule,
+            "schedule": None if config.schedule == "auto" else config.schedule,
             "schedule_options": dict(config.schedule_options),
             "patience": config.patience,
         }
