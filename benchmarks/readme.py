@@ -91,8 +91,8 @@ def optimizers() -> str:
         if "tensors" not in ours:
             continue
         others = [f"{ms[k]:.3g} ({ms[k] / ms['ours']:.1f}×)" for k in ("torch fused", "torch foreach")]
-        # a copy writes half of what it moves, and memory that is written is read first: a step, which reads more than it
-        # writes, can be faster than the copy's rate
+        # a copy writes half of what it moves, and memory that is written is read first: a step, which reads more than
+        # it writes, can be faster than the copy's rate
         floor = f"{ours['percent_of_floor']:.0f} %" if ours["percent_of_floor"] <= 100 else "above the copy"
         lines.append(
             f"| {case} | {ours['tensors']}, {ours['groups']}, {ours['parameters'] / 1e6:.3g} M | {ms['ours']:.3g} "
