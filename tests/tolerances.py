@@ -22,6 +22,9 @@ FP32 = 8 * EPS[torch.float32]
 # fp64 losses with row weights kept in fp32: 1/6 and the like are off by eps/2 relative, once on each of the two sides.
 ROW_WEIGHT_FP32 = EPS[torch.float32]
 
+# A weighted total of such losses, or the difference of two totals that share most of their terms.
+ROW_WEIGHT_TOTAL_FP32 = 4 * ROW_WEIGHT_FP32
+
 # Sums of 2500 products of order 1 in fp64, in another order: at most one rounding of a partial sum (below 8) per term.
 SUM_OF_2500_ROWS_FP64 = 2500 * 8 * EPS[torch.float64]
 
