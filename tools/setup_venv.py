@@ -31,7 +31,8 @@ def main() -> None:
         _site_packages().joinpath("existing_torch.pth").write_text(f"{folder}\n")
         constraint = VENV / "constraints.txt"
         constraint.write_text(f"torch=={version}\n")
-    # no build isolation: a compiled extension must be built against the torch that it will run with
+    # a compiled extension must be built against the torch that it will run with: that comes first, and no isolation
+    _pip("--constraint", str(constraint), _torch_requirement())
     _pip("--no-build-isolation", "--constraint", str(constraint), "--editable", f"{ROOT}[train,av,test]")
 
 
@@ -43,7 +44,7 @@ def _importable_torch() -> tuple[str, Path] | None:
         if not isinstance(error, ImportError):
             print(f"the torch of {sys.executable} cannot be imported ({error}); installing another", flush=True)
         return None
-    wanted = re.search(r'"(torch[^"]*)"', (ROOT / "pyproject.toml").read_text()).group(1)
+    wanted = _torch_requirement()
     program = (
         "import sys; from pip._vendor.packaging.requirements import Requirement; "
         "print(sys.argv[2] in Requirement(sys.argv[1]).specifier)"
@@ -56,6 +57,10 @@ def _importable_torch() -> tuple[str, Path] | None:
         print(f"torch {version} does not satisfy {wanted}; installing another", flush=True)
         return None
     return version, Path(torch.__file__).resolve().parent.parent
+
+
+def _torch_requirement() -> str:
+    return re.search(r'"(torch[^"]*)"', (ROOT / "pyproject.toml").read_text()).group(1)
 
 
 def _site_packages() -> Path:

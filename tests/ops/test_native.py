@@ -10,7 +10,7 @@ from op_cases import forward_and_gradients
 from tolerances import EPS, FP32, FP64, NATIVE_TIMES_EPS, SUM_OF_2500_ROWS_FP64
 
 import pgm_fast
-from pgm_fast import backends, ops
+from pgm_fast import backends, host, ops
 
 _reason = backends.implementations()["partition"]["native"]
 pytestmark = pytest.mark.skipif(_reason is not None, reason=f"compiled kernels: {_reason}")
@@ -93,6 +93,7 @@ def test_mixed_double_and_single_precision_falls_back():
         ops.partition(h, z)
 
 
+@pytest.mark.skipif(host.load_or_none() is None, reason="the host path is not built here")
 @pytest.mark.parametrize("activation", [None, "relu", "gelu"])
 def test_projections_in_blocks_equal_the_reference(activation):
     """2500 rows are two whole blocks and a rest, in float64 so that only a wrong row or sum can show."""
