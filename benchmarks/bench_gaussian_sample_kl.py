@@ -15,7 +15,6 @@ from collections.abc import Callable
 
 import harness
 import torch
-from bench_partition import copy_bandwidth
 
 import pgm_fast
 from pgm_fast import backends
@@ -83,7 +82,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     torch.set_num_threads(parser.parse_args().threads)
     device, rows = torch.device("cpu"), []
-    bandwidth = copy_bandwidth()
+    bandwidth = harness.copy_bandwidth(device)
     print(f"copy {bandwidth / 1e6:.1f} GB/s")
     for prior, (moved_forward, moved_backward) in MOVED.items():
         for n, d in SHAPES:
