@@ -58,6 +58,20 @@ class MultiRateOptimizer(Optimizer):
     State is kept in float32 (float64 for float64 parameters) whatever the dtype of the parameter, under the names that
     torch gives it; ``state_dict`` loads into torch's optimizer and torch's here.
 
+    Distributed: works as it is under DistributedDataParallel and ``fully_shard``. Shards (DTensor) are updated where
+    they are, also where a rank has none; norms are over all ranks, so that every rank clips alike and skips the same
+    steps; state is cut as its parameter, for ``torch.distributed.checkpoint``. Gradients that are placed otherwise than
+    their parameter are redistributed every step. FSDP's older form hides its shards: clip with its own
+    ``clip_grad_norm_``.
+
+    Under ``torch.compile`` a step is one graph break, at the cost of calling one compiled function more. It runs as it
+    does without: a graph would check every parameter, gradient and state before each call.
+
+    Master weights count as long as their parameter is what they round to: where it was written by anybody else (a
+    ``load_state_dict`` of the model, say), its own value does from the next step on. Not noticed are writes through
+    ``.data``, of which torch keeps no count. The form ``"remainder"`` keeps the 16 bits of the old value then, worth at
+    most half a unit of a bfloat16.
+
     ``grad_scale`` and ``found_inf``, as :class:`torch.amp.GradScaler` sets them, are obeyed on the device: a
     ``found_inf`` other than 0 changes nothing, not even ``step``.
     """
