@@ -103,8 +103,8 @@ def table() -> str:
             lines.append(f"| {CASES[case][0]} | {called} | {' | '.join(cells)} |")
     lines += [
         "",
-        "Accuracy of DMIL and of each M alone, mean gate weights, and how each weight goes with the quantity of its name",
-        "row by row (rank correlation, Spearman), measured on the features:",
+        "Accuracy of DMIL and of each M alone, mean gate weights, and how each weight goes with the quantity of its",
+        "name, row by row (rank correlation, Spearman), measured on the features:",
         "",
         "| data | fused | alone | synergy score | component | mean weight | correlation |",
         "|---|---|---|---|---|---|---|",
