@@ -139,6 +139,9 @@ RESAMPLED_LOG = 0.1
 # ten roundings each of numbers up to 10.
 OPTIMIZER_FP64 = 30 * 10 * 10 * EPS[torch.float64] / 2
 
+# 1 - beta^t in the optimizers' kernels: the exponent rounds once, the series and its sum at most three times more.
+BIAS_CORRECTION = {dtype: 4 * eps for dtype, eps in EPS.items()}
+
 # fp32 sums of squares of 1e5 entries in blocks against fp64, relative.
 NORM_FP32 = 64 * EPS[torch.float32]
 

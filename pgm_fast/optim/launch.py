@@ -122,7 +122,7 @@ class Launch:
         skipped: float32 scalar raised by a skipped step, or None where another launch counts it.
         words: the Launch struct of multi_rate.h.
         grad_scale, found_inf: float32 scalars of this step on this device, or None.
-        scratch: what a backend keeps with the launch.
+        finished: int32 ``[1]``, in which a launch's blocks or programs count themselves; 0 between launches.
     """
 
     algorithm: str
@@ -146,7 +146,6 @@ class Launch:
     chunks: Tensor = field(init=False)
     grad_scale: Tensor | None = None
     found_inf: Tensor | None = None
-    scratch: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self):
         rows = [self._tensor_row(entry) for entry in self.entries]
@@ -159,6 +158,7 @@ class Launch:
         self.chunks = torch.tensor(chunks, dtype=torch.int64).reshape(-1, 2).to(self.device)
         self.sums = torch.zeros(self.num_groups + 1, dtype=torch.float64, device=self.device)
         self.partials = torch.zeros(len(chunks), dtype=torch.float64, device=self.device)
+        self.finished = torch.zeros(1, dtype=torch.int32, device=self.device)
         self.sample = self.entries[0].local()
         known = self.clip != "none" or self.check_finite
         self.words = array(
