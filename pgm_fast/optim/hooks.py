@@ -1,4 +1,4 @@
-"""What torch puts around an optimizer's step (hooks, the profiler's record, the compiler) without its cost to the host."""
+"""What torch puts around an optimizer's step (hooks, the profiler's record, the compiler) at less cost to the host."""
 
 from __future__ import annotations
 
@@ -38,7 +38,9 @@ def hooked(step: Callable) -> Callable:
 
 @functools.cache
 def leave_uncompiled(optimizer: type[Optimizer]) -> None:
-    """``torch.compile`` runs ``step`` and ``total_norm`` of a class as they are. To be called at its first instance, not
-    at import: it loads torch._dynamo, as torch's own constructor does."""
+    """``torch.compile`` runs ``step`` and ``total_norm`` of a class as they are.
+
+    To be called at its first instance, not at import: it loads torch._dynamo, as torch's own constructor does.
+    """
     for name in ("step", "total_norm"):
         setattr(optimizer, name, torch.compiler.disable(getattr(optimizer, name), reason=WHY_NOT_COMPILED))
