@@ -136,9 +136,78 @@ def _duc_cases() -> list[Case]:
     ]
 
 
+def _gaussian(rows: int, d: int, layers: int, prior: bool, sample: bool, dtype: torch.dtype) -> None:
+    """Means and log-variances in one matrix, as a layer makes them."""
+    kernels = importlib.import_module("pgm_fast.kernels.gaussian_sample_kl")
+    operands = [*_meta(rows, 2 * d, dtype=dtype).chunk(2, 1), *[_meta(rows, d, dtype=dtype) if prior else None] * 2]
+    seed = _meta(1, dtype=torch.int64) if sample else None
+    z, kl = kernels.forward(*operands, seed, layers)
+    kernels.backward(z, kl.expand(rows, layers), *operands, seed)
+
+
+def _gaussian_cases() -> list[Case]:
+    """Either prior, with and without a sample, wide, narrow and odd layers, more than one, the longest."""
+    half, single, double = torch.bfloat16, torch.float32, torch.float64
+    shapes = [
+        (4096, 512, 1, False, True, single, True),
+        (4096, 512, 1, True, True, half, True),
+        (64, 1024, 2, False, True, half, True),
+        (64, 32, 1, True, False, torch.float16, False),
+        (64, 8192, 1, True, True, half, True),
+        (5, 99, 3, True, True, half, False),
+        (5, 24, 1, True, True, half, False),
+        (5, 96, 1, True, True, double, False),
+    ]
+    return [
+        Case(
+            f"gaussian-{d // layers}x{layers}{'-prior' * prior}{'-still' * (not sample)}-{str(dtype)[6:]}",
+            partial(_gaussian, rows, d, layers, prior, sample, dtype),
+            wide=wide,
+            double=dtype == double,
+        )
+        for rows, d, layers, prior, sample, dtype, wide in shapes
+    ]
+
+
+def _mixture(
+    rows: int, classes: int, mixed: int, others: int, labelled: bool, gate_dtype: torch.dtype, dtype: torch.dtype
+) -> None:
+    kernels = importlib.import_module("pgm_fast.kernels.gated_mixture")
+    gate = _meta(rows, mixed, dtype=gate_dtype)
+    logits = [_meta(rows, classes, dtype=dtype) for _ in range(mixed + others)]
+    labels = _meta(rows, dtype=torch.int64) if labelled else None
+    grads = kernels.forward(gate, logits, labels)
+    kernels.backward(*grads, gate, logits, labels)
+
+
+def _mixture_cases() -> list[Case]:
+    """Few classes, many, more than a program holds at once, without losses, as many predictions as there may be."""
+    half, single, double = torch.bfloat16, torch.float32, torch.float64
+    shapes = [
+        (64, 10, 4, 2, True, single, single, False),
+        (4096, 1024, 4, 2, True, half, half, True),
+        (64, 8192, 3, 0, True, single, single, True),
+        (64, 512, 4, 0, False, single, half, True),
+        (77, 101, 2, 1, True, single, torch.float16, False),
+        (64, 310, 8, 8, True, half, half, False),
+        (5, 10, 1, 1, True, double, double, False),
+    ]
+    return [
+        Case(
+            f"mixture-{classes}-{mixed}of{mixed + others}{'-bare' * (not labelled)}-{str(dtype)[6:]}",
+            partial(_mixture, rows, classes, mixed, others, labelled, gate_dtype, dtype),
+            wide=wide,
+            double=dtype == double,
+        )
+        for rows, classes, mixed, others, labelled, gate_dtype, dtype, wide in shapes
+    ]
+
+
 CASES: list[Case] = [
+    *_duc_cases(),
+    *_gaussian_cases(),
+    *_mixture_cases(),
     *_split_cases("partition"),
     *_split_cases("partition_dual"),
     *_product_cases(),
-    *_duc_cases(),
 ]

@@ -138,6 +138,7 @@ RESAMPLED_LOG = 0.1
 # A multi-rate optimizer in fp64 against torch's in fp64, both at the same formula in another order: 30 steps of some
 # ten roundings each of numbers up to 10.
 OPTIMIZER_FP64 = 30 * 10 * 10 * EPS[torch.float64] / 2
+OPTIMIZER_FP32 = 30 * 10 * 10 * EPS[torch.float32] / 2
 
 # fp32 sums of squares of 1e5 entries in blocks against fp64, relative.
 NORM_FP32 = 64 * EPS[torch.float32]

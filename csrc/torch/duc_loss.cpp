@@ -256,15 +256,10 @@ void bind_duc_loss(py::module_& m) {
   m.def("duc_loss_backward", &backward, without_gil);
 }
 
+void implement_duc_loss(torch::Library& cpu, torch::Library& autograd) {
+  cpu.impl("duc_loss", TORCH_FN(forward_cpu));
+  cpu.impl("duc_loss_backward", TORCH_FN(backward_cpu));
+  autograd.impl("duc_loss", TORCH_FN(forward_autograd));
+}
+
 }  // namespace pgm_fast::host
-
-TORCH_LIBRARY_IMPL(pgm_fast, CPU, m) {
-  using namespace pgm_fast::host;
-  m.impl("duc_loss", TORCH_FN(forward_cpu));
-  m.impl("duc_loss_backward", TORCH_FN(backward_cpu));
-}
-
-TORCH_LIBRARY_IMPL(pgm_fast, AutogradCPU, m) {
-  using namespace pgm_fast::host;
-  m.impl("duc_loss", TORCH_FN(forward_autograd));
-}

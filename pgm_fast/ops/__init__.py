@@ -12,6 +12,7 @@ from .partition_dual import partition_dual
 from .partition_share import partition_share
 from .partitioned_linear import partitioned_linear
 from .reconstruction import reconstruction
+from .registration import connect_host
 
 __all__ = [
     "EffectiveDimensions",
@@ -29,3 +30,5 @@ __all__ = [
     "partitioned_linear",
     "reconstruction",
 ]
+
+connect_host()

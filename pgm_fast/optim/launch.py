@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from .remainder import join_remainder, split_remainder
-from .watch import local_tensor
+from .watch import local_gradient, local_tensor
 
 __all__ = ["GROUP_COLUMNS", "Entry", "Launch", "Shards", "chunk_size", "group_row"]
 
@@ -49,7 +49,7 @@ class Entry:
         moment_names: state that a step rewrites, in the order of the tables; None in the place of one that the group
             does without.
         work: dense memory that stands in for a parameter with gaps during a step; else None.
-        gradient_copy: the gradient in the strides of the parameter, where its own are others; else None.
+        gradient_copy: the gradient in the strides and placements of the parameter, where its own are others; else None.
     """
 
     param: Tensor
@@ -89,12 +89,18 @@ class Entry:
             self.state["master_param"].copy_(value)
         self.local().copy_(value)
 
+    def follow_param(self) -> None:
+        """Master weights of a parameter that was written by somebody else: its own value, wherever it is not what they
+        round to."""
+        master, param = self.state["master_param"], self.local()
+        master.copy_(torch.where(master.to(param.dtype) == param, master, param.to(master.dtype)))
+
     def copy_in(self) -> None:
         """Before a step: what a kernel cannot walk in place."""
         if self.work is not None:
             self.work.copy_(local_tensor(self.param.detach()))
         if self.gradient_copy is not None:
-            self.gradient_copy.copy_(local_tensor(self.param.grad.detach()))
+            self.gradient_copy.copy_(local_gradient(self.param))
 
     def copy_out(self) -> None:
         """After it."""

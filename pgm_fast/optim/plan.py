@@ -12,7 +12,7 @@ from torch import Tensor
 
 from . import kernels
 from .launch import GROUP_COLUMNS, Entry, Launch, Shards, chunk_size, group_row
-from .watch import GRADIENTS, RATES, REBUILD, Watched, local_tensor, make_watch
+from .watch import GRADIENTS, RATES, REBUILD, Watched, local_tensor, make_watch, placements_of
 
 __all__ = ["Plan", "Settings"]
 
@@ -82,10 +82,17 @@ class Plan:
             first += len(members)
         self._host_rates = [] if all(launch.device.type == "cpu" for launch in self.launches) else self._host_rates
         watched = [
-            Watched(e.param, local_tensor(e.param), slot, e.gradient_copy is not None, local_tensor(e.param.grad))
+            Watched(
+                param=e.param,
+                local=local_tensor(e.param),
+                slot=slot,
+                copied=e.gradient_copy is not None,
+                versioned=e.master == "float32",
+                gradient=local_tensor(e.param.grad),
+            )
             for slot, e in enumerate(ordered)
         ]
-        watched += [Watched(p, local_tensor(p), -1, False, None) for p in absent]
+        watched += [Watched(p, local_tensor(p), -1, False, False, None) for p in absent]
         self.watch = make_watch(watched, state, groups, GROUP_COLUMNS, self._addresses, self._rows, self._rows_double)
 
     def _launch(self, key: tuple, members: list[Entry], first: int, num_groups: int, skipped: dict) -> Launch:
@@ -160,9 +167,10 @@ def _combination(entry: Entry) -> tuple:
 
 
 def _shards(param: Tensor) -> Shards:
-    """Process groups over which a DTensor is sharded, so that the squares of its shards add up."""
-    mesh, placements = getattr(param, "device_mesh", None), getattr(param, "placements", ())
-    return Shards(tuple(mesh.get_group(dim) for dim, placement in enumerate(placements) if placement.is_shard()))
+    """Process groups over which a DTensor is cut, in any way, so that the squares of its shards add up."""
+    mesh = getattr(param, "device_mesh", None)
+    cut = [dim for dim, placement in enumerate(placements_of(param)) if not placement.is_replicate()]
+    return Shards(tuple(mesh.get_group(dim) for dim in cut))
 
 
 def _processors(device: torch.device) -> int:
