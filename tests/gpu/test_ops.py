@@ -209,3 +209,24 @@ def test_duc_loss_is_finite_at_temperature_one_whatever_the_scale(scale, dtype):
             loss = ops.duc_loss(student, teacher, dims, 1.0, reverse_dims=dims)
             loss.backward()
         assert loss.isfinite() and student.grad.isfinite().all() and teacher.grad.isfinite().all()
+
+
+def test_effective_dimensions_are_the_cpu_s_bit_by_bit_without_waiting_and_in_little_memory():
+    """On a grid of eighths, where sums are exact in whatever order."""
+    generator = torch.Generator().manual_seed(0)
+    rows, d, classes = 20_000, 512, 101
+    labels = torch.randint(classes, (rows,), generator=generator)
+    features = (8 * torch.randn(rows, d, generator=generator) + 0.1 * labels.unsqueeze(1)).round() / 8
+    want = ops.effective_dimensions(features, labels, classes)
+    features, labels = features.cuda(), labels.cuda()
+    ops.effective_dimensions(features[:100], labels[:100], classes)
+    torch.cuda.synchronize()
+    before = torch.cuda.memory_allocated()
+    torch.cuda.reset_peak_memory_stats()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        got = ops.effective_dimensions(features, labels, classes)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert torch.cuda.max_memory_allocated() - before < 4 * features.nbytes
+    assert all(torch.equal(a.cpu(), b) for a, b in zip(got, want, strict=True))
