@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 import os
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
@@ -274,6 +275,8 @@ def interpret_triton() -> None:
             backends.register(
                 op, "triton", kernel.load, devices=("cpu",), dtypes=tuple(kernel.dtypes), refuse=kernel.refuse
             )
+    # nor is anything for a CPU's cache kept
+    sys.modules["pgm_fast.ops.duc_loss"]._KEPT_PRODUCTS.clear()
 
 
 if os.environ.get("TRITON_INTERPRET") == "1":
