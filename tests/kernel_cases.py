@@ -9,6 +9,9 @@ from dataclasses import dataclass
 from functools import partial
 
 import torch
+from torch import nn
+
+from pgm_fast.optim import MultiRateAdamW, MultiRateSGD
 
 __all__ = ["CASES", "Case"]
 
@@ -23,6 +26,8 @@ class Case:
         wide: loads and stores 16 bytes per thread.
         matrix: kernels that multiply on the matrix units (wgmma on sm_90), their operands copied 16 bytes at a time.
         double: computes in fp64.
+        double_scalars: takes rates that may be fp64, converted once per program, and computes in fp32.
+        double_norm: forms sums of squares in fp64, or what to clip by from them, once per program.
     """
 
     name: str
@@ -30,6 +35,8 @@ class Case:
     wide: bool = False
     matrix: tuple[str, ...] = ()
     double: bool = False
+    double_scalars: bool = False
+    double_norm: bool = False
 
 
 def _meta(*shape: int, dtype: torch.dtype) -> torch.Tensor:
@@ -107,6 +114,47 @@ def _product_cases() -> list[Case]:
         Case("decoder-wide", partial(_decoder, 32768, 1024, 1024, 1024, False, True, half), matrix=decoder),
         Case("decoder-narrow", partial(_decoder, 32768, 1024, 128, 128, True, False, half), matrix=decoder),
         Case("decoder-float32", partial(_decoder, 64, 128, 128, 96, True, False, single)),
+    ]
+
+
+def _optimizer(
+    build: Callable, dtype: torch.dtype, gradient_dtype: torch.dtype | None = None, scaled: bool = False, **options
+) -> None:
+    """The launches of a step, and of its norm where it clips, of two groups."""
+    kernels = importlib.import_module("pgm_fast.kernels.multi_rate")
+    params = [nn.Parameter(_meta(size, dtype=dtype)) for size in (2**20, 77)]
+    optimizer = build([{"params": [p]} for p in params], **options)
+    for p in params:
+        p.grad = torch.empty_like(p)
+    (launch,) = optimizer._current_plan().launches
+    launch.gradient_dtype = gradient_dtype or dtype
+    if scaled:
+        launch.set_scalars(_meta(dtype=torch.float32), _meta(dtype=torch.float32))
+    if optimizer._current_plan().settings.measures:
+        kernels.squares(launch)
+    kernels.step(launch)
+
+
+def _optimizer_cases() -> list[Case]:
+    """Every form of storage, both algorithms, scaled and clipped."""
+    half, single = torch.bfloat16, torch.float32
+    adamw, sgd = MultiRateAdamW, partial(MultiRateSGD, momentum=0.9)
+    plain = [
+        ("adamw-float32", partial(_optimizer, adamw, single, scaled=True)),
+        ("adamw-bfloat16", partial(_optimizer, adamw, half)),
+        ("adamw-bfloat16-remainder", partial(_optimizer, adamw, half, master_weights="remainder")),
+        ("adamw-float16-master", partial(_optimizer, adamw, torch.float16, single, master_weights="float32")),
+        ("sgd-float32", partial(_optimizer, sgd, single)),
+        ("sgd-bfloat16-remainder", partial(_optimizer, sgd, half, scaled=True, master_weights="remainder")),
+    ]
+    clipped = [
+        ("adamw-clipped", partial(_optimizer, adamw, single, scaled=True, max_norm=1.0, skip_nonfinite=True)),
+        ("sgd-clipped", partial(_optimizer, sgd, half, single, max_norm=1.0, clip="group")),
+    ]
+    return [
+        *(Case(f"multi_rate-{name}", call, wide=True, double_scalars=True) for name, call in plain),
+        *(Case(f"multi_rate-{name}", call, double_norm=True) for name, call in clipped),
+        Case("multi_rate-float64", partial(_optimizer, adamw, torch.float64, max_norm=1.0), double=True),
     ]
 
 
@@ -214,4 +262,5 @@ CASES: list[Case] = [
     *_split_cases("partition"),
     *_split_cases("partition_dual"),
     *_product_cases(),
+    *_optimizer_cases(),
 ]
