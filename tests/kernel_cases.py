@@ -251,10 +251,41 @@ def _mixture_cases() -> list[Case]:
     ]
 
 
+def _certainty(rows: int, classes: int, heads: int, masked: bool, labelled: bool, dtype: torch.dtype) -> None:
+    kernels = importlib.import_module("pgm_fast.kernels.certainty_weighted_logits")
+    logits = [_meta(rows, classes, dtype=dtype) for _ in range(heads)]
+    present = _meta(rows, heads, dtype=torch.bool) if masked else None
+    grads = kernels.forward(logits, present, 0.5)
+    kernels.backward(*grads, logits, present, 0.5)
+    kernels.predict(logits, present, _meta(rows, dtype=torch.int64) if labelled else None, 0.5)
+
+
+def _certainty_cases() -> list[Case]:
+    """Few classes and many, absent heads, with a count and without, as many heads as there may be."""
+    half, single, double = torch.bfloat16, torch.float32, torch.float64
+    shapes = [
+        (64, 10, 3, True, True, single, False),
+        (4096, 1024, 3, False, True, half, True),
+        (64, 8192, 2, True, False, single, True),
+        (77, 101, 16, True, True, torch.float16, False),
+        (5, 10, 2, True, True, double, False),
+    ]
+    return [
+        Case(
+            f"certainty-{classes}x{heads}-{str(dtype)[6:]}",
+            partial(_certainty, rows, classes, heads, masked, labelled, dtype),
+            wide=wide,
+            double=dtype == double,
+        )
+        for rows, classes, heads, masked, labelled, dtype, wide in shapes
+    ]
+
+
 CASES: list[Case] = [
     *_duc_cases(),
     *_gaussian_cases(),
     *_mixture_cases(),
+    *_certainty_cases(),
     *_split_cases("partition"),
     *_split_cases("partition_dual"),
     *_product_cases(),
