@@ -44,7 +44,17 @@ KERNELS = [
     "reconstruction",
     "multi_rate",
 ]
-HOST = ["module", "serving", "ops", "duc_loss", "partitioned_linear", "reconstruction", "multi_rate"]
+HOST = [
+    "module",
+    "serving",
+    "ops",
+    "duc_loss",
+    "gated_mixture",
+    "gaussian_sample_kl",
+    "partitioned_linear",
+    "reconstruction",
+    "multi_rate",
+]
 FLAGS = ["-O3", "-fPIC", "-fvisibility=hidden", "-fno-math-errno", "-ffp-contract=fast", "-DNDEBUG"]
 # the flag of the instruction set, and the macros that say that the building machine has it
 INSTRUCTION_SETS = {

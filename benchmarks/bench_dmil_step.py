@@ -21,7 +21,7 @@ import pgm_fast
 from pgm_fast.data.batch import Batch
 from pgm_fast.data.feature_set import DataSpec, ModalitySpec
 from pgm_fast.methods import DMILConfig, ModelConfig, build
-from pgm_fast.methods.dmil import JOINT
+from pgm_fast.methods.dmil_config import JOINT
 
 NAMES = ("audio", "vision")
 BATCH, CLASSES = 64, 10

@@ -4,8 +4,7 @@
 
 Correctness comes first: a case whose three optimizers disagree after two steps gets no row. ``percent of the floor``:
 28 bytes per float32 parameter must move, at the bandwidth of a large copy. The host's part is the step with its kernels
-replaced by nothing. The PgM rows are whole training steps, ours with every op and the trainer's guard, the others eager
-PyTorch with ``clip_grad_norm_``.
+replaced by nothing. What the optimizers make of a whole training step is measured in bench_step.py.
 """
 
 from __future__ import annotations
@@ -18,7 +17,6 @@ from unittest import mock
 
 import harness
 import torch
-from bench_step import VARIANTS, training_step
 from torch import nn
 
 from pgm_fast.optim import MultiRateAdamW, kernels
@@ -173,24 +171,6 @@ def optimizer_rows(name: str, shapes: Shapes, device: torch.device, bandwidth: f
     return rows
 
 
-def pgm_rows(device: torch.device) -> list[dict]:
-    batch, d = 64, 128
-    method = VARIANTS["pgm single"]
-    steps = {
-        "ours": harness.on_backend(None, training_step(*method, batch, d, device)[0]),
-        "torch default": harness.on_backend("torch", training_step(*method, batch, d, device, {})[0]),
-        "torch fused": harness.on_backend("torch", training_step(*method, batch, d, device, {"fused": True})[0]),
-    }
-    rows = []
-    timings = harness.interleaved(steps, device)
-    for kind, timing in timings.items():
-        shape = {"batch": batch, "modalities": 3, "d": d}
-        rows.append(harness.as_row(timing, case="PgM step", optimizer=kind, dtype="float32", shape=shape))
-        spread = f"{timing.median:9.3f} ms ({timing.p20:.3f} to {timing.p80:.3f})"
-        print(f"{'PgM step':30} {kind:14} {spread}  {timing.median / timings['ours'].median:6.2f} x ours")
-    return rows
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
@@ -204,8 +184,6 @@ def main() -> None:
     for name, shapes in CASES.items():
         if arguments.cases in name:
             rows += optimizer_rows(name, shapes(), device, bandwidth)
-    if arguments.cases in "PgM step":
-        rows += pgm_rows(device)
     if not arguments.cases:
         print(harness.write("multi_rate", device, rows, copy_gb_per_s=round(bandwidth / 1e6, 1)))
 

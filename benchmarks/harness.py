@@ -76,8 +76,8 @@ class Counts:
     Attributes:
         ops: innermost calls of torch's and this project's ops that do work: a kernel launch each, at least.
         host_reads: calls that read a value of a tensor or take a shape from one, which on an accelerator wait for it.
-            Those inside torch's fused optimizers are left out: on the CPU they read their step counters, on a device
-            they do not.
+            Those inside torch's fused optimizers and this project's compiled kernels are left out: on the CPU they read
+            their step counters and the gradient of a loss, on a device they do not.
         peak_bytes: most memory that the call holds above what was allocated before it.
         launches: kernels, copies and fills that the device ran; None on the CPU.
     """
@@ -124,7 +124,7 @@ def count(run: Callable[[], object], device: torch.device, clear: Callable[[], o
     on_host = [event for event in profile.events() if event.device_type == DeviceType.CPU]
     launches = len(profile.events()) - len(on_host) if device.type == "cuda" else None
     ops = sum(_working_calls(event) for event in on_host if event.cpu_parent is None)
-    host_reads = sum(event.name in HOST_READS and not _inside_fused_optimizer(event) for event in on_host)
+    host_reads = sum(event.name in HOST_READS and not _inside_compiled(event, device) for event in on_host)
     clear()
     return Counts(ops, host_reads, _peak_bytes(run, device), launches)
 
@@ -183,9 +183,11 @@ def _working_calls(event) -> int:
     return inner or int(own)
 
 
-def _inside_fused_optimizer(event) -> bool:
+def _inside_compiled(event, device: torch.device) -> bool:
     while event is not None:
-        if event.name.startswith("aten::_fused_"):
+        name = event.name.removeprefix("pgm_fast::")
+        ours = name != event.name and backends.chosen(name, device.type) == "native"
+        if ours or name.startswith("aten::_fused_"):
             return True
         event = event.cpu_parent
     return False

@@ -1,10 +1,10 @@
 """Counter-based noise: the same seed, row and column give the same number, so that noise is replayed and never stored.
 
 Philox4x32-10 of Salmon et al., SC 2011 ("Parallel random numbers: as easy as 1, 2, 3"), here in plain PyTorch: the
-definition that every kernel (``csrc/common/philox.h``) is held against. The key is the seed's low and high half. The
-16 * g + l th block of a row, with the counter (16 * g + l, row's low half, row's high half, 0), gives by two Box-Muller
-pairs the normals of the columns 64 * g + l, 64 * g + 16 + l, 64 * g + 32 + l and 64 * g + 48 + l: a vector of up to 16
-lanes finds its blocks side by side.
+definition that every kernel (``csrc/common/philox.h``, ``kernels/philox.py``) is held against. The key is the seed's
+low and high half. The 16 * g + l th block of a row, with the counter (16 * g + l, row's low half, row's high half, 0),
+gives by two Box-Muller pairs the normals of the columns 64 * g + l, 64 * g + 16 + l, 64 * g + 32 + l and 64 * g + 48 +
+l: a vector of up to 16 lanes finds its blocks side by side.
 
 Words are the same everywhere, bit by bit. The normals made of them are those of the exact formula up to a few roundings
 of log, square root, sine and cosine, and these differ from one machine and backend to another.
