@@ -60,8 +60,8 @@ heads of constant opinion.
 sample, and what is left is the target's own error: a modality's bit that says nothing agrees with the label in half
 of the samples, and a shallow encoder leaves M a weak guess there, which counts as knowledge where it happens to be
 right. Deeper encoders with more dropout silence that guess. The gate then names the right component in well over four
-of five samples, in every set. With the published losses the same encoders do not help: all weight goes to R, and
-`xor` samples are not learned.
+of five samples, in every set. With the published losses the same encoders do not help: one component takes the weight
+as before, R in some seeds, where the `xor` samples are then not learned.
 """
 
 
