@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import functools
 import math
 import sys
 from collections.abc import Callable, Iterable, Mapping
@@ -12,8 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
-from torch.optim.optimizer import _global_optimizer_post_hooks, _global_optimizer_pre_hooks
 
+from .hooks import hooked, leave_uncompiled
 from .launch import DTYPES, Entry
 from .plan import Plan, Settings
 from .tables import is_capturing
@@ -25,28 +24,6 @@ MASTER_WEIGHTS = (None, "float32", "remainder")
 CLIP = ("global", "group")
 # what torch's optimizers keep in their groups and these have no use for
 FOREIGN = ("foreach", "fused", "differentiable", "decoupled_weight_decay")
-WHY_NOT_COMPILED = "a step is one kernel launch already; a graph of it would check every parameter before each call"
-
-
-def _hooked(step: Callable) -> Callable:
-    """``step`` with the hooks and the profiler's record that torch.optim puts around it, where there are any: looking
-    for them otherwise takes longer than all else that the host does for a step of a few parameters."""
-    observed = Optimizer.profile_hook_step(step)
-
-    @functools.wraps(step)
-    def call(self: MultiRateOptimizer, *args: Any, **kwargs: Any) -> Any:
-        if (
-            self._optimizer_step_pre_hooks
-            or self._optimizer_step_post_hooks
-            or _global_optimizer_pre_hooks
-            or _global_optimizer_post_hooks
-            or torch.autograd._profiler_enabled()
-        ):
-            return observed(self, *args, **kwargs)
-        return step(self, *args, **kwargs)
-
-    call.hooked = True  # so that torch leaves it as it is
-    return call
 
 
 class MultiRateOptimizer(Optimizer):
@@ -106,7 +83,7 @@ class MultiRateOptimizer(Optimizer):
         self.master_weights = master_weights
         self._max_norm = max_norm
         self._forget()
-        _leave_uncompiled()
+        leave_uncompiled(MultiRateOptimizer)
         super().__init__(params, defaults)
 
     @property
@@ -152,7 +129,7 @@ class MultiRateOptimizer(Optimizer):
             return torch.zeros((), dtype=torch.float64)
         return plan.launches[0].sums[-1].sqrt()
 
-    @_hooked
+    @hooked
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """One update of every parameter that has a gradient and is due.
 
@@ -379,15 +356,6 @@ class MultiRateOptimizer(Optimizer):
             _check_max_norm(group["max_norm"])
         elif group.get("max_norm") is not None:
             raise ValueError('max_norm in a param group takes clip="group"')
-
-
-@functools.cache
-def _leave_uncompiled() -> None:
-    """What ``torch.compile`` runs as it is. At the first optimizer, not at import: it loads torch._dynamo, as torch's
-    own constructor does."""
-    for name in ("step", "total_norm"):
-        method = getattr(MultiRateOptimizer, name)
-        setattr(MultiRateOptimizer, name, torch.compiler.disable(method, reason=WHY_NOT_COMPILED))
 
 
 def _check_choice(name: str, value: object, allowed: tuple) -> None:
