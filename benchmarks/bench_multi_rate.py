@@ -2,7 +2,9 @@
 
     python benchmarks/bench_multi_rate.py [--device cpu] [--threads 2] [--cases text]
 
-Correctness comes first: a case whose three optimizers disagree after two steps gets no row. ``percent of the floor``:
+On a CUDA device ours is measured by the compiled kernels and by Triton's, where both are there.
+
+Correctness comes first: a case whose optimizers disagree after two steps gets no row. ``percent of the floor``:
 28 bytes per float32 parameter must move, at the bandwidth of a large copy. The host's part is the step with its kernels
 replaced by nothing. What the optimizers make of a whole training step is measured in bench_step.py.
 """
@@ -19,6 +21,8 @@ import harness
 import torch
 from torch import nn
 
+import pgm_fast
+from pgm_fast import backends
 from pgm_fast.optim import MultiRateAdamW, kernels
 
 BYTES_PER_PARAMETER = 28  # p, m and v read and written, g read
@@ -90,6 +94,16 @@ OPTIMIZERS: dict[str, Callable[[list[dict]], torch.optim.Optimizer]] = {
 }
 
 
+def variants(device: torch.device) -> dict[str, tuple[str | None, Callable]]:
+    """Backend (None for the automatic choice) and maker of each optimizer; on CUDA ours also by the Triton kernels,
+    where those are not the automatic choice."""
+    made = {kind: (None, build) for kind, build in OPTIMIZERS.items()}
+    served = backends.implementations(device.type)[kernels.STEP]
+    if served["triton"] is None and backends.chosen(kernels.STEP, device.type) != "triton":
+        made["ours, Triton"] = ("triton", OPTIMIZERS["ours"])
+    return made
+
+
 def prepared(build: Callable, shapes: Shapes, device: torch.device) -> torch.optim.Optimizer:
     """An optimizer with gradients at hand, two steps done."""
     torch.manual_seed(0)
@@ -130,7 +144,11 @@ def stubbed(step: Callable[[], object]) -> Callable[[], object]:
 
 
 def optimizer_rows(name: str, shapes: Shapes, device: torch.device, bandwidth: float) -> list[dict]:
-    optimizers = {kind: prepared(build, shapes, device) for kind, build in OPTIMIZERS.items()}
+    chosen = variants(device)
+    optimizers = {}
+    for kind, (backend, build) in chosen.items():
+        with pgm_fast.backend(backend):
+            optimizers[kind] = prepared(build, shapes, device)
     ours, *others = (parameters(optimizer) for optimizer in optimizers.values())
     for theirs in others:
         worst = max((a.detach() - b.detach()).abs().max().item() for a, b in zip(ours, theirs, strict=True))
@@ -139,7 +157,8 @@ def optimizer_rows(name: str, shapes: Shapes, device: torch.device, bandwidth: f
             return []
     count = sum(p.numel() for p in ours)
     floor = BYTES_PER_PARAMETER * count / bandwidth
-    timings = harness.interleaved({kind: optimizer.step for kind, optimizer in optimizers.items()}, device)
+    steps = {kind: harness.on_backend(chosen[kind][0], optimizer.step) for kind, optimizer in optimizers.items()}
+    timings = harness.interleaved(steps, device)
     overhead = harness.interleaved({"nothing": stubbed(lambda: None)}, device)["nothing"].median
     on_host = harness.interleaved({kind: stubbed(optimizers[kind].step) for kind in ("ours", "torch fused")}, device)
     rows = []
@@ -158,8 +177,9 @@ def optimizer_rows(name: str, shapes: Shapes, device: torch.device, bandwidth: f
         )
         if host_us is not None:
             row["host_us"] = round(host_us, 2)
-        if kind == "ours":
+        if kind.startswith("ours"):
             row["launches"] = optimizers[kind].launches_per_step
+            row["backend"] = chosen[kind][0] or backends.chosen(kernels.STEP, device.type)
         rows.append(row)
         host = "" if host_us is None else f"  host {host_us:6.1f} us"
         print(
