@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 import os
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
@@ -267,17 +268,19 @@ _OPS = [
 ]
 
 
-def _interpret_triton() -> None:
+def interpret_triton() -> None:
     """Under triton's interpreter its kernels take CPU tensors, which no user's call gets to do."""
     for op, implementations in backends._implementations.items():
         for kernel in list(implementations.get("triton", {}).values()):
             backends.register(
                 op, "triton", kernel.load, devices=("cpu",), dtypes=tuple(kernel.dtypes), refuse=kernel.refuse
             )
+    # nor is anything for a CPU's cache kept
+    sys.modules["pgm_fast.ops.duc_loss"]._KEPT_PRODUCTS.clear()
 
 
 if os.environ.get("TRITON_INTERPRET") == "1":
-    _interpret_triton()
+    interpret_triton()
 
 
 DEVICES = ("cpu", "cuda") if torch.cuda.is_available() else ("cpu",)

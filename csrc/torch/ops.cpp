@@ -166,6 +166,8 @@ void implement_partitioned_linear(torch::Library& cpu, torch::Library& autograd)
 void implement_reconstruction(torch::Library& cpu, torch::Library& autograd);
 void implement_duc_loss(torch::Library& cpu, torch::Library& autograd);
 void implement_info_nce(torch::Library& cpu, torch::Library& autograd);
+void implement_gated_mixture(torch::Library& cpu, torch::Library& autograd);
+void implement_gaussian_sample_kl(torch::Library& cpu, torch::Library& autograd);
 
 namespace {
 
@@ -188,6 +190,8 @@ void implement() {
   implement_reconstruction(cpu, autograd);
   implement_duc_loss(cpu, autograd);
   implement_info_nce(cpu, autograd);
+  implement_gated_mixture(cpu, autograd);
+  implement_gaussian_sample_kl(cpu, autograd);
 }
 
 }  // namespace

@@ -15,6 +15,7 @@ from torch.optim import Optimizer
 from .hooks import hooked, leave_uncompiled
 from .launch import DTYPES, Entry
 from .plan import Plan, Settings
+from .tables import is_capturing
 from .watch import is_direct, local_gradient, local_tensor, placements_of, same_strides
 
 __all__ = ["MultiRateOptimizer"]
@@ -48,6 +49,11 @@ class MultiRateOptimizer(Optimizer):
     ``load_state_dict`` of the model, say), its own value does from the next step on. Not noticed are writes through
     ``.data``, of which torch keeps no count. The form ``"remainder"`` keeps the 16 bits of the old value then, worth at
     most half a unit of a bfloat16.
+
+    CUDA graphs: a step can be captured after one step outside with the same parameters, gradients and groups. Gradients
+    may move in between, as they do with ``zero_grad(set_to_none=True)``: a graph replays with those, and with the plain
+    numbers among hyper-parameters, that it was captured with, whatever steps outside do; what a schedule is to change
+    between replays goes into a tensor on the device. The optimizer keeps what its graphs use, and has to outlive them.
 
     ``grad_scale`` and ``found_inf``, as :class:`torch.amp.GradScaler` sets them, are obeyed on the device: a
     ``found_inf`` other than 0 changes nothing, not even ``step``.
@@ -130,7 +136,7 @@ class MultiRateOptimizer(Optimizer):
 
         Raises:
             TypeError: a sparse gradient, or one of a dtype that does not go with its parameter.
-            RuntimeError: new tables are needed while a CUDA graph is captured.
+            RuntimeError: new tables are needed while a CUDA graph is captured, see above.
         """
         loss = None
         if closure is not None:
@@ -204,6 +210,7 @@ class MultiRateOptimizer(Optimizer):
         self._plan: Plan | None = None
         if not keep_counts or not hasattr(self, "_skipped"):
             self._skipped: dict[torch.device, Tensor] = {}
+            self._graphs_hold: list[Plan] = []
 
     def _current_plan(self) -> Plan:
         if self._plan is None or not self._plan.refresh():
@@ -213,11 +220,11 @@ class MultiRateOptimizer(Optimizer):
 
     @torch.no_grad()
     def _new_plan(self) -> Plan:
-        if torch.cuda.is_available() and torch.cuda.is_current_stream_capturing():
+        if is_capturing():
             raise RuntimeError(
-                f"{type(self).__name__} would need new tables while a CUDA graph is captured: a gradient, parameter, "
-                "state or param group has changed since the step before. Take one step with the same gradients before "
-                "the capture, and keep them in place: zero_grad(set_to_none=False)"
+                f"{type(self).__name__} would need new tables while a CUDA graph is captured: since the step before, "
+                "if there was one, a gradient came or went, or a parameter, its state or a param group changed. Take "
+                "one step with the same parameters, gradients and groups before the capture"
             )
         entries, absent = [], []
         for index, group in enumerate(self.param_groups):
@@ -229,7 +236,7 @@ class MultiRateOptimizer(Optimizer):
         self._make_counters(entries)
         clip = "none" if self.clip == "global" and self._max_norm is None else self.clip
         settings = Settings(self.algorithm, clip, self.skip_nonfinite, self._max_norm)
-        return Plan(settings, entries, absent, self.state, self.param_groups, self._skipped)
+        return Plan(settings, entries, absent, self.state, self.param_groups, self._skipped, self._graphs_hold)
 
     def _entry(self, param: Tensor, group: dict[str, Any], index: int) -> Entry:
         local, grad = local_tensor(param.detach()), param.grad
