@@ -177,13 +177,21 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     device = torch.device(arguments.device)
-    bandwidth = harness.stream_bandwidth(device)
+    copy, bandwidth = harness.copy_bandwidth(device), harness.stream_bandwidth(device)
     rows = []
     for name, shapes in CASES.items():
         if arguments.cases in name:
             rows += optimizer_rows(name, shapes(), device, bandwidth)
     if not arguments.cases:
-        print(harness.write("multi_rate", device, rows, stream_gb_per_s=round(bandwidth / 1e6, 1)))
+        print(
+            harness.write(
+                "multi_rate",
+                device,
+                rows,
+                copy_gb_per_s=round(copy / 1e6, 1),
+                stream_gb_per_s=round(bandwidth / 1e6, 1),
+            )
+        )
 
 
 if __name__ == "__main__":
