@@ -61,8 +61,9 @@ if torch.cuda.is_available():
 
 # kernels that were built elsewhere, for an editable installation, are not these
 export repository work python
-part build 150 bash -c 'cd "$repository" && "$python" setup.py -q build --build-base "$work/build" --build-lib "$work/lib" &&
-  cd "$work" && "$python" -c "import os, pgm_fast as p; assert p.__file__.startswith(os.environ[\"PYTHONPATH\"]), p.__file__"'
+part build 150 bash -c 'cd "$repository" && "$python" setup.py -q egg_info --egg-base "$work" \
+  build --build-base "$work/build" --build-lib "$work/lib" && cd "$work" &&
+  "$python" -c "import os, pgm_fast as p; assert p.__file__.startswith(os.environ[\"PYTHONPATH\"]), p.__file__"'
 if ! "$python" -c 'import sys, torch; sys.exit(torch.version.cuda is None)' 2>/dev/null; then
   skip cuda_kernels "torch is not built for CUDA"
 elif ! command -v nvcc >/dev/null; then
@@ -86,7 +87,7 @@ elif ! command -v compute-sanitizer >/dev/null; then
 else
   # few tests: it slows every launch down. Every tensor gets memory of its own, or torch's cache hides what is past its end.
   for tool in memcheck racecheck; do
-    part $tool 35 env PYTORCH_NO_CUDA_MEMORY_CACHING=1 compute-sanitizer --tool $tool --error-exitcode 9 \
+    part $tool 40 env PYTORCH_NO_CUDA_MEMORY_CACHING=1 compute-sanitizer --tool $tool --error-exitcode 9 \
       "${tests[@]}" -x -k "native and (bitwise or nan)" "$repository/tests/gpu"
   done
 fi

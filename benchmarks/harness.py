@@ -25,6 +25,7 @@ from pgm_fast.env import git_commit, versions
 from pgm_fast.train.files import atomic_write
 
 RESULTS = Path(os.environ.get("PGM_FAST_RESULTS", Path(__file__).resolve().parent / "results"))
+WARM_UP = 3  # calls before a capture
 ROUNDS = 7  # of all variants in turn; medians are over these times the calls of a round
 COPY_BYTES = {"cpu": 2**28, "cuda": 2**30}  # each way, far larger than a cache's share of one core, or than L2
 
@@ -140,6 +141,25 @@ def on_backend(backend: str | None, run: Callable[[], object]) -> Callable[[], o
         return run()
 
     return call
+
+
+def captured(run: Callable[[], object], device: torch.device) -> Callable[[], object]:
+    """``run`` as a CUDA graph: the function that replays it.
+
+    A call that waits for the device, or asks it for a value, cannot be captured and raises here. What ``run`` draws
+    from torch's generator of the device, every replay draws anew. It is run first, on a stream apart, until what it
+    sets up once (compiled kernels, momentum) is there.
+    """
+    current, side = torch.cuda.current_stream(device), torch.cuda.Stream(device)
+    side.wait_stream(current)
+    with torch.cuda.stream(side):
+        for _ in range(WARM_UP):
+            run()
+    current.wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        run()
+    return graph.replay
 
 
 def write(name: str, device: torch.device, rows: list[dict], **facts) -> Path:

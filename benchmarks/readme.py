@@ -171,6 +171,66 @@ def step() -> str:
     return "\n".join(lines)
 
 
+def components() -> str:
+    """DMIL's ops and its step of the third stage."""
+    lines = [
+        _circumstances(read_json(CPU / "gaussian_sample_kl.json")) + ".",
+        "",
+        "| op, forward + backward | shape | eager ms | torch.compile ms | native ms | against eager | against compile "
+        "| peak memory, eager and native |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for name in ("gaussian_sample_kl", "gated_mixture"):
+        rows = [row for row in read_json(CPU / f"{name}.json")["rows"] if row["kind"] == "forward+backward"]
+        cases = dict.fromkeys((row.get("prior"), tuple(row["shape"].items())) for row in rows)
+        for prior, shape in cases:
+            of = {r["variant"]: r for r in rows if (r.get("prior"), tuple(r["shape"].items())) == (prior, shape)}
+            ms = [f"{of[kind]['ms']['median']:.3g}" for kind in ("eager", "torch.compile", "native")]
+            native, sizes = (
+                of["native"],
+                " × ".join(str(size) for key, size in shape if key in ("rows", "d", "classes")),
+            )
+            memory = ", ".join(f"{of[kind]['peak_bytes'] / 2**20:.3g}" for kind in ("eager", "native"))
+            lines.append(
+                f"| {native['op']}{f', prior {prior}' if prior else ''} | {sizes} | {' | '.join(ms)} "
+                f"| {native['times_eager']:.1f}× | {native['times_compile']:.1f}× | {memory} MiB |"
+            )
+    lines += [
+        "",
+        "| DMIL, third stage, batch 64 | d | module by module ms | ours ms | against it | ops, then and now |",
+        "|---|---|---|---|---|---|",
+    ]
+    rows = read_json(CPU / "dmil_step.json")["rows"]
+    for kind, d in dict.fromkeys((row["kind"], row["shape"]["d"]) for row in rows):
+        of = {row["variant"]: row for row in rows if (row["kind"], row["shape"]["d"]) == (kind, d)}
+        plain, ours = of["module by module"], of["pgm_fast"]
+        lines.append(
+            f"| {kind} | {d} | {plain['ms']['median']:.3g} | {ours['ms']['median']:.3g} "
+            f"| {ours['times_module_by_module']:.2f}× | {plain['ops']}, {ours['ops']} |"
+        )
+    return "\n".join(lines)
+
+
+def densities() -> str:
+    """KNIFE's log-density and gradient beside the form that copies the coupling per row."""
+    content = read_json(CPU / "knife.json")
+    lines = [
+        _circumstances(content) + ".",
+        "",
+        "| log-density and gradient | copying ms | ours ms | against copying | peak memory, copying and ours |",
+        "|---|---|---|---|---|",
+    ]
+    for rows, d in dict.fromkeys((row["shape"]["rows"], row["shape"]["d"]) for row in content["rows"]):
+        of = {r["variant"]: r for r in content["rows"] if (r["shape"]["rows"], r["shape"]["d"]) == (rows, d)}
+        ours, copying = of["batched product"], of.get("copying")
+        cells = ["more than 4 GiB", f"{ours['ms']['median']:.3g}", "–", f"–, {ours['peak_bytes'] / 1e6:.0f} MB"]
+        if copying:
+            cells[0], cells[2] = f"{copying['ms']['median']:.3g}", f"{ours['times_copying']:.0f}×"
+            cells[3] = f"{copying['peak_bytes'] / 1e6:.0f}, {ours['peak_bytes'] / 1e6:.0f} MB"
+        lines.append(f"| {rows} rows, d {d} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
 SECTIONS: dict[str, Callable[[], str]] = {
     "methods": methods,
     "partition": partition,
@@ -179,6 +239,8 @@ SECTIONS: dict[str, Callable[[], str]] = {
     "competition": competition_table,
     "optimizers": optimizers,
     "step": step,
+    "components": components,
+    "densities": densities,
 }
 
 

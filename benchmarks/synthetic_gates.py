@@ -1,10 +1,11 @@
 """Does DMIL's gate weigh the component that holds the information? Synthetic sets whose interactions are known.
 
-    python benchmarks/synthetic_gates.py [--seeds 0 1 2 3 4]
+    python benchmarks/synthetic_gates.py [--seeds 0 1 2 3 4] [--settings "published losses"] [--kinds xor copy]
 
 In ``xor`` only both modalities together tell the label (synergy), in ``copy`` both carry it (redundancy), in
 ``private`` modality ``a`` alone (uniqueness); ``mixture`` has samples of every kind, and a sample's own kind is known.
-Writes ``results/methods/synthetic_gates.json`` and, from it alone, ``synthetic_gates.md``.
+Writes ``results/methods/synthetic_gates.json``, where runs that are not made again stay, and, from it alone,
+``synthetic_gates.md``.
 """
 
 from __future__ import annotations
@@ -53,6 +54,7 @@ def measure(setting: str, kind: str, seed: int, folder: Path) -> dict:
         "seed": seed,
         "accuracy": report["test"]["fused"]["accuracy"],
         "unimodal": {m: scores["accuracy"] for m, scores in report["test"]["unimodal"].items()},
+        "components": {name: scores["accuracy"] for name, scores in report["test"]["further"].items()},
         "synergy_score": report["test"]["synergy_score"],
         "gates": {k: dict(zip(names, weights[kinds == k].mean(0).tolist(), strict=True)) for k in np.unique(kinds)},
         "argmax": {k: float(right[kinds == k].mean()) for k in np.unique(kinds)},
@@ -76,10 +78,21 @@ def main(arguments: Sequence[str] | None = None) -> None:
                     print(_line(runs[-1]), flush=True)
     if options.dry:
         return
+    again = {_key(run) for run in runs}
+    kept = [run for run in read_json(JSON)["runs"] if _key(run) not in again] if JSON.exists() else []
+    runs = sorted(kept + runs, key=_place)
     facts = {"date": date.today().isoformat(), "versions": versions(), "commit": git_commit(RESULTS.parent), "run": RUN}
     write_json(JSON, {**facts, "settings": SETTINGS, "runs": runs})
     with atomic_write(TABLE, "w") as file:
         file.write(table())
+
+
+def _key(run: dict) -> tuple[str, str, int]:
+    return run["setting"], run["kind"], run["seed"]
+
+
+def _place(run: dict) -> tuple[int, int, int]:
+    return list(SETTINGS).index(run["setting"]), KINDS.index(run["kind"]), run["seed"]
 
 
 def _line(run: dict) -> str:

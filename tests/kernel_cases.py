@@ -9,6 +9,9 @@ from dataclasses import dataclass
 from functools import partial
 
 import torch
+from torch import nn
+
+from pgm_fast.optim import MultiRateAdamW, MultiRateSGD
 
 __all__ = ["CASES", "Case"]
 
@@ -24,6 +27,8 @@ class Case:
         matrix: kernels that multiply on the matrix units (wgmma on sm_90), their operands copied 16 bytes at a time.
         gathered: kernels that multiply there what they gather element by element.
         double: computes in fp64.
+        double_scalars: takes rates that may be fp64, converted once per program, and computes in fp32.
+        double_norm: forms sums of squares in fp64, or what to clip by from them, once per program.
     """
 
     name: str
@@ -32,6 +37,8 @@ class Case:
     matrix: tuple[str, ...] = ()
     gathered: tuple[str, ...] = ()
     double: bool = False
+    double_scalars: bool = False
+    double_norm: bool = False
 
 
 def _meta(*shape: int, dtype: torch.dtype) -> torch.Tensor:
@@ -109,6 +116,47 @@ def _product_cases() -> list[Case]:
         Case("decoder-wide", partial(_decoder, 32768, 1024, 1024, 1024, False, True, half), matrix=decoder),
         Case("decoder-narrow", partial(_decoder, 32768, 1024, 128, 128, True, False, half), matrix=decoder),
         Case("decoder-float32", partial(_decoder, 64, 128, 128, 96, True, False, single)),
+    ]
+
+
+def _optimizer(
+    build: Callable, dtype: torch.dtype, gradient_dtype: torch.dtype | None = None, scaled: bool = False, **options
+) -> None:
+    """The launches of a step, and of its norm where it clips, of two groups."""
+    kernels = importlib.import_module("pgm_fast.kernels.multi_rate")
+    params = [nn.Parameter(_meta(size, dtype=dtype)) for size in (2**20, 77)]
+    optimizer = build([{"params": [p]} for p in params], **options)
+    for p in params:
+        p.grad = torch.empty_like(p)
+    (launch,) = optimizer._current_plan().launches
+    launch.gradient_dtype = gradient_dtype or dtype
+    if scaled:
+        launch.set_scalars(_meta(dtype=torch.float32), _meta(dtype=torch.float32))
+    if optimizer._current_plan().settings.measures:
+        kernels.squares(launch)
+    kernels.step(launch)
+
+
+def _optimizer_cases() -> list[Case]:
+    """Every form of storage, both algorithms, scaled and clipped."""
+    half, single = torch.bfloat16, torch.float32
+    adamw, sgd = MultiRateAdamW, partial(MultiRateSGD, momentum=0.9)
+    plain = [
+        ("adamw-float32", partial(_optimizer, adamw, single, scaled=True)),
+        ("adamw-bfloat16", partial(_optimizer, adamw, half)),
+        ("adamw-bfloat16-remainder", partial(_optimizer, adamw, half, master_weights="remainder")),
+        ("adamw-float16-master", partial(_optimizer, adamw, torch.float16, single, master_weights="float32")),
+        ("sgd-float32", partial(_optimizer, sgd, single)),
+        ("sgd-bfloat16-remainder", partial(_optimizer, sgd, half, scaled=True, master_weights="remainder")),
+    ]
+    clipped = [
+        ("adamw-clipped", partial(_optimizer, adamw, single, scaled=True, max_norm=1.0, skip_nonfinite=True)),
+        ("sgd-clipped", partial(_optimizer, sgd, half, single, max_norm=1.0, clip="group")),
+    ]
+    return [
+        *(Case(f"multi_rate-{name}", call, wide=True, double_scalars=True) for name, call in plain),
+        *(Case(f"multi_rate-{name}", call, double_norm=True) for name, call in clipped),
+        Case("multi_rate-float64", partial(_optimizer, adamw, torch.float64, max_norm=1.0), double=True),
     ]
 
 
@@ -203,11 +251,43 @@ def _mixture_cases() -> list[Case]:
     ]
 
 
+def _certainty(rows: int, classes: int, heads: int, masked: bool, labelled: bool, dtype: torch.dtype) -> None:
+    kernels = importlib.import_module("pgm_fast.kernels.certainty_weighted_logits")
+    logits = [_meta(rows, classes, dtype=dtype) for _ in range(heads)]
+    present = _meta(rows, heads, dtype=torch.bool) if masked else None
+    grads = kernels.forward(logits, present, 0.5)
+    kernels.backward(*grads, logits, present, 0.5)
+    kernels.predict(logits, present, _meta(rows, dtype=torch.int64) if labelled else None, 0.5)
+
+
+def _certainty_cases() -> list[Case]:
+    """Few classes and many, absent heads, with a count and without, as many heads as there may be."""
+    half, single, double = torch.bfloat16, torch.float32, torch.float64
+    shapes = [
+        (64, 10, 3, True, True, single, False),
+        (4096, 1024, 3, False, True, half, True),
+        (64, 8192, 2, True, False, single, True),
+        (77, 101, 16, True, True, torch.float16, False),
+        (5, 10, 2, True, True, double, False),
+    ]
+    return [
+        Case(
+            f"certainty-{classes}x{heads}-{str(dtype)[6:]}",
+            partial(_certainty, rows, classes, heads, masked, labelled, dtype),
+            wide=wide,
+            double=dtype == double,
+        )
+        for rows, classes, heads, masked, labelled, dtype, wide in shapes
+    ]
+
+
 CASES: list[Case] = [
     *_duc_cases(),
     *_gaussian_cases(),
     *_mixture_cases(),
+    *_certainty_cases(),
     *_split_cases("partition"),
     *_split_cases("partition_dual"),
     *_product_cases(),
+    *_optimizer_cases(),
 ]

@@ -268,7 +268,7 @@ _OPS = [
 ]
 
 
-def _interpret_triton() -> None:
+def interpret_triton() -> None:
     """Under triton's interpreter its kernels take CPU tensors, which no user's call gets to do."""
     for op, implementations in backends._implementations.items():
         for kernel in list(implementations.get("triton", {}).values()):
@@ -280,7 +280,7 @@ def _interpret_triton() -> None:
 
 
 if os.environ.get("TRITON_INTERPRET") == "1":
-    _interpret_triton()
+    interpret_triton()
 
 
 DEVICES = ("cpu", "cuda") if torch.cuda.is_available() else ("cpu",)

@@ -164,6 +164,8 @@ void bind_duc_loss(py::module_& m);
 void implement_partitioned_linear(torch::Library& cpu, torch::Library& autograd);
 void implement_reconstruction(torch::Library& cpu, torch::Library& autograd);
 void implement_duc_loss(torch::Library& cpu, torch::Library& autograd);
+void implement_gated_mixture(torch::Library& cpu, torch::Library& autograd);
+void implement_gaussian_sample_kl(torch::Library& cpu, torch::Library& autograd);
 
 namespace {
 
@@ -185,6 +187,8 @@ void implement() {
   implement_partitioned_linear(cpu, autograd);
   implement_reconstruction(cpu, autograd);
   implement_duc_loss(cpu, autograd);
+  implement_gated_mixture(cpu, autograd);
+  implement_gaussian_sample_kl(cpu, autograd);
 }
 
 }  // namespace

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import functools
 import math
 import sys
 from collections.abc import Callable, Iterable, Mapping
@@ -12,10 +11,11 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
-from torch.optim.optimizer import _global_optimizer_post_hooks, _global_optimizer_pre_hooks
 
+from .hooks import hooked, leave_uncompiled
 from .launch import DTYPES, Entry
 from .plan import Plan, Settings
+from .tables import is_capturing
 from .watch import is_direct, local_gradient, local_tensor, placements_of, same_strides
 
 __all__ = ["MultiRateOptimizer"]
@@ -24,28 +24,6 @@ MASTER_WEIGHTS = (None, "float32", "remainder")
 CLIP = ("global", "group")
 # what torch's optimizers keep in their groups and these have no use for
 FOREIGN = ("foreach", "fused", "differentiable", "decoupled_weight_decay")
-WHY_NOT_COMPILED = "a step is one kernel launch already; a graph of it would check every parameter before each call"
-
-
-def _hooked(step: Callable) -> Callable:
-    """``step`` with the hooks and the profiler's record that torch.optim puts around it, where there are any: looking
-    for them otherwise takes longer than all else that the host does for a step of a few parameters."""
-    observed = Optimizer.profile_hook_step(step)
-
-    @functools.wraps(step)
-    def call(self: MultiRateOptimizer, *args: Any, **kwargs: Any) -> Any:
-        if (
-            self._optimizer_step_pre_hooks
-            or self._optimizer_step_post_hooks
-            or _global_optimizer_pre_hooks
-            or _global_optimizer_post_hooks
-            or torch.autograd._profiler_enabled()
-        ):
-            return observed(self, *args, **kwargs)
-        return step(self, *args, **kwargs)
-
-    call.hooked = True  # so that torch leaves it as it is
-    return call
 
 
 class MultiRateOptimizer(Optimizer):
@@ -71,6 +49,11 @@ class MultiRateOptimizer(Optimizer):
     ``load_state_dict`` of the model, say), its own value does from the next step on. Not noticed are writes through
     ``.data``, of which torch keeps no count. The form ``"remainder"`` keeps the 16 bits of the old value then, worth at
     most half a unit of a bfloat16.
+
+    CUDA graphs: a step can be captured after one step outside with the same parameters, gradients and groups. Gradients
+    may move in between, as they do with ``zero_grad(set_to_none=True)``: a graph replays with those, and with the plain
+    numbers among hyper-parameters, that it was captured with, whatever steps outside do; what a schedule is to change
+    between replays goes into a tensor on the device. The optimizer keeps what its graphs use, and has to outlive them.
 
     ``grad_scale`` and ``found_inf``, as :class:`torch.amp.GradScaler` sets them, are obeyed on the device: a
     ``found_inf`` other than 0 changes nothing, not even ``step``.
@@ -100,7 +83,7 @@ class MultiRateOptimizer(Optimizer):
         self.master_weights = master_weights
         self._max_norm = max_norm
         self._forget()
-        _leave_uncompiled()
+        leave_uncompiled(MultiRateOptimizer)
         super().__init__(params, defaults)
 
     @property
@@ -144,7 +127,7 @@ class MultiRateOptimizer(Optimizer):
             return torch.zeros((), dtype=torch.float64)
         return plan.launches[0].sums[-1].sqrt()
 
-    @_hooked
+    @hooked
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """One update of every parameter that has a gradient and is due.
 
@@ -153,7 +136,7 @@ class MultiRateOptimizer(Optimizer):
 
         Raises:
             TypeError: a sparse gradient, or one of a dtype that does not go with its parameter.
-            RuntimeError: new tables are needed while a CUDA graph is captured.
+            RuntimeError: new tables are needed while a CUDA graph is captured, see above.
         """
         loss = None
         if closure is not None:
@@ -227,6 +210,7 @@ class MultiRateOptimizer(Optimizer):
         self._plan: Plan | None = None
         if not keep_counts or not hasattr(self, "_skipped"):
             self._skipped: dict[torch.device, Tensor] = {}
+            self._graphs_hold: list[Plan] = []
 
     def _current_plan(self) -> Plan:
         if self._plan is None or not self._plan.refresh():
@@ -236,11 +220,11 @@ class MultiRateOptimizer(Optimizer):
 
     @torch.no_grad()
     def _new_plan(self) -> Plan:
-        if torch.cuda.is_available() and torch.cuda.is_current_stream_capturing():
+        if is_capturing():
             raise RuntimeError(
-                f"{type(self).__name__} would need new tables while a CUDA graph is captured: a gradient, parameter, "
-                "state or param group has changed since the step before. Take one step with the same gradients before "
-                "the capture, and keep them in place: zero_grad(set_to_none=False)"
+                f"{type(self).__name__} would need new tables while a CUDA graph is captured: since the step before, "
+                "if there was one, a gradient came or went, or a parameter, its state or a param group changed. Take "
+                "one step with the same parameters, gradients and groups before the capture"
             )
         entries, absent = [], []
         for index, group in enumerate(self.param_groups):
@@ -252,7 +236,7 @@ class MultiRateOptimizer(Optimizer):
         self._make_counters(entries)
         clip = "none" if self.clip == "global" and self._max_norm is None else self.clip
         settings = Settings(self.algorithm, clip, self.skip_nonfinite, self._max_norm)
-        return Plan(settings, entries, absent, self.state, self.param_groups, self._skipped)
+        return Plan(settings, entries, absent, self.state, self.param_groups, self._skipped, self._graphs_hold)
 
     def _entry(self, param: Tensor, group: dict[str, Any], index: int) -> Entry:
         local, grad = local_tensor(param.detach()), param.grad
@@ -370,15 +354,6 @@ class MultiRateOptimizer(Optimizer):
             _check_max_norm(group["max_norm"])
         elif group.get("max_norm") is not None:
             raise ValueError('max_norm in a param group takes clip="group"')
-
-
-@functools.cache
-def _leave_uncompiled() -> None:
-    """What ``torch.compile`` runs as it is. At the first optimizer, not at import: it loads torch._dynamo, as torch's
-    own constructor does."""
-    for name in ("step", "total_norm"):
-        method = getattr(MultiRateOptimizer, name)
-        setattr(MultiRateOptimizer, name, torch.compiler.disable(method, reason=WHY_NOT_COMPILED))
 
 
 def _check_choice(name: str, value: object, allowed: tuple) -> None:

@@ -30,6 +30,15 @@ RUNS["contract_of_products"] = [
     "-k",
     f"{CONTRACT} and ({PRODUCTS}) and not ({NOT_FOR_PRODUCTS})",
 ]
+# Left out: what the interpreter is slow at and other files show, and the rounding to bfloat16, where it drops bits.
+OPTIMIZERS = (
+    "not (bit_by_bit or master_weights_move and float32-dtype0) and (not at_most_twice or True and float32 and "
+)
+RUNS["optimizers"] = [
+    *(str(path) for path in sorted((HERE.parent / "optim").glob("test_multi_rate*.py"))),
+    "-k",
+    OPTIMIZERS + "(options4 or options11))",
+]
 
 
 @pytest.mark.parametrize("selected", RUNS.values(), ids=RUNS)

@@ -204,6 +204,26 @@ def master_of(optimizer, p):
     return state["master_param"].clone() if "master_param" in state else join_remainder(p, state["param_remainder"])
 
 
+@pytest.mark.skipif(not hasattr(torch.Tensor, "grad_dtype"), reason="this torch has no gradients of another dtype")
+@pytest.mark.parametrize("form", [None, "float32", "remainder"])
+def test_float32_gradients_of_16_bit_parameters_lose_nothing(way, form):
+    torch.manual_seed(0)
+    start = torch.randn(3001).bfloat16()
+    p, twin = nn.Parameter(start.clone()), nn.Parameter(start.float())
+    p.grad_dtype = torch.float32
+    optimizer, reference = MultiRateAdamW([p], master_weights=form), MultiRateAdamW([twin])
+    for _ in range(5):
+        p.grad = torch.randn(3001)
+        twin.grad = p.grad.clone()
+        optimizer.step()
+        reference.step()
+    assert optimizer.launches_per_step == 1
+    for name in ("exp_avg", "exp_avg_sq"):
+        assert torch.equal(optimizer.state[p][name], reference.state[twin][name])
+    if form is not None:
+        assert torch.equal(master_of(optimizer, p), twin)
+
+
 def test_sixteen_bits_and_sixteen_more_are_a_float_bit_by_bit():
     bits = torch.randint(-(2**31), 2**31 - 1, (200_000,), dtype=torch.int64)
     edges = torch.tensor([0, 0x8000, 0x18000, 0x7F7FFFFF, 0x7F800000, -(2**31), 0x3F807FFF, 0x3F808000])
