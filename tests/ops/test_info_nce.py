@@ -56,6 +56,19 @@ def test_pairs_of_weight_zero_are_as_if_removed(normalize, rows):
         torch.testing.assert_close(x, y, rtol=FP64, atol=FP64)
 
 
+def test_stacked_pairs_have_the_losses_and_gradients_of_each_alone():
+    a, b = torch.randn(2, 3, 6, 5, dtype=torch.float64).requires_grad_().unbind(0)
+    weight = torch.rand(3, 6, dtype=torch.float64) * torch.tensor([[1.0], [0.0], [1.0]])
+    weight[2, :2] = 0
+    together = info_nce(a, b, 0.5, weight=weight)
+    alone = torch.stack([info_nce(x, y, 0.5, weight=w) for x, y, w in zip(a, b, weight, strict=True)])
+    torch.testing.assert_close(together, alone, rtol=FP64, atol=FP64)
+    slopes = torch.tensor([1.0, 2.0, -3.0], dtype=torch.float64)
+    grads = [torch.autograd.grad(losses @ slopes, (a, b)) for losses in (together, alone)]
+    for x, y in zip(*grads, strict=True):
+        torch.testing.assert_close(x, y, rtol=FP64, atol=FP64)
+
+
 def test_uninformative_views_cost_log_b_and_equal_ones_nothing():
     constant = torch.ones(8, 4, dtype=torch.float64)
     torch.testing.assert_close(info_nce(constant, constant).item(), math.log(8), rtol=FP64, atol=FP64)
