@@ -148,3 +148,20 @@ def test_works_on_another_stream_and_in_a_graph(backend):
         graph.replay()
     for a, b, c in zip(want, on_side, captured, strict=True):
         assert torch.equal(a, b) and torch.equal(a, c)
+
+
+@pytest.mark.parametrize("backend", ["triton", "torch"])
+def test_predictions_are_named_and_counted_without_waiting(backend):
+    require("certainty_weighted_prediction", backend)
+    logits, present = list(torch.randn(3, 500, 101, device="cuda")), torch.rand(500, 3, device="cuda") < 0.6
+    labels = torch.randint(101, (500,), device="cuda")
+    with pgm_fast.backend(backend):
+        fused, weights = ops.certainty_weighted_logits(logits, 0.3, present)
+        ops.certainty_weighted_prediction(logits, 0.3, present, labels)
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            made = ops.certainty_weighted_prediction(logits, 0.3, present, labels)
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+    assert torch.equal(made.fused, fused) and torch.equal(made.weights, weights)
+    assert torch.equal(made.classes, fused.argmax(1)) and made.correct == (made.classes == labels).sum()
