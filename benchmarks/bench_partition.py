@@ -1,10 +1,11 @@
 """partition and partition_dual: eager PyTorch, torch.compile of it, the reference and every kernel here, in one run.
 
-    python benchmarks/bench_partition.py [--device cpu|cuda] [--threads 2]
+    python benchmarks/bench_partition.py [--device cpu|cuda] [--threads 2] [--quick]
 
 Correctness comes first: a backend whose numbers are not those of the formula in fp64 gets no row. The floor is the time
 that a plain copy would take to move the bytes that the op must move (partition 4 N d forward and 6 N d backward, dual 6
-and 9, times the element size).
+and 9, times the element size). Memory is the most that a call holds above what was there before it; extra is what of it
+is no result.
 """
 
 from __future__ import annotations
@@ -20,15 +21,23 @@ import pgm_fast
 from pgm_fast import backends, ops
 
 CASES = {  # rows, d, dtype
-    "cpu": ((64, 256, torch.float32), (512, 512, torch.float32), (8192, 768, torch.float32)),
-    "cuda": (
-        (64, 256, torch.bfloat16),
-        (8192, 768, torch.bfloat16),
+    "cpu": (
+        (64, 256, torch.float32),
+        (16, 768, torch.float32),
+        (128, 768, torch.float32),
+        (1024, 768, torch.float32),
         (8192, 768, torch.float32),
+    ),
+    "cuda": (
         (65536, 1024, torch.bfloat16),
+        (1024, 1024, torch.bfloat16),
+        (8192, 1024, torch.bfloat16),
+        (64, 256, torch.bfloat16),
+        (8192, 768, torch.float32),
         (16384, 4096, torch.bfloat16),
     ),
 }
+QUICK = (16, 64)
 PASSES = {"cpu": ("forward", "forward+backward"), "cuda": ("forward", "backward", "forward+backward")}
 CHECKED_ROWS = 512
 # rtol, atol against fp64: fp32 scans of thousands of terms; a bf16 result rounded once, gates times h of order 1
@@ -128,6 +137,7 @@ def _all_results(run: Callable, tensors: list[torch.Tensor], gradients: list[tor
 def measure(op: Op, n: int, d: int, dtype: torch.dtype, device: torch.device, bandwidth: float) -> list[dict]:
     """Rows of one op and shape: every pass and variant."""
     torch.manual_seed(0)
+    torch.compiler.reset()  # each size compiled for itself, not for any
     tensors = [torch.randn(n, d, device=device).to(dtype) for _ in range(op.gates + 1)]
     gradients = [torch.randn(n, d, device=device).to(dtype) for _ in range(op.gates + 1)]
     runs = variants(op, device, dtype)
@@ -138,7 +148,9 @@ def measure(op: Op, n: int, d: int, dtype: torch.dtype, device: torch.device, ba
         moved = op.moves[kind] * n * d * tensors[0].element_size()
         timings = harness.interleaved(calls, device)
         for name, timing in timings.items():
-            counts = harness.count(calls[name], device) if device.type == "cuda" else None
+            counts = harness.count(calls[name], device)
+            results = calls[name]()
+            extra = max(0, counts.peak_bytes - sum(x.numel() * x.element_size() for x in results))
             row = harness.as_row(
                 timing,
                 counts,
@@ -148,6 +160,7 @@ def measure(op: Op, n: int, d: int, dtype: torch.dtype, device: torch.device, ba
                 shape={"rows": n, "d": d},
                 kind=kind,
                 bytes=moved,
+                extra_bytes=extra,
                 percent_of_floor=round(100 * moved / bandwidth / timing.median, 1),
                 times_eager=round(timings["eager"].median / timing.median, 2),
                 times_compile=round(timings["torch.compile"].median / timing.median, 2),
@@ -156,7 +169,7 @@ def measure(op: Op, n: int, d: int, dtype: torch.dtype, device: torch.device, ba
             print(
                 f"{op.name:14} {n}x{d} {row['dtype']:8} {kind:17} {name:14} {timing.median:9.4f} ms  "
                 f"{row['percent_of_floor']:5.1f} % of floor  {row['times_eager']:.2f}x eager  "
-                f"{row['times_compile']:.2f}x compile",
+                f"{row['times_compile']:.2f}x compile  {extra / 2**20:.1f} MiB beyond its results",
                 flush=True,
             )
     return rows
@@ -166,6 +179,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", choices=sorted(CASES), default="cpu")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--quick", action="store_true", help="a small size, nothing is written")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     # the graph of a compiled forward is kept while its backward is timed
@@ -173,12 +187,13 @@ def main() -> None:
     device, rows = torch.device(arguments.device), []
     bandwidth = harness.copy_bandwidth(device)
     print(f"copy {bandwidth / 1e6:.1f} GB/s")
-    for op in OPS:
-        for n, d, dtype in CASES[device.type]:
+    cases = CASES[device.type]
+    for n, d, dtype in [(*QUICK, cases[0][2])] if arguments.quick else cases:
+        for op in OPS:
             rows += measure(op, n, d, dtype, device, bandwidth)
+        if not arguments.quick:
             # at every size, so that a run that is stopped leaves what it measured
-            written = harness.write("partition", device, rows, bandwidth_gb_s=round(bandwidth / 1e6, 2))
-    print(written)
+            print(harness.write("partition", device, rows, bandwidth_gb_s=round(bandwidth / 1e6, 2)))
 
 
 if __name__ == "__main__":

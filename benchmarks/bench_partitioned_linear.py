@@ -1,6 +1,6 @@
 """partitioned_linear: eager PyTorch, torch.compile of it, and the compiled op, in one run, beside the bare products.
 
-    python benchmarks/bench_partitioned_linear.py [--threads 2]
+    python benchmarks/bench_partitioned_linear.py [--device cpu|cuda] [--threads 2] [--quick]
 
 Bare is the same matrix products on operands that are not masked: what is left when the partition costs nothing.
 Correctness comes first: a variant whose numbers are not those of the fp64 formula gets no row. Memory is the most that
@@ -9,20 +9,23 @@ a call holds above what was there before it, outputs and gradients included; ext
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import products
 import torch
 import torch.nn.functional as F
 
 from pgm_fast import ops
 
-SHAPES = ((64, 128, 128), (4096, 512, 128), (4096, 512, 512), (32768, 512, 128))  # rows, d, width of each projection
-
-
-def arguments(rows: int, d: int, width: int) -> list[torch.Tensor]:
-    weights = [torch.randn(width, d) / d**0.5, torch.randn(width), torch.randn(width, d) / d**0.5, torch.randn(width)]
-    return [torch.randn(rows, d), torch.randn(rows, d), *weights]
+SHAPES = {  # rows, d, width of each projection
+    "cpu": (
+        (64, 128, 128),
+        (64, 512, 128),
+        (512, 512, 128),
+        (4096, 512, 128),
+        (32768, 512, 128),
+        (4096, 512, 512),
+    ),
+    "cuda": ((32768, 1024, 1024), (64, 128, 128), (64, 1024, 1024), (512, 1024, 1024), (4096, 1024, 1024)),
+}
 
 
 def eager(h, z, w_uni, b_uni, w_paired, b_paired):
@@ -35,20 +38,17 @@ def bare(h, z, w_uni, b_uni, w_paired, b_paired):
     return F.linear(h, w_uni, b_uni), F.linear(z, w_paired, b_paired)
 
 
-def case(rows: int, d: int, width: int) -> products.Case:
+def case(draw: products.Draw, rows: int, d: int, width: int) -> products.Case:
+    weights = [draw(width, d) / d**0.5, draw(width), draw(width, d) / d**0.5, draw(width)]
     return products.Case(
         op="partitioned_linear",
         shape={"rows": rows, "d": d, "n_uni": width, "n_paired": width},
-        arguments=arguments(rows, d, width),
+        arguments=[draw(rows, d), draw(rows, d), *weights],
         eager=eager,
         bare=bare,
         ours=ops.partitioned_linear,
     )
 
 
-def cases() -> list[Callable[[], products.Case]]:
-    return [lambda shape=shape: case(*shape) for shape in SHAPES]
-
-
 if __name__ == "__main__":
-    products.main("partitioned_linear", cases(), __doc__)
+    products.main("partitioned_linear", SHAPES, case, __doc__)

@@ -8,7 +8,8 @@
 # results/<device>/*.json. A part that fails or runs out of time is recorded, and the rest goes on. Exit status: 0 where
 # every part did its work or had nothing to do here, else 1.
 #
-# Environment: PYTHON, the interpreter; SUITE_SECONDS, the time for everything (480); SUITE_FAST=1 measures nothing.
+# Environment: PYTHON, the interpreter; SUITE_SECONDS, the time for everything (480), with which the time of each part
+# grows; SUITE_FAST=1 measures nothing.
 set -u
 
 repository=$(cd "$(dirname "$0")/.." && pwd)
@@ -16,7 +17,8 @@ python=${PYTHON:-python3}
 out=$(mkdir -p "${1:-${OUT:-gpu-results}}" && cd "${1:-${OUT:-gpu-results}}" && pwd)
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
-deadline=$((SECONDS + ${SUITE_SECONDS:-480}))
+budget=${SUITE_SECONDS:-480}
+deadline=$((SECONDS + budget))
 failed=0
 mkdir -p "$out/logs" "$out/results"
 printf 'part\tstatus\tseconds\n' >"$out/summary.tsv"
@@ -25,9 +27,10 @@ record() { # name status seconds
   printf '%s\t%s\t%s\n' "$1" "$2" "$3" | tee -a "$out/summary.tsv"
 }
 
-# part NAME SECONDS COMMAND...: runs it for at most that long and never past the end; its output goes to logs/NAME.log
+# part NAME SECONDS COMMAND...: runs it for at most that long, of 480, and never past the end; its output goes to
+# logs/NAME.log
 part() {
-  local name=$1 limit=$2 start=$SECONDS left=$((deadline - SECONDS)) status=0
+  local name=$1 limit=$(($2 * budget / 480)) start=$SECONDS left=$((deadline - SECONDS)) status=0
   shift 2
   if ((left < 10)); then
     record "$name" "no time left" 0
@@ -54,28 +57,26 @@ import torch
 if torch.cuda.is_available():
     print("%d.%d" % torch.cuda.get_device_capability())
 ' 2>"$out/logs/device.log") || capability=
-if command -v nvcc >/dev/null; then
-  [[ -n $capability ]] && export TORCH_CUDA_ARCH_LIST="$capability"
-else
-  skip nvcc "not on the PATH; without it there are no compiled CUDA kernels"
-fi
+[[ -n $capability ]] && export TORCH_CUDA_ARCH_LIST="$capability"
 
 # kernels that were built elsewhere, for an editable installation, are not these
-build() {
-  cd "$repository" && "$python" setup.py -q build --build-base "$work/build" --build-lib "$work/lib" && cd "$work" &&
-    "$python" -c 'import os, pgm_fast._cuda as c
-print("built for", c.architectures, "in", c.__file__)
-assert c.__file__.startswith(os.environ["PYTHONPATH"])'
-}
-export -f build
 export repository work python
-part build 150 bash -c build
+part build 150 bash -c 'cd "$repository" && "$python" setup.py -q egg_info --egg-base "$work" \
+  build --build-base "$work/build" --build-lib "$work/lib" && cd "$work" &&
+  "$python" -c "import os, pgm_fast as p; assert p.__file__.startswith(os.environ[\"PYTHONPATH\"]), p.__file__"'
+if ! "$python" -c 'import sys, torch; sys.exit(torch.version.cuda is None)' 2>/dev/null; then
+  skip cuda_kernels "torch is not built for CUDA"
+elif ! command -v nvcc >/dev/null; then
+  skip cuda_kernels "nvcc is not on the PATH"
+else
+  part cuda_kernels 10 "$python" -c 'import pgm_fast._cuda as c; print("built for", c.architectures, "in", c.__file__)'
+fi
 part doctor 30 "$python" -c 'import json; from pgm_fast import env; print(json.dumps(env.doctor(), indent=1))' &&
   cp "$out/logs/doctor.log" "$out/doctor.json"
 
 # a cache of its own: the repository may be read-only
 tests=("$python" -m pytest -c "$repository/pyproject.toml" --rootdir "$repository" -p no:cacheprovider -q -rs)
-part tests 120 "${tests[@]}" "$repository/tests/gpu"
+part tests 100 "${tests[@]}" "$repository/tests/gpu"
 
 if [[ -z $capability ]]; then
   skip memcheck "no CUDA device"
@@ -86,23 +87,28 @@ elif ! command -v compute-sanitizer >/dev/null; then
 else
   # few tests: it slows every launch down. Every tensor gets memory of its own, or torch's cache hides what is past its end.
   for tool in memcheck racecheck; do
-    part $tool 50 env PYTORCH_NO_CUDA_MEMORY_CACHING=1 compute-sanitizer --tool $tool --error-exitcode 9 \
+    part $tool 40 env PYTORCH_NO_CUDA_MEMORY_CACHING=1 compute-sanitizer --tool $tool --error-exitcode 9 \
       "${tests[@]}" -x -k "native and (bitwise or nan)" "$repository/tests/gpu"
   done
 fi
 
-for bench in partition multi_rate partitioned_linear reconstruction step; do
+# the most important first, then whatever else measures devices
+declare -A limits=([partition]=90 [partitioned_linear]=50 [reconstruction]=50 [step]=80 [multi_rate]=50)
+benches=(partition partitioned_linear reconstruction step multi_rate)
+for script in "$repository"/benchmarks/bench_*.py; do
+  bench=$(basename "$script" .py)
+  [[ -n ${limits[${bench#bench_}]:-} ]] || benches+=("${bench#bench_}")
+done
+for bench in "${benches[@]}"; do
   script=$repository/benchmarks/bench_$bench.py
   if [[ ${SUITE_FAST:-} == 1 ]]; then
-    skip bench_$bench "SUITE_FAST"
+    skip "bench_$bench" "SUITE_FAST"
   elif [[ -z $capability ]]; then
-    skip bench_$bench "no CUDA device"
-  elif [[ ! -f $script ]]; then
-    skip bench_$bench "no such benchmark"
-  elif ! "$python" "$script" --help 2>/dev/null | grep -q -- --device; then
-    skip bench_$bench "does not measure devices"
+    skip "bench_$bench" "no CUDA device"
+  elif ! grep -q -- --device "$script"; then
+    skip "bench_$bench" "does not measure devices"
   else
-    part bench_$bench 150 "$python" "$script" --device cuda
+    part "bench_$bench" "${limits[$bench]:-30}" "$python" "$script" --device cuda
   fi
 done
 command -v nvidia-smi >/dev/null && nvidia-smi -q -d CLOCK,POWER,PERFORMANCE >"$out/logs/nvidia-smi.log" 2>&1

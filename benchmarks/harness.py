@@ -25,6 +25,7 @@ from pgm_fast.env import git_commit, versions
 from pgm_fast.train.files import atomic_write
 
 RESULTS = Path(os.environ.get("PGM_FAST_RESULTS", Path(__file__).resolve().parent / "results"))
+WARM_UP = 3  # calls before a capture
 ROUNDS = 7  # of all variants in turn; medians are over these times the calls of a round
 COPY_BYTES = {"cpu": 2**28, "cuda": 2**30}  # each way, far larger than a cache's share of one core, or than L2
 
@@ -76,8 +77,8 @@ class Counts:
     Attributes:
         ops: innermost calls of torch's and this project's ops that do work: a kernel launch each, at least.
         host_reads: calls that read a value of a tensor or take a shape from one, which on an accelerator wait for it.
-            Those inside torch's fused optimizers are left out: on the CPU they read their step counters, on a device
-            they do not.
+            Those inside torch's fused optimizers and this project's compiled kernels are left out: on the CPU they read
+            their step counters and the gradient of a loss, on a device they do not.
         peak_bytes: most memory that the call holds above what was allocated before it.
         launches: kernels, copies and fills that the device ran; None on the CPU.
     """
@@ -111,6 +112,24 @@ def copy_bandwidth(device: torch.device) -> float:
     return 2 * size / interleaved({"copy": lambda: target.copy_(source)}, device)["copy"].median
 
 
+def stream_bandwidth(device: torch.device) -> float:
+    """Bytes per millisecond, read and written, of the fastest of a copy and two passes in place, far larger than the
+    cache: the floor of what is read and written in place.
+
+    The copy alone is none on a CPU: a line that is written without being read is fetched nevertheless, half as much
+    again as is counted.
+    """
+    size = COPY_BYTES[device.type]
+    x, y = (torch.ones(size // 4, device=device) for _ in range(2))
+    passes = {
+        "copy": (2, lambda: y.copy_(x)),
+        "multiply in place": (2, lambda: x.mul_(1.0)),
+        "add in place": (3, lambda: x.add_(y)),
+    }
+    timings = interleaved({name: run for name, (_, run) in passes.items()}, device)
+    return max(moved * size / timings[name].median for name, (moved, _) in passes.items())
+
+
 def count(run: Callable[[], object], device: torch.device, clear: Callable[[], object] = lambda: None) -> Counts:
     """Ops, host reads and peak memory of one warm call.
 
@@ -124,7 +143,7 @@ def count(run: Callable[[], object], device: torch.device, clear: Callable[[], o
     on_host = [event for event in profile.events() if event.device_type == DeviceType.CPU]
     launches = len(profile.events()) - len(on_host) if device.type == "cuda" else None
     ops = sum(_working_calls(event) for event in on_host if event.cpu_parent is None)
-    host_reads = sum(event.name in HOST_READS and not _inside_fused_optimizer(event) for event in on_host)
+    host_reads = sum(event.name in HOST_READS and not _inside_compiled(event, device) for event in on_host)
     clear()
     return Counts(ops, host_reads, _peak_bytes(run, device), launches)
 
@@ -140,6 +159,25 @@ def on_backend(backend: str | None, run: Callable[[], object]) -> Callable[[], o
         return run()
 
     return call
+
+
+def captured(run: Callable[[], object], device: torch.device) -> Callable[[], object]:
+    """``run`` as a CUDA graph: the function that replays it.
+
+    A call that waits for the device, or asks it for a value, cannot be captured and raises here. What ``run`` draws
+    from torch's generator of the device, every replay draws anew. It is run first, on a stream apart, until what it
+    sets up once (compiled kernels, momentum) is there.
+    """
+    current, side = torch.cuda.current_stream(device), torch.cuda.Stream(device)
+    side.wait_stream(current)
+    with torch.cuda.stream(side):
+        for _ in range(WARM_UP):
+            run()
+    current.wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        run()
+    return graph.replay
 
 
 def write(name: str, device: torch.device, rows: list[dict], **facts) -> Path:
@@ -183,9 +221,11 @@ def _working_calls(event) -> int:
     return inner or int(own)
 
 
-def _inside_fused_optimizer(event) -> bool:
+def _inside_compiled(event, device: torch.device) -> bool:
     while event is not None:
-        if event.name.startswith("aten::_fused_"):
+        name = event.name.removeprefix("pgm_fast::")
+        ours = name != event.name and backends.chosen(name, device.type) == "native"
+        if ours or name.startswith("aten::_fused_"):
             return True
         event = event.cpu_parent
     return False

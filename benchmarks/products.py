@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import harness
@@ -13,7 +13,16 @@ from torch import Tensor
 import pgm_fast
 from pgm_fast import backends
 
-DEVICE = torch.device("cpu")
+DTYPES = {"cpu": torch.float32, "cuda": torch.bfloat16}
+QUICK = (16, 64, 32)
+# rtol and atol, the latter of the largest entry, against fp64: fp32 sums of thousands of terms; for bf16 a result that
+# is rounded once after gates that are
+BOUNDS = {torch.float32: (1e-4, 1e-4), torch.bfloat16: (2**-6, 2**-5)}
+# plain bf16 rounds every sum of a scan and every step of its derivative: a wrong formula is farther off still
+PLAIN_BOUNDS = {torch.float32: (1e-4, 1e-4), torch.bfloat16: (2**-3, 2**-2)}
+
+Draw = Callable[..., Tensor]
+"""Normally distributed numbers of a shape, on the device and in the dtype that is measured."""
 
 
 @dataclass(frozen=True)
@@ -34,6 +43,14 @@ class Case:
     bare: Callable
     ours: Callable
 
+    @property
+    def device(self) -> torch.device:
+        return self.arguments[0].device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.arguments[0].dtype
+
     def variants(self) -> dict[str, tuple[Callable, str | None]]:
         """name -> function and the backend to choose while it runs."""
         found = {
@@ -42,20 +59,37 @@ class Case:
             "bare": (self.bare, None),
             "torch": (self.ours, "torch"),
         }
-        if backends.implementations()[self.op]["native"] is None:
-            found["native"] = (self.ours, "native")
-        return found
+        reasons = backends.implementations(self.device.type, self.dtype)[self.op]
+        return found | {name: (self.ours, name) for name in ("native", "triton") if reasons[name] is None}
 
 
-def main(name: str, cases: Sequence[Callable[[], Case]], description: str) -> None:
+def main(
+    name: str, shapes: Mapping[str, Sequence[tuple[int, ...]]], make: Callable[..., Case], description: str
+) -> None:
+    """The command line of a benchmark.
+
+    Args:
+        shapes: device type -> shapes.
+        make: ``make(draw, *shape)`` gives the case of a shape.
+    """
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--device", choices=sorted(shapes), default="cpu")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    torch.set_num_threads(parser.parse_args().threads)
+    parser.add_argument("--quick", action="store_true", help="a small size, nothing is written")
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    device = torch.device(arguments.device)
     rows: list[dict] = []
-    for make in cases:
+    for shape in [QUICK] if arguments.quick else shapes[device.type]:
         torch.manual_seed(0)
-        rows += measure(make())
-    print(harness.write(name, DEVICE, rows))
+        rows += measure(make(draw_on(device, DTYPES[device.type]), *shape))
+        if not arguments.quick:
+            # at every size, so that a run that is stopped leaves what it measured
+            print(harness.write(name, device, rows))
+
+
+def draw_on(device: torch.device, dtype: torch.dtype) -> Draw:
+    return lambda *shape: torch.randn(shape, device=device).to(dtype)
 
 
 def measure(case: Case) -> list[dict]:
@@ -70,29 +104,31 @@ def measure(case: Case) -> list[dict]:
         for name, run in runs.items():
             calls[name] = harness.on_backend(chosen[name], make(case, run))
             results[name] = sum(x.numel() * x.element_size() for x in calls[name]())
-        timings = harness.interleaved(calls, DEVICE)
+        timings = harness.interleaved(calls, case.device)
         for name, timing in timings.items():
-            counts = harness.count(calls[name], DEVICE)
+            counts = harness.count(calls[name], case.device)
             extra = max(0, counts.peak_bytes - results[name])
             row = harness.as_row(
                 timing,
                 counts,
                 op=case.op,
                 variant=name,
-                dtype="float32",
+                dtype=str(case.dtype).removeprefix("torch."),
                 shape=case.shape,
                 kind=kind,
                 extra_bytes=extra,
                 times_eager=round(timings["eager"].median / timing.median, 2),
                 times_compile=round(timings["torch.compile"].median / timing.median, 2),
                 of_bare=round(timing.median / timings["bare"].median, 3),
+                percent_of_floor=round(100 * timings["bare"].median / timing.median, 1),
             )
             rows.append(row)
             shape = "x".join(map(str, case.shape.values()))
             print(
                 f"{case.op} {shape:18} {kind:17} {name:14} {timing.median:9.4f} ms  {row['times_eager']:.2f}x eager  "
                 f"{row['times_compile']:.2f}x compile  {row['of_bare']:.2f} of bare  "
-                f"{extra / 2**20:.1f} MiB beyond its results"
+                f"{extra / 2**20:.1f} MiB beyond its results",
+                flush=True,
             )
     return rows
 
@@ -117,10 +153,25 @@ def forward_backward(case: Case, run: Callable) -> Callable[[], tuple[Tensor, ..
 
 
 def check(case: Case, runs: dict[str, Callable], chosen: dict[str, str | None]) -> None:
-    expected = case.eager(*(x.double() for x in case.arguments))
+    """Outputs and gradients of every variant, the bare products aside, against fp64.
+
+    Raises:
+        AssertionError: one is wrong.
+    """
+    exact = [x.double() for x in case.arguments]
+    directions = [torch.randn_like(x) for x in case.eager(*exact)]
+    expected = _all_results(case.eager, exact, directions)
     for name, run in runs.items():
         if name == "bare":
             continue
+        rtol, atol = (BOUNDS if run is case.ours else PLAIN_BOUNDS)[case.dtype]
         with pgm_fast.backend(chosen[name]):
-            for got, want in zip(run(*case.arguments), expected, strict=True):
-                torch.testing.assert_close(got.double(), want, rtol=1e-4, atol=1e-4)
+            for got, want in zip(_all_results(run, case.arguments, directions), expected, strict=True):
+                torch.testing.assert_close(got.double(), want, rtol=rtol, atol=atol * want.abs().max().item())
+
+
+def _all_results(run: Callable, arguments: list[Tensor], directions: list[Tensor]) -> list[Tensor]:
+    leaves = [x.detach().requires_grad_() for x in arguments]
+    results = run(*leaves)
+    by = [direction.to(x.dtype) for x, direction in zip(results, directions, strict=True)]
+    return [*results, *torch.autograd.grad(results, leaves, by)]

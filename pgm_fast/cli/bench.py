@@ -14,15 +14,17 @@ __all__ = ["BENCHMARKS", "run_benchmarks"]
 
 BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
 PREFIX = "bench_"
+PLOTS = "plots.py"
 
 
 def run_benchmarks(names: Sequence[str], device: str | None, folder: Path = BENCHMARKS) -> int:
     """Runs the named benchmarks of ``folder``, all of them if none is named, each in a process of its own.
 
-    Each checks its variants first, prints its rows and writes ``results/<device>/<name>.json``.
+    Each checks its variants first, prints its rows and writes ``results/<device>/<name>.json``. Then the plots of all
+    results are drawn.
 
     Returns:
-        How many failed.
+        How many failed, the plots counted as one.
 
     Raises:
         ConfigError: this installation comes without them, or a name is not one of them.
@@ -45,6 +47,9 @@ def run_benchmarks(names: Sequence[str], device: str | None, folder: Path = BENC
         say(f"{name}: {' '.join(command)}")
         if subprocess.run(command).returncode != 0:
             failed.append(name)
+    plots = folder / PLOTS
+    if plots.exists() and subprocess.run([sys.executable, str(plots)]).returncode != 0:
+        failed.append("plots")
     if failed:
         say(f"failed: {', '.join(failed)}")
     return len(failed)

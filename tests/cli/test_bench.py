@@ -27,6 +27,13 @@ def test_a_device_goes_to_those_that_measure_it(folder, capfd):
     assert not (folder / "bench_good.ran").exists() and "good: measures the CPU only" in capfd.readouterr().out
 
 
+def test_plots_are_drawn_last_and_their_failure_counts(folder, capfd):
+    (folder / "plots.py").write_text("import sys\nprint('drawing')\nsys.exit(1)\n")
+    assert run_benchmarks(["good"], None, folder) == 1
+    out = capfd.readouterr().out
+    assert out.index("good:") < out.index("drawing") < out.index("failed: plots")
+
+
 def test_a_wrong_name_and_an_installation_without_benchmarks_are_named(folder, tmp_path_factory):
     with pytest.raises(ConfigError, match="unknown benchmark 'best'; the benchmarks are bad, good"):
         run_benchmarks(["best"], None, folder)

@@ -1,0 +1,59 @@
+"""Plots show every variant at every number of rows that the result files hold, and only where there are several."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import pytest
+from matplotlib.colors import to_rgb
+from matplotlib.image import imread
+
+
+@pytest.fixture
+def plots(repository, monkeypatch):
+    monkeypatch.syspath_prepend(str(repository / "benchmarks"))
+    import plots
+
+    return plots
+
+
+def row(rows: int, d: int, variant: str = "eager", op: str = "partition", **changes) -> dict:
+    ms = {"median": rows / 100, "p20": rows / 120, "p80": rows / 80, "calls": 3}
+    what = {"op": op, "variant": variant, "dtype": "float32", "kind": "forward+backward"}
+    return {**what, "shape": {"rows": rows, "d": d}, "ms": ms, "peak_bytes": 64, "percent_of_floor": 50.0, **changes}
+
+
+def write(folder, name, rows):
+    (folder / f"{name}.json").write_text(json.dumps({"device": {"name": "some device"}, "rows": rows}))
+
+
+def test_the_width_with_most_sizes_is_drawn_in_order(plots):
+    rows = [row(64, 128), row(512, 64), row(8, 64), row(64, 64), row(512, 128)]
+    assert [(r["shape"]["d"], r["shape"]["rows"]) for r in plots.longest_series(rows)] == [(64, 8), (64, 64), (64, 512)]
+    assert plots.longest_series([row(8, 64), row(64, 128)]) == []
+
+
+def test_every_variant_has_a_line(plots, tmp_path):
+    def drawn(variants):
+        rows = [row(n, 64, variant) for n in (8, 64) for variant in variants]
+        plots.draw_op("partition", rows, "some device", tmp_path / "one.png")
+        return imread(tmp_path / "one.png")[..., :3].reshape(-1, 3)
+
+    for variant, colour in plots.COLOURS.items():
+        others = [name for name in plots.COLOURS if name != variant]
+        assert _has(drawn([variant]), to_rgb(colour)) and not _has(drawn(others), to_rgb(colour)), variant
+
+
+def _has(pixels, colour) -> bool:
+    return bool((abs(pixels - colour).max(1) < 1 / 255).any())
+
+
+def test_one_command_draws_what_is_there(repository, tmp_path):
+    dual = [row(n, 64, op="partition_dual") for n in (8, 64)]
+    write(tmp_path, "partition", [*dual, row(8, 64), row(64, 64, kind="forward")])
+    write(tmp_path, "step", [])
+    command = [sys.executable, str(repository / "benchmarks" / "plots.py"), str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0 and done.stdout.split() == [str(tmp_path / "partition_dual.png")], done.stderr
