@@ -12,18 +12,14 @@ The gate and the gradients that come in may be rows that lie apart, as columns o
 
 from __future__ import annotations
 
-import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
 from .groups import launch
+from .mixtures import add, block, mix, real, tiles
 
 __all__ = ["backward", "forward"]
-
-# 16 bytes for every thread; an entry each where the rows begin at odd places
-THREADS = 128
-BYTES = 16
 
 
 @triton.jit
@@ -45,32 +41,6 @@ def _gate_weights(p_gate, o_row, m_row, stride, MIXED: tl.constexpr, REAL: tl.co
 
 
 @triton.jit
-def _block(p_x, o_row, m_row, o_class, classes, REAL: tl.constexpr):
-    """A prediction's logits ``[rows, classes of this step]``, -inf past the last class."""
-    mask = m_row & (o_class < classes)
-    return tl.load(p_x + o_row * classes + o_class, mask, other=float("-inf")).to(REAL)
-
-
-@triton.jit
-def _mix(p_logits, weights, o_row, m_row, o_class, classes, MIXED: tl.constexpr, REAL: tl.constexpr):
-    """The mixture, 0 past the last class."""
-    mask = m_row & (o_class < classes)
-    fused = tl.where(mask, _block(p_logits[0], o_row, m_row, o_class, classes, REAL), 0.0) * weights[0]
-    for k in tl.static_range(1, MIXED):
-        x = _block(p_logits[k], o_row, m_row, o_class, classes, REAL)
-        fused += tl.where(mask, x, 0.0) * weights[k]
-    return fused
-
-
-@triton.jit
-def _add(peak, total, x):
-    """``(max x, sum of exp(x - max x))`` of what was seen before and of ``x``; of nothing but -inf it is (-inf, 0)."""
-    new = tl.maximum(peak, tl.max(x, 1, keep_dims=True))
-    shift = tl.where(new == float("-inf"), 0.0, new)
-    return new, total * tl.exp(peak - shift) + tl.sum(tl.exp(x - shift), 1, keep_dims=True)
-
-
-@triton.jit
 def _statistics(
     p_logits, weights, o_row, m_row, classes, MIXED: tl.constexpr, BLOCK: tl.constexpr, STEPS: tl.constexpr,
     REAL: tl.constexpr,
@@ -80,15 +50,15 @@ def _statistics(
     total = tl.zeros(o_row.shape, REAL)
     for step in range(STEPS):
         o_class = step * BLOCK + tl.arange(0, BLOCK)[None, :]
-        x = _mix(p_logits, weights, o_row, m_row, o_class, classes, MIXED, REAL)
-        peak, total = _add(peak, total, tl.where(o_class < classes, x, float("-inf")))
+        x = mix(p_logits, weights, o_row, m_row, o_class, classes, MIXED, REAL)
+        peak, total = add(peak, total, tl.where(o_class < classes, x, float("-inf")))
     peaks, totals = (peak,), (total,)
     for k in tl.static_range(len(p_logits)):
         peak = tl.full(o_row.shape, float("-inf"), REAL)
         total = tl.zeros(o_row.shape, REAL)
         for step in range(STEPS):
             o_class = step * BLOCK + tl.arange(0, BLOCK)[None, :]
-            peak, total = _add(peak, total, _block(p_logits[k], o_row, m_row, o_class, classes, REAL))
+            peak, total = add(peak, total, block(p_logits[k], o_row, m_row, o_class, classes, REAL))
         peaks, totals = peaks + (peak,), totals + (total,)
     return peaks, totals
 
@@ -122,7 +92,7 @@ def gated_mixture_kernel(
         tl.store(p_losses + o_row * (SCORED + 1), loss, m_row)
     for step in range(STEPS):
         o_class = step * BLOCK + tl.arange(0, BLOCK)[None, :]
-        fused = _mix(p_logits, weights, o_row, m_row, o_class, classes, MIXED, REAL)
+        fused = mix(p_logits, weights, o_row, m_row, o_class, classes, MIXED, REAL)
         tl.store(p_fused + o_row * classes + o_class, fused.to(p_fused.dtype.element_ty), m_row & (o_class < classes))
 
 
@@ -161,10 +131,10 @@ def gated_mixture_backward_kernel(
         grad = tl.load(p_grad_fused + o_row * stride_grad_fused + o_class, mask, other=0.0).to(REAL)
         if p_labels is not None:
             hit = tl.where(o_class == label, 1.0, 0.0)
-            fused = _mix(p_logits, weights, o_row, m_row, o_class, classes, MIXED, REAL)
+            fused = mix(p_logits, weights, o_row, m_row, o_class, classes, MIXED, REAL)
             grad += by_mixture * _error(fused, peaks[0], totals[0], hit)
         for k in tl.static_range(len(p_logits)):
-            x = _block(p_logits[k], o_row, m_row, o_class, classes, REAL)
+            x = block(p_logits[k], o_row, m_row, o_class, classes, REAL)
             grad_x = tl.zeros_like(x)
             if p_labels is not None:
                 by_own = tl.load(p_by_loss + (k + 1), m_row, other=0.0).to(REAL)
@@ -187,11 +157,11 @@ def gated_mixture_backward_kernel(
 def forward(gate: Tensor, logits: list[Tensor], labels: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
     """``(fused[B, C], weights[B, K], losses[B, 1 + n])`` of ``gate[B, K]`` and n contiguous logits, of which the first
     K are mixed; losses are empty without labels."""
-    real = _real(logits[0].dtype)
+    wide = real(logits[0].dtype)
     (rows, mixed), classes = gate.shape, logits[0].shape[1]
-    fused, weights = logits[0].new_empty(rows, classes), gate.new_empty((rows, mixed), dtype=real)
-    losses = gate.new_empty(0 if labels is None else (rows, 1 + len(logits)), dtype=real)
-    programs, constants = _tiles(rows, classes, logits[0].dtype)
+    fused, weights = logits[0].new_empty(rows, classes), gate.new_empty((rows, mixed), dtype=wide)
+    losses = gate.new_empty(0 if labels is None else (rows, 1 + len(logits)), dtype=wide)
+    programs, constants = tiles(rows, classes, logits[0].dtype)
     launch(
         gated_mixture_kernel, programs, gate, tuple(logits), labels, fused, weights, losses, gate.stride(0), rows,
         classes, MIXED=mixed, **constants,
@@ -210,23 +180,10 @@ def backward(
     """Gradients of the gate, and of all logits in one tensor ``[n, B, C]``."""
     (rows, mixed), classes = gate.shape, logits[0].shape[1]
     grad_gate, grad_logits = gate.new_empty(gate.shape), logits[0].new_empty(len(logits), rows, classes)
-    programs, constants = _tiles(rows, classes, logits[0].dtype)
+    programs, constants = tiles(rows, classes, logits[0].dtype)
     strides = grad_fused.stride(0), grad_weights.stride(0), grad_losses.stride(0), gate.stride(0)
     launch(
         gated_mixture_backward_kernel, programs, grad_fused, grad_weights, grad_losses, gate, tuple(logits), labels,
         grad_gate, grad_logits, *strides, rows, classes, MIXED=mixed, PADDED=triton.next_power_of_2(mixed), **constants,
     )  # fmt: skip
     return grad_gate, grad_logits
-
-
-def _real(dtype: torch.dtype) -> torch.dtype:
-    return torch.float64 if dtype == torch.float64 else torch.float32
-
-
-def _tiles(rows: int, classes: int, dtype: torch.dtype) -> tuple[int, dict[str, int]]:
-    """Programs, and the kernels' constants by the number of classes alone."""
-    tile = THREADS * (BYTES // dtype.itemsize if classes % 16 == 0 else 1)
-    block = min(triton.next_power_of_2(classes), tile)
-    height = tile // block
-    constants = {"ROWS": height, "BLOCK": block, "STEPS": triton.cdiv(classes, block), "num_warps": THREADS // 32}
-    return triton.cdiv(rows, height), constants

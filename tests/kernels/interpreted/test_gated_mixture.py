@@ -9,7 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from op_cases import forward_and_gradients
-from pgm_fast.kernels import gated_mixture as kernels
+from pgm_fast.kernels import mixtures
 from tolerances import EPS, NATIVE_TIMES_EPS
 
 import pgm_fast
@@ -62,7 +62,7 @@ def test_equals_the_reference_on_every_shape_and_dtype(rows, classes, mixed, oth
 @pytest.mark.parametrize("labelled", [False, True])
 def test_rows_of_more_classes_than_a_program_holds(classes, labelled, monkeypatch):
     """Steps of 8 and 32 classes; the peak comes in the last one."""
-    monkeypatch.setattr(kernels, "THREADS", 8)
+    monkeypatch.setattr(mixtures, "THREADS", 8)
     gate, logits, others, labels = _made(3, classes, 3, 1, torch.float32)
     with torch.no_grad():
         for x in (*logits, *others):
@@ -71,7 +71,7 @@ def test_rows_of_more_classes_than_a_program_holds(classes, labelled, monkeypatc
 
 
 def test_steps_of_nothing_but_minus_infinity_count_nothing(monkeypatch):
-    monkeypatch.setattr(kernels, "THREADS", 8)
+    monkeypatch.setattr(mixtures, "THREADS", 8)
     gate, logits, _, _ = _made(3, 48, 3, 0, torch.float32)
     labels = torch.tensor([5, 47, 46])
     with torch.no_grad(), pgm_fast.backend("triton"):
