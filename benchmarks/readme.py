@@ -186,10 +186,8 @@ def components() -> str:
         for prior, shape in cases:
             of = {r["variant"]: r for r in rows if (r.get("prior"), tuple(r["shape"].items())) == (prior, shape)}
             ms = [f"{of[kind]['ms']['median']:.3g}" for kind in ("eager", "torch.compile", "native")]
-            native, sizes = (
-                of["native"],
-                " × ".join(str(size) for key, size in shape if key in ("rows", "d", "classes")),
-            )
+            native = of["native"]
+            sizes = " × ".join(str(size) for key, size in shape if key in ("rows", "d", "classes"))
             memory = ", ".join(f"{of[kind]['peak_bytes'] / 2**20:.3g}" for kind in ("eager", "native"))
             lines.append(
                 f"| {native['op']}{f', prior {prior}' if prior else ''} | {sizes} | {' | '.join(ms)} "
