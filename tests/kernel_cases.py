@@ -25,6 +25,7 @@ class Case:
         call: calls wrappers of ``kernels/`` on meta tensors.
         wide: loads and stores 16 bytes per thread.
         matrix: kernels that multiply on the matrix units (wgmma on sm_90), their operands copied 16 bytes at a time.
+        gathered: kernels that multiply there what they gather element by element.
         double: computes in fp64.
         double_scalars: takes rates that may be fp64, converted once per program, and computes in fp32.
         double_norm: forms sums of squares in fp64, or what to clip by from them, once per program.
@@ -34,6 +35,7 @@ class Case:
     call: Callable[[], object]
     wide: bool = False
     matrix: tuple[str, ...] = ()
+    gathered: tuple[str, ...] = ()
     double: bool = False
     double_scalars: bool = False
     double_norm: bool = False
@@ -158,6 +160,30 @@ def _optimizer_cases() -> list[Case]:
     ]
 
 
+def _duc(rows: int, d: int, k: int, mask: bool, weighted: bool, dtype: torch.dtype) -> None:
+    """Both directions, on k dimensions and the rest."""
+    kernels = importlib.import_module("pgm_fast.kernels.duc_loss")
+    student, teacher = (_meta(rows, d, dtype=dtype) for _ in range(2))
+    dims = [_meta(d, dtype=torch.bool)] * 2 if mask else [_meta(n, dtype=torch.int64) for n in (k, d - k)]
+    weight = _meta(rows, dtype=torch.float32) if weighted else None
+    loss, *lse = kernels.forward(student, teacher, *dims, weight, 0, -1, 10.0, False)
+    kernels.backward(loss, student, teacher, *dims, weight, *lse, 0, -1, 10.0)
+
+
+def _duc_cases() -> list[Case]:
+    half, single = torch.bfloat16, torch.float32
+    kernels = ("partial_lse_kernel", "grad_kernel")
+    return [
+        Case("duc-small", partial(_duc, 64, 512, 256, False, False, half)),
+        Case("duc-large", partial(_duc, 4096, 512, 256, False, True, half), gathered=kernels),
+        Case("duc-mask", partial(_duc, 4096, 512, 0, True, False, half), gathered=kernels),
+        Case("duc-odd", partial(_duc, 4097, 515, 131, False, True, torch.float16), gathered=kernels),
+        Case("duc-float32", partial(_duc, 64, 512, 256, False, False, single)),
+        Case("duc-float32-odd", partial(_duc, 4097, 515, 131, False, True, single)),
+        Case("duc-float32-mask", partial(_duc, 4096, 512, 0, True, False, single)),
+    ]
+
+
 def _gaussian(rows: int, d: int, layers: int, prior: bool, sample: bool, dtype: torch.dtype) -> None:
     """Means and log-variances in one matrix, as a layer makes them."""
     kernels = importlib.import_module("pgm_fast.kernels.gaussian_sample_kl")
@@ -259,6 +285,7 @@ def _certainty_cases() -> list[Case]:
 
 
 CASES: list[Case] = [
+    *_duc_cases(),
     *_gaussian_cases(),
     *_mixture_cases(),
     *_certainty_cases(),

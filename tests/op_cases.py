@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 import os
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
@@ -88,6 +89,12 @@ def _plain_info_nce(a, b, temperature=0.1):
     logits = F.normalize(a, dim=1) @ F.normalize(b, dim=1).t() / temperature
     labels = torch.arange(a.shape[0], device=a.device)
     return (F.cross_entropy(logits, labels) + F.cross_entropy(logits.t(), labels)) / 2
+
+
+def _plain_stacked_info_nce(a, b, temperature=0.1):
+    logits = F.normalize(a, dim=-1) @ F.normalize(b, dim=-1).transpose(1, 2) / temperature
+    own = (logits.log_softmax(1) + logits.log_softmax(2)).diagonal(dim1=1, dim2=2)
+    return -own.mean(1) / 2
 
 
 def _plain_gaussian(mu, logvar, prior_mu=None, prior_logvar=None, sample=True, layers=None):
@@ -264,6 +271,7 @@ _OPS = [
         (True,) * 3,
     ),
     Case("info_nce", lambda n, d: [(n, d), (n, d)], ops.info_nce, _plain_info_nce, (True, True)),
+    Case("info_nce-stacked", lambda n, d: [(n, 4, d)] * 2, ops.info_nce, _plain_stacked_info_nce, (True, True)),
 ]
 
 
@@ -274,6 +282,8 @@ def interpret_triton() -> None:
             backends.register(
                 op, "triton", kernel.load, devices=("cpu",), dtypes=tuple(kernel.dtypes), refuse=kernel.refuse
             )
+    # nor is anything for a CPU's cache kept
+    sys.modules["pgm_fast.ops.duc_loss"]._KEPT_PRODUCTS.clear()
 
 
 if os.environ.get("TRITON_INTERPRET") == "1":

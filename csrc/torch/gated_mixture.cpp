@@ -127,15 +127,11 @@ Three forward_autograd(const Tensor& gate, at::TensorList logits, const MaybeTen
 }
 
 }  // namespace
+
+void implement_gated_mixture(torch::Library& cpu, torch::Library& autograd) {
+  cpu.impl("gated_mixture", TORCH_FN(forward_cpu));
+  cpu.impl("gated_mixture_backward", TORCH_FN(backward_cpu));
+  autograd.impl("gated_mixture", TORCH_FN(forward_autograd));
+}
+
 }  // namespace pgm_fast::host
-
-TORCH_LIBRARY_IMPL(pgm_fast, CPU, m) {
-  using namespace pgm_fast::host;
-  m.impl("gated_mixture", TORCH_FN(forward_cpu));
-  m.impl("gated_mixture_backward", TORCH_FN(backward_cpu));
-}
-
-TORCH_LIBRARY_IMPL(pgm_fast, AutogradCPU, m) {
-  using namespace pgm_fast::host;
-  m.impl("gated_mixture", TORCH_FN(forward_autograd));
-}

@@ -46,7 +46,9 @@ cpu::Matrix made(const Tensor& x, const Tensor& like) {
 
 uintptr_t address(const MaybeTensor& seed) { return seed ? reinterpret_cast<uintptr_t>(seed->const_data_ptr()) : 0; }
 
-Tensor empty_or_none(const Tensor& like, bool wanted) { return wanted ? at::empty(like.sizes(), like.options()) : at::empty({0}, like.options()); }
+Tensor empty_or_none(const Tensor& like, bool wanted) {
+  return wanted ? at::empty(like.sizes(), like.options()) : at::empty({0}, like.options());
+}
 
 Two forward_cpu(const Tensor& mu, const Tensor& logvar, const MaybeTensor& prior_mu, const MaybeTensor& prior_logvar,
                 const MaybeTensor& seed, int64_t layers) {
@@ -135,15 +137,11 @@ Two forward_autograd(const Tensor& mu, const Tensor& logvar, const MaybeTensor& 
 }
 
 }  // namespace
+
+void implement_gaussian_sample_kl(torch::Library& cpu, torch::Library& autograd) {
+  cpu.impl("gaussian_sample_kl", TORCH_FN(forward_cpu));
+  cpu.impl("gaussian_sample_kl_backward", TORCH_FN(backward_cpu));
+  autograd.impl("gaussian_sample_kl", TORCH_FN(forward_autograd));
+}
+
 }  // namespace pgm_fast::host
-
-TORCH_LIBRARY_IMPL(pgm_fast, CPU, m) {
-  using namespace pgm_fast::host;
-  m.impl("gaussian_sample_kl", TORCH_FN(forward_cpu));
-  m.impl("gaussian_sample_kl_backward", TORCH_FN(backward_cpu));
-}
-
-TORCH_LIBRARY_IMPL(pgm_fast, AutogradCPU, m) {
-  using namespace pgm_fast::host;
-  m.impl("gaussian_sample_kl", TORCH_FN(forward_autograd));
-}

@@ -33,8 +33,9 @@ def test_compiles_to_the_instructions_meant(case: Case, capability: int):
         if case.wide:
             assert "ld.global.v4.b32" in made.ptx and "st.global.v4.b32" in made.ptx, f"{name} has narrow accesses"
             assert made.count(r"LDG\.E\.128") and made.count(r"STG\.E\.128"), f"{name} has narrow accesses"
-        if name in case.matrix:
+        if name in case.matrix + case.gathered:
             assert made.count({80: "HMMA", 90: "HGMMA", 100: "UTCHMMA"}[capability]), f"{name} has no matrix product"
+        if name in case.matrix:
             assert made.count(r"LDGSTS\S*\.128"), f"{name} copies its operands in pieces"
 
 
