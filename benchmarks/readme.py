@@ -88,7 +88,8 @@ def dimml() -> str:
     ]
     for kind, rows in dict.fromkeys((row["kind"], row["shape"]["rows"]) for row in content["rows"]):
         of = {r["variant"]: r for r in content["rows"] if (r["kind"], r["shape"]["rows"]) == (kind, rows)}
-        ms = [f"{of[k]['ms']['median']:.3g}" if k in of else "–" for k in ("loop", "eager", "torch.compile", "native")]
+        times = [of[k]["ms"]["median"] if k in of else None for k in ("loop", "eager", "torch.compile", "native")]
+        ms = ["–" if x is None else f"{x:.3g}" if x < 1000 else f"{x:.0f}" for x in times]
         native = of["native"]
         loop = f"{native['times_loop']:.0f}×" if "loop" in of else "–"
         lines.append(
