@@ -269,7 +269,7 @@ def _certainty_cases() -> list[Case]:
         (64, 10, 3, True, True, single, False),
         (4096, 1024, 3, False, True, half, True),
         (64, 8192, 2, True, False, single, True),
-        (77, 101, 16, True, True, torch.float16, False),
+        (77, 101, 8, True, True, torch.float16, False),
         (5, 1, 1, True, True, single, False),
         (5, 10, 2, True, True, double, False),
     ]

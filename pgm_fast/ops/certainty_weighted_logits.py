@@ -187,8 +187,8 @@ _certainty_prediction = define(
     _fake_prediction,
 )
 
-# heads that the Triton kernels are unrolled over at most
-_TRITON_MAX_HEADS = 16
+# heads that the Triton kernels are unrolled over at most: 16 spill on sm_100
+_TRITON_MAX_HEADS = 8
 
 
 def _refuse(*arguments) -> str | None:
