@@ -11,6 +11,7 @@ to build none; PGM_FAST_CUDA=1|0 to build the CUDA kernels whatever torch is at 
 nvcc is not on the PATH; TORCH_CUDA_ARCH_LIST="9.0;10.0+PTX", the devices to build for; MAX_JOBS, compilers at a time.
 """
 
+import ast
 import os
 import re
 import runpy
@@ -38,12 +39,24 @@ KERNELS = [
     "duc_loss",
     "gated_mixture",
     "gaussian_sample_kl",
+    "info_nce",
     "partition",
     "partition_dual",
     "reconstruction",
     "multi_rate",
 ]
-HOST = ["module", "serving", "ops", "duc_loss", "partitioned_linear", "reconstruction", "multi_rate"]
+HOST = [
+    "module",
+    "serving",
+    "ops",
+    "duc_loss",
+    "gated_mixture",
+    "gaussian_sample_kl",
+    "info_nce",
+    "partitioned_linear",
+    "reconstruction",
+    "multi_rate",
+]
 FLAGS = ["-O3", "-fPIC", "-fvisibility=hidden", "-fno-math-errno", "-ffp-contract=fast", "-DNDEBUG"]
 # the flag of the instruction set, and the macros that say that the building machine has it
 INSTRUCTION_SETS = {
@@ -155,6 +168,8 @@ def _for_torch(ext: Extension, flags: list[str]) -> tuple[list[str], list[str]]:
     import torch
     from torch.utils.cpp_extension import include_paths, library_paths
 
+    digest = runpy.run_path("pgm_fast/host.py")["digest"]
+    schemas = " ".join(f"{name}:{digest(schema)}" for name, schema in _schemas().items())
     flags = [
         *flags,
         "-std=c++20",  # what torch's own headers are written in
@@ -162,10 +177,20 @@ def _for_torch(ext: Extension, flags: list[str]) -> tuple[list[str], list[str]]:
         *(argument for path in include_paths() for argument in ("-isystem", path)),
         f"-D_GLIBCXX_USE_CXX11_ABI={int(torch._C._GLIBCXX_USE_CXX11_ABI)}",
         f"-DPGM_FAST_HOST_NAME={ext.name.rpartition('.')[2]}",
+        f'-DPGM_FAST_SCHEMAS="{schemas}"',
     ]
     # found at run time by name: torch has loaded them before the extension is
     libraries = [f"-L{path}" for path in library_paths()]
     return flags, [*libraries, "-lc10", "-ltorch_cpu", "-ltorch_python"]
+
+
+def _schemas() -> dict[str, str]:
+    """name -> schema of the ops, read off their sources: importing them would load what is being built."""
+    trees = [ast.parse(path.read_text(encoding="utf-8")) for path in sorted(Path("pgm_fast/ops").glob("*.py"))]
+    calls = [node for tree in trees for node in ast.walk(tree) if isinstance(node, ast.Call)]
+    defining = [call for call in calls if getattr(call.func, "id", None) in ("define", "define_backward")]
+    schemas = [call.args[0].value for call in defining if isinstance(call.args[0], ast.Constant)]
+    return {schema.partition("(")[0]: schema for schema in schemas}
 
 
 def _native_instruction_set(compiler: str) -> str:
@@ -248,7 +273,7 @@ def _extensions() -> list[Extension]:
     version = _torch_facts().get("__version__")
     if version is not None:
         # the name that pgm_fast/host.py loads
-        name = "pgm_fast._host_" + re.sub(r"\W", "_", version)
+        name = "pgm_fast._host_torch_" + re.sub(r"\W", "_", version)
         sources = [f"csrc/torch/{unit}.cpp" for unit in HOST]
         extensions.append(Extension(name, [*sources, *_kernel_units()], optional=True))
     if _wants_cuda():

@@ -1,11 +1,17 @@
 """A step of DMIL's third stage: this project's ops against the model written module by module in plain PyTorch.
 
-    python benchmarks/bench_dmil_step.py [--threads 2]
+    python benchmarks/bench_dmil_step.py [--device cpu] [--threads 2]
 
 Two modalities, batch 64, ten classes; forward, all losses, backward, and torch's fused SGD. Both hold the
 same parameters. The module-by-module form is what one writes with ``torch.nn``: a linear layer for every mean and every
 log-variance, a function for the divergence, ``F.cross_entropy`` for every head. Correctness comes first: in evaluation,
 where nothing is drawn, the losses of both must agree.
+
+On a CUDA device each form is also measured as a graph, optimizer included: captured once, replayed for every step.
+Nothing in the step reads a value on the host. The noise is made in the kernels from seeds in device memory, which the
+graph itself draws from torch's generator of the device; torch moves that generator on with every replay, so that no two
+replays have the same noise, and backward makes anew that of its own forward. The rate, a Python number here, is frozen
+in the graph.
 """
 
 from __future__ import annotations
@@ -17,11 +23,11 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-import pgm_fast
+from pgm_fast import backends
 from pgm_fast.data.batch import Batch
 from pgm_fast.data.feature_set import DataSpec, ModalitySpec
 from pgm_fast.methods import DMILConfig, ModelConfig, build
-from pgm_fast.methods.dmil import JOINT
+from pgm_fast.methods.dmil_config import JOINT
 
 NAMES = ("audio", "vision")
 BATCH, CLASSES = 64, 10
@@ -145,9 +151,11 @@ def step_of(model: nn.Module, losses, batch: Batch):
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--device", default="cpu")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    torch.set_num_threads(parser.parse_args().threads)
-    device, rows = torch.device("cpu"), []
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    device, rows = torch.device(arguments.device), []
     for d in WIDTHS:
         rows += measure(d, device)
     print(harness.write("dmil_step", device, rows))
@@ -157,15 +165,16 @@ def measure(d: int, device: torch.device) -> list[dict]:
     """Rows of one width."""
     spec, rows = DataSpec({m: ModalitySpec(d) for m in NAMES}, "classification", CLASSES), []
     torch.manual_seed(0)
-    ours = build("dmil", spec, ModelConfig(dim=d, hidden=d, dropout=0.0), DMILConfig())
+    ours = build("dmil", spec, ModelConfig(dim=d, hidden=d, dropout=0.0), DMILConfig()).to(device)
     batch = Batch(
         inputs={m: torch.randn(BATCH, d) for m in NAMES},
         weight=torch.full((BATCH,), 1.0 / BATCH),
         index=torch.arange(BATCH),
         labels=torch.randint(CLASSES, (BATCH,)),
-    )
-    plain = ByModules(ours)
-    want, got = plain.eval()(batch), ours.eval()(batch).losses
+    ).to(device)
+    plain = ByModules(ours).to(device)
+    with torch.no_grad():  # what autograd keeps of these would belong to another stream than a capture's
+        want, got = plain.eval()(batch), ours.eval()(batch).losses
     assert set(want) == set(got)
     for name, value in want.items():
         torch.testing.assert_close(got[name], value, rtol=1e-4, atol=1e-5)
@@ -173,6 +182,11 @@ def measure(d: int, device: torch.device) -> list[dict]:
         "module by module": step_of(plain.train(), lambda losses: losses, batch),
         "pgm_fast": step_of(ours.train(), lambda output: output.losses, batch),
     }
+    if device.type == "cuda":
+        for name, (step, backward, _) in list(models.items()):
+            graphs = harness.captured(step, device), harness.captured(backward, device)
+            # gradients are the graph's own memory: there are none to drop
+            models[f"{name}, captured"] = *graphs, lambda: None
     for kind, position in (("step", 0), ("forward+backward", 1)):
         timings = harness.interleaved({name: calls[position] for name, calls in models.items()}, device)
         for name, timing in timings.items():
@@ -186,14 +200,14 @@ def measure(d: int, device: torch.device) -> list[dict]:
                     variant=name,
                     kind=kind,
                     optimizer="torch SGD, fused",
-                    backend=pgm_fast.backends.chosen("gaussian_sample_kl") if name == "pgm_fast" else "torch",
+                    backend=backends.chosen("gaussian_sample_kl", device.type) if "pgm_fast" in name else "torch",
                     dtype="float32",
                     shape={"batch": BATCH, "modalities": len(NAMES), "d": d},
                     times_module_by_module=round(speedup, 2),
                 )
             )
             print(
-                f"d={d:<4} {kind:17} {name:17} {timing.median:8.2f} ms ({timing.p20:.2f} to {timing.p80:.2f})  "
+                f"d={d:<4} {kind:17} {name:26} {timing.median:8.2f} ms ({timing.p20:.2f} to {timing.p80:.2f})  "
                 f"{counts.ops} ops  {counts.host_reads} host reads  {counts.peak_bytes / 2**20:.1f} MiB  {speedup:.2f}x"
             )
     return rows

@@ -1,6 +1,6 @@
-"""gaussian_sample_kl: eager PyTorch, torch.compile of it, the reference and the compiled kernel, in one run.
+"""gaussian_sample_kl: eager PyTorch, torch.compile of it, the reference and the kernels of a device, in one run.
 
-    python benchmarks/bench_gaussian_sample_kl.py [--threads 2]
+    python benchmarks/bench_gaussian_sample_kl.py [--device cpu] [--threads 2]
 
 Correctness comes first: a backend whose divergence or gradients are not those of the formula gets no row (noise differs
 between eager's generator and ours, so gradients are compared for the noise that was drawn). The floor is the time that
@@ -15,13 +15,15 @@ from collections.abc import Callable
 
 import harness
 import torch
-from bench_partition import copy_bandwidth
 
 import pgm_fast
 from pgm_fast import backends
 from pgm_fast.ops import gaussian_sample_kl
 
-SHAPES = ((64, 128), (512, 512), (4096, 512))
+SHAPES = {
+    "cpu": ((64, 128), (512, 512), (4096, 512)),
+    "cuda": ((64, 128), (4096, 512), (65536, 1024)),  # the last are far larger than any cache
+}
 MOVED = {"standard": (3, 5), "given": (5, 9)}  # matrices, forward and backward
 
 
@@ -34,45 +36,39 @@ def eager(mu, logvar, prior_mu=None, prior_logvar=None):
     return z, 0.5 * (torch.exp(ratio) - ratio - 1 + (mu - prior_mu).square() * torch.exp(-prior_logvar)).mean()
 
 
-def variants() -> dict[str, Callable]:
-    """name -> function of the tensors."""
-    found = {"eager": eager, "torch.compile": torch.compile(eager), "torch": gaussian_sample_kl}
-    if backends.implementations()["gaussian_sample_kl"]["native"] is None:
-        found["native"] = gaussian_sample_kl
-    return found
+def variants(device: torch.device) -> dict[str, tuple[Callable, str]]:
+    """name -> function of the tensors, and the backend that serves it; this project's are named by theirs."""
+    usable = backends.implementations(device.type)["gaussian_sample_kl"]
+    ours = {name: (gaussian_sample_kl, name) for name, reason in usable.items() if reason is None}
+    return {"eager": (eager, "torch"), "torch.compile": (torch.compile(eager), "torch"), **ours}
 
 
 def forward_backward(run: Callable, tensors: list[torch.Tensor], direction: torch.Tensor, backend: str) -> Callable:
     """A call that draws, measures, and takes the gradients of both with respect to every tensor."""
-    leaves, one = [x.detach().requires_grad_() for x in tensors], torch.ones(())
-
-    def call():
-        with pgm_fast.backend(backend):
-            return torch.autograd.grad(run(*leaves), leaves, (direction, one))
-
-    return call
+    leaves, one = [x.detach().requires_grad_() for x in tensors], torch.ones((), device=direction.device)
+    return harness.on_backend(backend, lambda: torch.autograd.grad(run(*leaves), leaves, (direction, one)))
 
 
 def forward(run: Callable, tensors: list[torch.Tensor], backend: str) -> Callable:
     """A call without gradients."""
 
     def call():
-        with torch.no_grad(), pgm_fast.backend(backend):
+        with torch.no_grad():
             return run(*tensors)
 
-    return call
+    return harness.on_backend(backend, call)
 
 
 def check(run: Callable, tensors: list[torch.Tensor], direction: torch.Tensor) -> None:
     """Divergence and gradients against the formula in fp64, for the noise that this call drew."""
     leaves = [x.detach().requires_grad_() for x in tensors]
     z, kl = run(*leaves)
-    got = torch.autograd.grad((z, kl), leaves, (direction, torch.ones(())))
+    got = torch.autograd.grad((z, kl), leaves, (direction, torch.ones_like(kl)))
     wide = [x.detach().double().requires_grad_() for x in tensors]
     noise = (z.detach().double() - wide[0].detach()) / torch.exp(0.5 * wide[1].detach())
     _, exact = eager(*wide)
     sample = wide[0] + torch.exp(0.5 * wide[1]) * noise
-    want = torch.autograd.grad((sample, exact), wide, (direction.double(), torch.ones((), dtype=torch.float64)))
+    want = torch.autograd.grad((sample, exact), wide, (direction.double(), torch.ones_like(exact)))
     torch.testing.assert_close(kl.double(), exact, rtol=1e-5, atol=1e-6)
     for a, b in zip(got, want, strict=True):
         torch.testing.assert_close(a.double(), b, rtol=1e-4, atol=1e-5)
@@ -80,24 +76,25 @@ def check(run: Callable, tensors: list[torch.Tensor], direction: torch.Tensor) -
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--device", default="cpu")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    torch.set_num_threads(parser.parse_args().threads)
-    device, rows = torch.device("cpu"), []
-    bandwidth = copy_bandwidth()
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    device, rows = torch.device(arguments.device), []
+    bandwidth = harness.copy_bandwidth(device)
     print(f"copy {bandwidth / 1e6:.1f} GB/s")
     for prior, (moved_forward, moved_backward) in MOVED.items():
-        for n, d in SHAPES:
+        for n, d in SHAPES[device.type]:
             torch.manual_seed(0)
-            tensors = [0.5 * torch.randn(n, d) for _ in range(2 if prior == "standard" else 4)]
-            direction = torch.randn(n, d)
-            runs = variants()
-            for name, run in runs.items():
-                with pgm_fast.backend("native" if name == "native" else "torch"):
+            tensors = [(0.5 * torch.randn(n, d)).to(device) for _ in range(2 if prior == "standard" else 4)]
+            direction = torch.randn(n, d).to(device)
+            runs = variants(device)
+            for run, backend in runs.values():
+                with pgm_fast.backend(backend):
                     check(run, tensors, direction)
             for kind in ("forward", "forward+backward"):
                 calls = {}
-                for name, run in runs.items():
-                    backend = "native" if name == "native" else "torch"
+                for name, (run, backend) in runs.items():
                     calls[name] = (
                         forward(run, tensors, backend)
                         if kind == "forward"

@@ -25,6 +25,7 @@ from pgm_fast.env import git_commit, versions
 from pgm_fast.train.files import atomic_write
 
 RESULTS = Path(os.environ.get("PGM_FAST_RESULTS", Path(__file__).resolve().parent / "results"))
+WARM_UP = 3  # calls before a capture
 ROUNDS = 7  # of all variants in turn; medians are over these times the calls of a round
 COPY_BYTES = {"cpu": 2**28, "cuda": 2**30}  # each way, far larger than a cache's share of one core, or than L2
 
@@ -111,6 +112,24 @@ def copy_bandwidth(device: torch.device) -> float:
     return 2 * size / interleaved({"copy": lambda: target.copy_(source)}, device)["copy"].median
 
 
+def stream_bandwidth(device: torch.device) -> float:
+    """Bytes per millisecond, read and written, of the fastest of a copy and two passes in place, far larger than the
+    cache: the floor of what is read and written in place.
+
+    The copy alone is none on a CPU: a line that is written without being read is fetched nevertheless, half as much
+    again as is counted.
+    """
+    size = COPY_BYTES[device.type]
+    x, y = (torch.ones(size // 4, device=device) for _ in range(2))
+    passes = {
+        "copy": (2, lambda: y.copy_(x)),
+        "multiply in place": (2, lambda: x.mul_(1.0)),
+        "add in place": (3, lambda: x.add_(y)),
+    }
+    timings = interleaved({name: run for name, (_, run) in passes.items()}, device)
+    return max(moved * size / timings[name].median for name, (moved, _) in passes.items())
+
+
 def count(run: Callable[[], object], device: torch.device, clear: Callable[[], object] = lambda: None) -> Counts:
     """Ops, host reads and peak memory of one warm call.
 
@@ -140,6 +159,25 @@ def on_backend(backend: str | None, run: Callable[[], object]) -> Callable[[], o
         return run()
 
     return call
+
+
+def captured(run: Callable[[], object], device: torch.device) -> Callable[[], object]:
+    """``run`` as a CUDA graph: the function that replays it.
+
+    A call that waits for the device, or asks it for a value, cannot be captured and raises here. What ``run`` draws
+    from torch's generator of the device, every replay draws anew. It is run first, on a stream apart, until what it
+    sets up once (compiled kernels, momentum) is there.
+    """
+    current, side = torch.cuda.current_stream(device), torch.cuda.Stream(device)
+    side.wait_stream(current)
+    with torch.cuda.stream(side):
+        for _ in range(WARM_UP):
+            run()
+    current.wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        run()
+    return graph.replay
 
 
 def write(name: str, device: torch.device, rows: list[dict], **facts) -> Path:

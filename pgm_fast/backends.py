@@ -61,7 +61,6 @@ _candidates: dict[tuple[str, str, torch.dtype], tuple[_Candidate, ...]] = {}
 _reasons: dict[tuple[str, str, torch.dtype], dict[str, str]] = {}
 _said: set[tuple[str, str]] = set()
 _explicit: str | None = os.environ.get("PGM_FAST_BACKEND") or None
-_host = host.load_or_none()
 
 
 def register(
@@ -161,8 +160,9 @@ def _check_name(name: str) -> None:
 def _forget() -> None:
     _candidates.clear()
     _reasons.clear()
-    if _host is not None:
-        _host.forget()
+    compiled = host.load_or_none()
+    if compiled is not None:
+        compiled.forget()
 
 
 def _load(key: tuple[str, str, torch.dtype], name: str) -> tuple[Callable | None, str | None]:
@@ -200,9 +200,10 @@ def _find_candidates(key: tuple[str, str, torch.dtype]) -> tuple[_Candidate, ...
         else:
             found.append(_Candidate(name, run, _serving(_implementations[op][name], key[1]).refuse))
     _candidates[key], _reasons[key] = tuple(found), reasons
-    if _host is not None and found and found[0].backend == "native" and key[1] == "cpu":
+    compiled = host.load_or_none()
+    if compiled is not None and found and found[0].backend == "native" and key[1] == "cpu":
         # from the next call on, and until something changes, without asking here
-        _host.serve(op, key[2])
+        compiled.serve(op, key[2])
     return _candidates[key]
 
 

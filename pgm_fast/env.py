@@ -182,7 +182,7 @@ def _kernels() -> Fact:
 
 
 def _host_path() -> Fact:
-    from . import host
+    from . import host, ops  # noqa: F401  (importing the ops tells whether it was built for them)
 
     name = "compiled host path"
     try:

@@ -9,6 +9,9 @@ from dataclasses import dataclass
 from functools import partial
 
 import torch
+from torch import nn
+
+from pgm_fast.optim import MultiRateAdamW, MultiRateSGD
 
 __all__ = ["CASES", "Case"]
 
@@ -22,14 +25,20 @@ class Case:
         call: calls wrappers of ``kernels/`` on meta tensors.
         wide: loads and stores 16 bytes per thread.
         matrix: kernels that multiply on the matrix units (wgmma on sm_90), their operands copied 16 bytes at a time.
+        gathered: kernels that multiply there what they gather element by element.
         double: computes in fp64.
+        double_scalars: takes rates that may be fp64, converted once per program, and computes in fp32.
+        double_norm: forms sums of squares in fp64, or what to clip by from them, once per program.
     """
 
     name: str
     call: Callable[[], object]
     wide: bool = False
     matrix: tuple[str, ...] = ()
+    gathered: tuple[str, ...] = ()
     double: bool = False
+    double_scalars: bool = False
+    double_norm: bool = False
 
 
 def _meta(*shape: int, dtype: torch.dtype) -> torch.Tensor:
@@ -110,4 +119,175 @@ def _product_cases() -> list[Case]:
     ]
 
 
-CASES: list[Case] = [*_split_cases("partition"), *_split_cases("partition_dual"), *_product_cases()]
+def _optimizer(
+    build: Callable, dtype: torch.dtype, gradient_dtype: torch.dtype | None = None, scaled: bool = False, **options
+) -> None:
+    """The launches of a step, and of its norm where it clips, of two groups."""
+    kernels = importlib.import_module("pgm_fast.kernels.multi_rate")
+    params = [nn.Parameter(_meta(size, dtype=dtype)) for size in (2**20, 77)]
+    optimizer = build([{"params": [p]} for p in params], **options)
+    for p in params:
+        p.grad = torch.empty_like(p)
+    (launch,) = optimizer._current_plan().launches
+    launch.gradient_dtype = gradient_dtype or dtype
+    if scaled:
+        launch.set_scalars(_meta(dtype=torch.float32), _meta(dtype=torch.float32))
+    if optimizer._current_plan().settings.measures:
+        kernels.squares(launch)
+    kernels.step(launch)
+
+
+def _optimizer_cases() -> list[Case]:
+    """Every form of storage, both algorithms, scaled and clipped."""
+    half, single = torch.bfloat16, torch.float32
+    adamw, sgd = MultiRateAdamW, partial(MultiRateSGD, momentum=0.9)
+    plain = [
+        ("adamw-float32", partial(_optimizer, adamw, single, scaled=True)),
+        ("adamw-bfloat16", partial(_optimizer, adamw, half)),
+        ("adamw-bfloat16-remainder", partial(_optimizer, adamw, half, master_weights="remainder")),
+        ("adamw-float16-master", partial(_optimizer, adamw, torch.float16, single, master_weights="float32")),
+        ("sgd-float32", partial(_optimizer, sgd, single)),
+        ("sgd-bfloat16-remainder", partial(_optimizer, sgd, half, scaled=True, master_weights="remainder")),
+    ]
+    clipped = [
+        ("adamw-clipped", partial(_optimizer, adamw, single, scaled=True, max_norm=1.0, skip_nonfinite=True)),
+        ("sgd-clipped", partial(_optimizer, sgd, half, single, max_norm=1.0, clip="group")),
+    ]
+    return [
+        *(Case(f"multi_rate-{name}", call, wide=True, double_scalars=True) for name, call in plain),
+        *(Case(f"multi_rate-{name}", call, double_norm=True) for name, call in clipped),
+        Case("multi_rate-float64", partial(_optimizer, adamw, torch.float64, max_norm=1.0), double=True),
+    ]
+
+
+def _duc(rows: int, d: int, k: int, mask: bool, weighted: bool, dtype: torch.dtype) -> None:
+    """Both directions, on k dimensions and the rest."""
+    kernels = importlib.import_module("pgm_fast.kernels.duc_loss")
+    student, teacher = (_meta(rows, d, dtype=dtype) for _ in range(2))
+    dims = [_meta(d, dtype=torch.bool)] * 2 if mask else [_meta(n, dtype=torch.int64) for n in (k, d - k)]
+    weight = _meta(rows, dtype=torch.float32) if weighted else None
+    loss, *lse = kernels.forward(student, teacher, *dims, weight, 0, -1, 10.0, False)
+    kernels.backward(loss, student, teacher, *dims, weight, *lse, 0, -1, 10.0)
+
+
+def _duc_cases() -> list[Case]:
+    half, single = torch.bfloat16, torch.float32
+    kernels = ("partial_lse_kernel", "grad_kernel")
+    return [
+        Case("duc-small", partial(_duc, 64, 512, 256, False, False, half)),
+        Case("duc-large", partial(_duc, 4096, 512, 256, False, True, half), gathered=kernels),
+        Case("duc-mask", partial(_duc, 4096, 512, 0, True, False, half), gathered=kernels),
+        Case("duc-odd", partial(_duc, 4097, 515, 131, False, True, torch.float16), gathered=kernels),
+        Case("duc-float32", partial(_duc, 64, 512, 256, False, False, single)),
+        Case("duc-float32-odd", partial(_duc, 4097, 515, 131, False, True, single)),
+        Case("duc-float32-mask", partial(_duc, 4096, 512, 0, True, False, single)),
+    ]
+
+
+def _gaussian(rows: int, d: int, layers: int, prior: bool, sample: bool, dtype: torch.dtype) -> None:
+    """Means and log-variances in one matrix, as a layer makes them."""
+    kernels = importlib.import_module("pgm_fast.kernels.gaussian_sample_kl")
+    operands = [*_meta(rows, 2 * d, dtype=dtype).chunk(2, 1), *[_meta(rows, d, dtype=dtype) if prior else None] * 2]
+    seed = _meta(1, dtype=torch.int64) if sample else None
+    z, kl = kernels.forward(*operands, seed, layers)
+    kernels.backward(z, kl.expand(rows, layers), *operands, seed)
+
+
+def _gaussian_cases() -> list[Case]:
+    """Either prior, with and without a sample, wide, narrow and odd layers, more than one, the longest."""
+    half, single, double = torch.bfloat16, torch.float32, torch.float64
+    shapes = [
+        (4096, 512, 1, False, True, single, True),
+        (4096, 512, 1, True, True, half, True),
+        (64, 1024, 2, False, True, half, True),
+        (64, 32, 1, True, False, torch.float16, False),
+        (64, 8192, 1, True, True, half, True),
+        (5, 99, 3, True, True, half, False),
+        (5, 24, 1, True, True, half, False),
+        (5, 96, 1, True, True, double, False),
+    ]
+    return [
+        Case(
+            f"gaussian-{d // layers}x{layers}{'-prior' * prior}{'-still' * (not sample)}-{str(dtype)[6:]}",
+            partial(_gaussian, rows, d, layers, prior, sample, dtype),
+            wide=wide,
+            double=dtype == double,
+        )
+        for rows, d, layers, prior, sample, dtype, wide in shapes
+    ]
+
+
+def _mixture(
+    rows: int, classes: int, mixed: int, others: int, labelled: bool, gate_dtype: torch.dtype, dtype: torch.dtype
+) -> None:
+    kernels = importlib.import_module("pgm_fast.kernels.gated_mixture")
+    gate = _meta(rows, mixed, dtype=gate_dtype)
+    logits = [_meta(rows, classes, dtype=dtype) for _ in range(mixed + others)]
+    labels = _meta(rows, dtype=torch.int64) if labelled else None
+    grads = kernels.forward(gate, logits, labels)
+    kernels.backward(*grads, gate, logits, labels)
+
+
+def _mixture_cases() -> list[Case]:
+    """Few classes, many, more than a program holds at once, without losses, as many predictions as there may be."""
+    half, single, double = torch.bfloat16, torch.float32, torch.float64
+    shapes = [
+        (64, 10, 4, 2, True, single, single, False),
+        (4096, 1024, 4, 2, True, half, half, True),
+        (64, 8192, 3, 0, True, single, single, True),
+        (64, 512, 4, 0, False, single, half, True),
+        (77, 101, 2, 1, True, single, torch.float16, False),
+        (64, 310, 8, 8, True, half, half, False),
+        (5, 10, 1, 1, True, double, double, False),
+    ]
+    return [
+        Case(
+            f"mixture-{classes}-{mixed}of{mixed + others}{'-bare' * (not labelled)}-{str(dtype)[6:]}",
+            partial(_mixture, rows, classes, mixed, others, labelled, gate_dtype, dtype),
+            wide=wide,
+            double=dtype == double,
+        )
+        for rows, classes, mixed, others, labelled, gate_dtype, dtype, wide in shapes
+    ]
+
+
+def _certainty(rows: int, classes: int, heads: int, masked: bool, labelled: bool, dtype: torch.dtype) -> None:
+    kernels = importlib.import_module("pgm_fast.kernels.certainty_weighted_logits")
+    logits = [_meta(rows, classes, dtype=dtype) for _ in range(heads)]
+    present = _meta(rows, heads, dtype=torch.bool) if masked else None
+    grads = kernels.forward(logits, present, 0.5)
+    kernels.backward(*grads, logits, present, 0.5)
+    kernels.predict(logits, present, _meta(rows, dtype=torch.int64) if labelled else None, 0.5)
+
+
+def _certainty_cases() -> list[Case]:
+    """Few classes and many, absent heads, with a count and without, as many heads as there may be."""
+    half, single, double = torch.bfloat16, torch.float32, torch.float64
+    shapes = [
+        (64, 10, 3, True, True, single, False),
+        (4096, 1024, 3, False, True, half, True),
+        (64, 8192, 2, True, False, single, True),
+        (77, 101, 16, True, True, torch.float16, False),
+        (5, 10, 2, True, True, double, False),
+    ]
+    return [
+        Case(
+            f"certainty-{classes}x{heads}-{str(dtype)[6:]}",
+            partial(_certainty, rows, classes, heads, masked, labelled, dtype),
+            wide=wide,
+            double=dtype == double,
+        )
+        for rows, classes, heads, masked, labelled, dtype, wide in shapes
+    ]
+
+
+CASES: list[Case] = [
+    *_duc_cases(),
+    *_gaussian_cases(),
+    *_mixture_cases(),
+    *_certainty_cases(),
+    *_split_cases("partition"),
+    *_split_cases("partition_dual"),
+    *_product_cases(),
+    *_optimizer_cases(),
+]

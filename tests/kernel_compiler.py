@@ -132,7 +132,7 @@ def _is_aligned(parameter, value) -> bool:
     if parameter.do_not_specialize:
         return False
     if isinstance(value, torch.Tensor):
-        return value.data_ptr() % 16 == 0
+        return value.data_ptr() % 16 == 0 and not parameter.do_not_specialize_on_alignment
     return isinstance(value, int) and not isinstance(value, bool) and value % 16 == 0
 
 

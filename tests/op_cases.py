@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 import os
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
@@ -102,7 +103,7 @@ def _plain_gaussian(mu, logvar, prior_mu=None, prior_logvar=None, sample=True, l
     prior_logvar = torch.zeros_like(mu) if prior_logvar is None else prior_logvar
     z = mu
     if sample:
-        noise = torch.from_numpy(normals(SEED.item(), *mu.shape)).to(mu.dtype)
+        noise = torch.from_numpy(normals(SEED.item(), *mu.shape)).to(mu)
         z = mu + logvar.exp().sqrt() * noise
     squares = (logvar.exp() + (mu - prior_mu).square()) / prior_logvar.exp()
     kl = 0.5 * (prior_logvar - logvar + squares - 1)
@@ -115,7 +116,7 @@ def _gaussian(name, count, width=1, **kwargs):
     return Case(
         name,
         lambda n, d: [(n, width * d)] * count,
-        lambda *x: ops.gaussian_sample_kl(*x, seed=SEED, **kwargs),
+        lambda *x: ops.gaussian_sample_kl(*x, seed=SEED.to(getattr(x[0], "device", "cpu")), **kwargs),
         lambda *x: _plain_gaussian(*x, **kwargs),
         (True,) * count,
         has_temperature=False,
@@ -134,8 +135,9 @@ def _plain_mixture(gate, *logits, scored=False):
 
 def _labels(*logits):
     """A class per row; of arguments that are wrong on purpose the largest is asked."""
-    rows, classes = max([tuple(x.shape) for x in logits if isinstance(x, torch.Tensor)])
-    return (7 * torch.arange(rows)) % classes
+    tensors = [x for x in logits if isinstance(x, torch.Tensor)]
+    rows, classes = max([tuple(x.shape) for x in tensors])
+    return (7 * torch.arange(rows, device=tensors[0].device)) % classes
 
 
 def _teacher(student):
@@ -273,17 +275,19 @@ _OPS = [
 ]
 
 
-def _interpret_triton() -> None:
+def interpret_triton() -> None:
     """Under triton's interpreter its kernels take CPU tensors, which no user's call gets to do."""
     for op, implementations in backends._implementations.items():
         for kernel in list(implementations.get("triton", {}).values()):
             backends.register(
                 op, "triton", kernel.load, devices=("cpu",), dtypes=tuple(kernel.dtypes), refuse=kernel.refuse
             )
+    # nor is anything for a CPU's cache kept
+    sys.modules["pgm_fast.ops.duc_loss"]._KEPT_PRODUCTS.clear()
 
 
 if os.environ.get("TRITON_INTERPRET") == "1":
-    _interpret_triton()
+    interpret_triton()
 
 
 DEVICES = ("cpu", "cuda") if torch.cuda.is_available() else ("cpu",)

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import runpy
+import shutil
 import subprocess
 import sys
 
 import pytest
+import setuptools
 import torch
 from op_cases import forward_and_gradients
 from tolerances import FP64
 
 import pgm_fast
 from pgm_fast import backends, host, ops
+from pgm_fast.ops import registration
 
 pytestmark = pytest.mark.skipif(
     host.load_or_none() is None or backends.implementations()["partition"]["native"] is not None,
@@ -65,6 +69,40 @@ def test_every_op_works_without_it(repository):
     )
     done = run(program)
     assert done.returncode == 0, done.stdout[-3000:]
+
+
+def test_one_that_was_built_for_other_schemas_is_left_out_and_everything_works(repository, tmp_path):
+    """As after an update of the sources without a build: the kernels would take other arguments than they are given."""
+    shutil.copytree(repository / "pgm_fast", tmp_path / "pgm_fast", ignore=shutil.ignore_patterns("__pycache__"))
+    source = tmp_path / "pgm_fast" / "ops" / "partitioned_linear.py"
+    changed = source.read_text().replace(
+        "w_paired, str? activation, float temperature)", "w_paired, str? activation, float temperature, int more=0)"
+    )
+    assert changed != source.read_text()
+    source.write_text(changed.replace("activation, temperature):", "activation, temperature, more=0):"))
+    program = """
+import torch, pgm_fast
+from pgm_fast import backends, ops
+assert pgm_fast.__file__.startswith({tree!r}), pgm_fast.__file__
+x = [torch.randn(4, 8, requires_grad=True), torch.randn(4, 8), torch.randn(3, 8), None, torch.randn(2, 8), None]
+sum(part.sum() for part in ops.partitioned_linear(*x)).backward()
+sum(part.sum() for part in ops.partition(x[0], x[1])).backward()
+print(backends.implementations()["partitioned_linear"]["native"])
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", program.format(tree=str(tmp_path))], capture_output=True, text=True, cwd=tmp_path
+    )
+    assert done.returncode == 0, done.stderr
+    reason = "needs the compiled host path, which was built for another partitioned_linear_backward; install again"
+    assert done.stdout.strip() == reason
+    assert done.stderr.strip() == f"{host.module_name()} is ignored: {reason}"
+
+
+def test_the_build_reads_the_schemas_that_the_ops_define(repository, monkeypatch):
+    """Or no extension would ever be used."""
+    monkeypatch.setattr(setuptools, "setup", lambda **arguments: None)
+    monkeypatch.chdir(repository)
+    assert runpy.run_path("setup.py")["_schemas"]() == registration.schemas
 
 
 def test_a_choice_holds_from_the_next_call_on():

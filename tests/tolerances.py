@@ -83,9 +83,10 @@ AUTOCAST_BF16_LOSS = EPS[torch.bfloat16]
 # Four steps of torch's two forms of an optimizer: FP32 of what they move, which is of the order of the rate, 0.1.
 OPTIMIZER_MOVE_FP32 = 0.1 * FP32
 
-# The same where two computations of a step straddle a tie of the parameter's own rounding: an eps of what four steps
-# move, which a value near zero keeps in full.
-OPTIMIZER_MOVE = {dtype: max(OPTIMIZER_MOVE_FP32, 4 * 0.1 * eps) for dtype, eps in EPS.items()}
+# The same of any optimizer of optimizer_cases.py, by dtype. With momentum, gradients up to 4 move a parameter by the
+# order of 1 at such a rate; and where two computations of a step straddle a tie of the parameter's own rounding, they
+# differ by an eps of what four steps move, which a value near zero keeps in full.
+OPTIMIZER_MOVE = {dtype: max(FP32, 4 * 0.1 * eps) for dtype, eps in EPS.items()}
 
 # Two ranks against one process: sums of 16 rows in another order, each good to eps/2, over 18 steps of SGD. Measured:
 # 6e-7.
@@ -138,6 +139,10 @@ RESAMPLED_LOG = 0.1
 # A multi-rate optimizer in fp64 against torch's in fp64, both at the same formula in another order: 30 steps of some
 # ten roundings each of numbers up to 10.
 OPTIMIZER_FP64 = 30 * 10 * 10 * EPS[torch.float64] / 2
+OPTIMIZER_FP32 = 30 * 10 * 10 * EPS[torch.float32] / 2
+
+# 1 - beta^t in the optimizers' kernels: the exponent rounds once, the series and its sum at most three times more.
+BIAS_CORRECTION = {dtype: 4 * eps for dtype, eps in EPS.items()}
 
 # fp32 sums of squares of 1e5 entries in blocks against fp64, relative.
 NORM_FP32 = 64 * EPS[torch.float32]

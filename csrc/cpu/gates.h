@@ -1,9 +1,12 @@
 // The cumulative softmax of one row and its derivative, as scans that the kernels run in two passes: from the left, which forms the
 // exponentials and their prefix sums, and from the right, in which complement gates, outputs and gradients are formed together. What
-// passes between them lives in scratch rows that stay in the first-level cache.
+// passes between them lives in scratch rows that stay in the first-level cache. The pass over one row from the right and that over the
+// next row from the left run side by side.
 #pragma once
 
+#include <array>
 #include <limits>
+#include <utility>
 
 #include "matrix.h"
 #include "stores.h"
@@ -71,36 +74,65 @@ inline void from_right(int64_t size, Body&& body, Sums&... sums) {
   }
 }
 
+// Calls left(k, part) from the left and right(k, part) from the right, in turn, so that one's latencies are hidden behind the other's
+// arithmetic; `sums` belong to either.
+template <class V, class Left, class Right, class... Sums>
+inline void from_both(int64_t size, Left&& left, Right&& right, Sums&... sums) {
+  constexpr int64_t block = RunningSum<V>::kBlock * V::width;
+  const int64_t whole = size / V::width * V::width;
+  if (whole < size) right(whole, Partial<V>{size - whole});
+  for (int64_t begin = 0; begin < whole; begin += block) {
+    const int64_t end = std::min(whole, begin + block);
+    for (int64_t k = begin; k < end; k += V::width) {
+      left(k, Full<V>{});
+      right(whole - V::width - k, Full<V>{});
+    }
+    (sums.settle(), ...);
+  }
+  if (whole < size) left(whole, Partial<V>{size - whole});
+}
+
+template <class V>
+inline typename V::value largest(const typename V::value* x, int64_t size) {
+  using T = typename V::value;
+  // as many at a time as hide the latency of one
+  constexpr int64_t kAtATime = 4;
+  V tops[kAtATime];
+  for (V& top : tops) top = V::set(-std::numeric_limits<T>::infinity());
+  int64_t k = 0;
+  for (; k + kAtATime * V::width <= size; k += kAtATime * V::width) {
+    for (int64_t j = 0; j < kAtATime; ++j) tops[j] = V::max(tops[j], V::load(x + k + j * V::width));
+  }
+  for (; k + V::width <= size; k += V::width) tops[0] = V::max(tops[0], V::load(x + k));
+  T top = V::max(V::max(tops[0], tops[1]), V::max(tops[2], tops[3])).largest();
+  for (; k < size; ++k) top = std::max(top, x[k]);
+  return top;
+}
+
 // p = softmax(z / temperature) = e * scale, and its inclusive prefix sum = prefix * scale.
 template <class V>
 struct Exponentials {
   using T = typename V::value;
-  T *e, *prefix;  // [m]
-  V scale = V::set(0);
+  T *e, *prefix;  // [m], and a zero behind the last e
+  V shift = V::set(0), slope = V::set(0), scale = V::set(0);
+  PrefixSum<V> sum;
 
-  // z_next is where this thread's next row will be.
-  void compute(const T* z, const T* z_next, int64_t m, T temperature) {
-    V largest = V::set(-std::numeric_limits<T>::infinity());
-    T top = -std::numeric_limits<T>::infinity();
-    int64_t k = 0;
-    for (; k + V::width <= m; k += V::width) largest = V::max(largest, V::load(z + k));
-    top = largest.largest();
-    for (; k < m; ++k) top = std::max(top, z[k]);
-
-    const V shift = V::set(top), inverse = V::set(T(1) / temperature);
-    PrefixSum<V> sum;
-    from_left<V>(
-        m,
-        [&](int64_t at, auto part) {
-          prefetch(z_next + at);
-          const V x = V::exp((part.load(z + at) - shift) * inverse);
-          part.store(x, e + at);
-          part.store(sum.step(x), prefix + at);
-        },
-        sum);
+  void start(const T* z, int64_t m, T temperature) {
+    constexpr double kLog2OfE = 1.4426950408889634;
+    shift = V::set(largest<V>(z, m));
+    slope = V::set(static_cast<T>(kLog2OfE / static_cast<double>(temperature)));
+    sum = {};
+  }
+  template <class Part>
+  void step(const T* z, int64_t k, Part part) {
+    const V x = V::exp2((part.load(z + k) - shift) * slope);
+    part.store(x, e + k);
+    part.store(sum.step(x), prefix + k);
+  }
+  void finish(int64_t m) {
+    e[m] = 0;
     scale = V::set(T(1) / prefix[m - 1]);
   }
-
   template <class Part>
   V gate(int64_t k, Part part) const {
     return V::min(V::set(1), part.load(prefix + k) * scale);
@@ -109,12 +141,11 @@ struct Exponentials {
 
 // 1 - gate: the sum of what follows. It has its own scan, because 1 - gate has no correct digit where the gate is near 1.
 template <class V>
-struct Complement : RunningSum<V> {
-  V step(V e, V scale) {
-    const V inside = this->low + e.scan_from_right();
-    const V following = this->high + inside.shift_left(this->low);
-    this->low = inside.first();
-    return V::min(V::set(1), following * scale);
+struct Complement : SuffixSum<V> {
+  template <class Part>
+  V step(const Exponentials<V>& softmax, int64_t k, Part part) {
+    // one element on, so that what a gate's complement leaves out is not in the sum
+    return V::min(V::set(1), SuffixSum<V>::step(part.load(softmax.e + k + 1)) * softmax.scale);
   }
 };
 
@@ -144,6 +175,83 @@ struct GateGradient {
   }
 };
 
+// The softmaxes of rows [begin, end) of kGates matrices of logits, one row at a time.
+template <class V, int kGates>
+class SoftmaxRows {
+  using T = typename V::value;
+
+ public:
+  SoftmaxRows(const std::array<Matrix, kGates>& logits, int64_t begin, int64_t end, double temperature)
+      : logits_(logits), next_row_(begin), end_(end), temperature_(static_cast<T>(temperature)), scratch_(5 * kGates, logits[0].width + 1) {
+    for (int g = 0; g < kGates; ++g) {
+      now_[g].e = scratch_[5 * g], now_[g].prefix = scratch_[5 * g + 1];
+      next_[g].e = scratch_[5 * g + 2], next_[g].prefix = scratch_[5 * g + 3];
+    }
+    advance();
+  }
+
+  // Of the current row.
+  const Exponentials<V>& operator[](int gate) const { return now_[gate]; }
+
+  // Calls body(k, part) for the current row from the right, and computes the next row beside it.
+  template <class Body, class... Sums>
+  void from_right(Body&& body, Sums&... sums) {
+    if (start()) {
+      from_both<V>(width(), [&](int64_t k, auto part) { step(k, part); }, body, *this, sums...);
+      finish();
+    } else {
+      cpu::from_right<V>(width(), body, sums...);
+    }
+  }
+
+  // Moves on to the next row.
+  void advance() {
+    if (!computed_ && start()) {
+      from_left<V>(width(), [&](int64_t k, auto part) { step(k, part); }, *this);
+      finish();
+    }
+    computed_ = false;
+    std::swap(now_, next_);
+    ++next_row_;
+  }
+
+  // Of the sums of the row that is being computed.
+  void settle() {
+    for (auto& softmax : next_) softmax.sum.settle();
+  }
+
+ private:
+  int64_t width() const { return logits_[0].width; }
+
+  bool start() {
+    if (next_row_ == end_) return false;
+    for (int g = 0; g < kGates; ++g) {
+      z_[g] = read(logits_[g], next_row_, scratch_[5 * g + 4]);
+      next_[g].start(z_[g], width(), temperature_);
+    }
+    return true;
+  }
+  template <class Part>
+  void step(int64_t k, Part part) {
+    for (int g = 0; g < kGates; ++g) {
+      prefetch(z_[g] + width() + k);
+      next_[g].step(z_[g], k, part);
+    }
+  }
+  void finish() {
+    for (auto& softmax : next_) softmax.finish(width());
+    computed_ = true;
+  }
+
+  std::array<Matrix, kGates> logits_;
+  int64_t next_row_, end_;
+  T temperature_;
+  Scratch<T> scratch_;
+  std::array<Exponentials<V>, kGates> now_, next_;
+  std::array<const T*, kGates> z_;
+  bool computed_ = false;
+};
+
 // The gates of a row and their complements, for gates that stand for several dimensions.
 template <class V>
 inline void gate_row(const Exponentials<V>& softmax, int64_t m, typename V::value* gate) {
@@ -153,7 +261,7 @@ template <class V>
 inline void complement_row(const Exponentials<V>& softmax, int64_t m, typename V::value* complement) {
   Complement<V> scan;
   from_right<V>(
-      m, [&](int64_t k, auto part) { part.store(scan.step(part.load(softmax.e + k), softmax.scale), complement + k); }, scan);
+      m, [&](int64_t k, auto part) { part.store(scan.step(softmax, k, part), complement + k); }, scan);
 }
 
 // One value per chunk [gates] to one per dimension [d].

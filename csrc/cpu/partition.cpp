@@ -14,14 +14,12 @@ void partition(int64_t rows, Matrix h, Matrix z, double temperature, Matrix uni,
     using V = decltype(vector);
     using T = typename V::value;
     parallel_rows(rows, d, threads, [&](int64_t begin, int64_t end) {
-      Scratch<T> scratch(9, d);
-      Exponentials<V> softmax{scratch[2], scratch[3]};
-      for (int64_t row = begin; row < end; ++row) {
+      Scratch<T> scratch(6, d);
+      SoftmaxRows<V, 1> softmax({z}, begin, end, temperature);
+      for (int64_t row = begin; row < end; ++row, softmax.advance()) {
         const T* x = read(h, row, scratch[0]);
-        const T* logits = read(z, row, scratch[1]);
-        softmax.compute(logits, logits + gates, gates, T(temperature));
-        T* u = target(uni, row, scratch[4]);
-        T* p = target(paired, row, scratch[5]);
+        T* u = target(uni, row, scratch[1]);
+        T* p = target(paired, row, scratch[2]);
         with_stores(bypass, [&](auto store) {
           Complement<V> complement;
           const auto split = [&](int64_t k, auto part, V gate, V not_gate) {
@@ -30,19 +28,18 @@ void partition(int64_t rows, Matrix h, Matrix z, double temperature, Matrix uni,
             store(part, gate * value, p + k);
           };
           if (gates == d) {
-            from_right<V>(
-                d,
+            softmax.from_right(
                 [&](int64_t k, auto part) {
                   prefetch(x + d + k);
-                  split(k, part, softmax.gate(k, part), complement.step(part.load(softmax.e + k), softmax.scale));
+                  split(k, part, softmax[0].gate(k, part), complement.step(softmax[0], k, part));
                 },
                 complement);
             return;
           }
-          T *gate = scratch[6], *not_gate = scratch[7], *narrow = scratch[8];
-          complement_row<V>(softmax, gates, narrow);
+          T *gate = scratch[3], *not_gate = scratch[4], *narrow = scratch[5];
+          complement_row<V>(softmax[0], gates, narrow);
           expand(narrow, gates, d, not_gate);
-          gate_row<V>(softmax, gates, narrow);
+          gate_row<V>(softmax[0], gates, narrow);
           expand(narrow, gates, d, gate);
           for_each_vector<V>(d, [&](int64_t k, auto part) { split(k, part, part.load(gate + k), part.load(not_gate + k)); });
         });
@@ -62,17 +59,15 @@ void partition_backward(int64_t rows, Matrix grad_uni, Matrix grad_paired, Matri
     using V = decltype(vector);
     using T = typename V::value;
     parallel_rows(rows, d, threads, [&](int64_t begin, int64_t end) {
-      Scratch<T> scratch(12, d);
-      Exponentials<V> softmax{scratch[2], scratch[3]};
-      for (int64_t row = begin; row < end; ++row) {
+      Scratch<T> scratch(9, d);
+      SoftmaxRows<V, 1> softmax({z}, begin, end, temperature);
+      for (int64_t row = begin; row < end; ++row, softmax.advance()) {
         const T* x = read(h, row, scratch[0]);
-        const T* du = read(grad_uni, row, scratch[4]);
-        const T* dp = read(grad_paired, row, scratch[5]);
-        const T* logits = read(z, row, scratch[1]);
-        softmax.compute(logits, logits + gates, gates, T(temperature));
-        T* dh = target(grad_h, row, scratch[6]);
-        T* dz = target(grad_z, row, scratch[7]);
-        T* suffix = scratch[8];
+        const T* du = read(grad_uni, row, scratch[1]);
+        const T* dp = read(grad_paired, row, scratch[2]);
+        T* dh = target(grad_h, row, scratch[3]);
+        T* dz = target(grad_z, row, scratch[4]);
+        T* suffix = scratch[5];
         with_stores(bypass, [&](auto store) {
           Complement<V> complement;
           GateGradient<V> gradient;
@@ -83,32 +78,27 @@ void partition_backward(int64_t rows, Matrix grad_uni, Matrix grad_paired, Matri
             return single_grad_gate(part.load(x + k), u, p);
           };
           if (gates == d) {
-            from_right<V>(
-                d,
+            softmax.from_right(
                 [&](int64_t k, auto part) {
-                  prefetch(x + d + k);
-                  prefetch(du + d + k);
-                  prefetch(dp + d + k);
-                  const V e = part.load(softmax.e + k);
-                  const V by_gate = step(k, part, softmax.gate(k, part), complement.step(e, softmax.scale));
-                  part.store(gradient.step(by_gate, e), suffix + k);
+                  for (const T* row_of : {x, du, dp}) prefetch(row_of + d + k);
+                  const V by_gate = step(k, part, softmax[0].gate(k, part), complement.step(softmax[0], k, part));
+                  part.store(gradient.step(by_gate, part.load(softmax[0].e + k)), suffix + k);
                 },
                 complement, gradient);
           } else {
-            T *gate = scratch[9], *not_gate = scratch[10], *by_gate = scratch[11];
-            complement_row<V>(softmax, gates, by_gate);
+            T *gate = scratch[6], *not_gate = scratch[7], *by_gate = scratch[8];
+            complement_row<V>(softmax[0], gates, by_gate);
             expand(by_gate, gates, d, not_gate);
-            gate_row<V>(softmax, gates, by_gate);
+            gate_row<V>(softmax[0], gates, by_gate);
             expand(by_gate, gates, d, gate);
             for_each_vector<V>(
                 d, [&](int64_t k, auto part) { part.store(step(k, part, part.load(gate + k), part.load(not_gate + k)), by_gate + k); });
             chunk_sum(by_gate, gates, d);
-            from_right<V>(
-                gates,
-                [&](int64_t k, auto part) { part.store(gradient.step(part.load(by_gate + k), part.load(softmax.e + k)), suffix + k); },
+            softmax.from_right(
+                [&](int64_t k, auto part) { part.store(gradient.step(part.load(by_gate + k), part.load(softmax[0].e + k)), suffix + k); },
                 gradient);
           }
-          gradient.finish(suffix, softmax, gates, T(temperature), store, dz);
+          gradient.finish(suffix, softmax[0], gates, T(temperature), store, dz);
         });
         finish(grad_h, row, dh);
         finish(grad_z, row, dz);

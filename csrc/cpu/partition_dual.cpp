@@ -14,54 +14,47 @@ struct Gates {
   V e, ne, r, nr;
 };
 
-// Both gates of a row, from the scans of their logits.
+// Both gates of one row after another.
 template <class V>
 struct DualGate {
   using T = typename V::value;
 
-  explicit DualGate(int64_t d) : rows(11, d), uni{rows[2], rows[3]}, paired{rows[4], rows[5]} {}
-
-  void compute(const Matrix& z_uni, const Matrix& z_paired, int64_t row, T temperature) {
-    const int64_t gates = z_uni.width;
-    const T *logits_uni = read(z_uni, row, rows[0]), *logits_paired = read(z_paired, row, rows[1]);
-    uni.compute(logits_uni, logits_uni + gates, gates, temperature);
-    paired.compute(logits_paired, logits_paired + gates, gates, temperature);
-  }
+  DualGate(const Matrix& z_uni, const Matrix& z_paired, int64_t begin, int64_t end, double temperature, int64_t d)
+      : softmax({z_uni, z_paired}, begin, end, temperature), rows(5, d) {}
 
   // Where there is a gate per dimension: calls body(k, part, gates) from the right.
   template <class Body, class... Sums>
-  void from_right(int64_t d, Body&& body, Sums&... sums) {
+  void from_right(Body&& body, Sums&... sums) {
     Complement<V> after_uni, after_paired;
-    cpu::from_right<V>(
-        d,
+    softmax.from_right(
         [&](int64_t k, auto part) {
           body(k, part,
-               Gates<V>{after_uni.step(part.load(uni.e + k), uni.scale), uni.gate(k, part), paired.gate(k, part),
-                        after_paired.step(part.load(paired.e + k), paired.scale)});
+               Gates<V>{after_uni.step(softmax[0], k, part), softmax[0].gate(k, part), softmax[1].gate(k, part),
+                        after_paired.step(softmax[1], k, part)});
         },
         after_uni, after_paired, sums...);
   }
 
   // Where a gate stands for several dimensions: the gates as rows [gates], and then as rows [d].
   void store(int64_t gates) {
-    complement_row<V>(uni, gates, rows[6]);
-    gate_row<V>(uni, gates, rows[7]);
-    gate_row<V>(paired, gates, rows[8]);
-    complement_row<V>(paired, gates, rows[9]);
+    complement_row<V>(softmax[0], gates, rows[0]);
+    gate_row<V>(softmax[0], gates, rows[1]);
+    gate_row<V>(softmax[1], gates, rows[2]);
+    complement_row<V>(softmax[1], gates, rows[3]);
   }
   void expand(int64_t gates, int64_t d) {
-    for (int row = 6; row < 10; ++row) {
-      std::copy_n(rows[row], gates, rows[10]);
-      cpu::expand(rows[10], gates, d, rows[row]);
+    for (int row = 0; row < 4; ++row) {
+      std::copy_n(rows[row], gates, rows[4]);
+      cpu::expand(rows[4], gates, d, rows[row]);
     }
   }
   template <class Part>
   Gates<V> stored(int64_t k, Part part) {
-    return {part.load(rows[6] + k), part.load(rows[7] + k), part.load(rows[8] + k), part.load(rows[9] + k)};
+    return {part.load(rows[0] + k), part.load(rows[1] + k), part.load(rows[2] + k), part.load(rows[3] + k)};
   }
 
+  SoftmaxRows<V, 2> softmax;
   Scratch<T> rows;
-  Exponentials<V> uni, paired;
 };
 
 }  // namespace
@@ -74,11 +67,10 @@ void partition_dual(int64_t rows, Matrix h, Matrix z_uni, Matrix z_paired, doubl
     using V = decltype(vector);
     using T = typename V::value;
     parallel_rows(rows, 2 * d, threads, [&](int64_t begin, int64_t end) {
-      DualGate<V> gate(d);
+      DualGate<V> gate(z_uni, z_paired, begin, end, temperature, d);
       Scratch<T> scratch(4, d);
-      for (int64_t row = begin; row < end; ++row) {
+      for (int64_t row = begin; row < end; ++row, gate.softmax.advance()) {
         const T* x = read(h, row, scratch[0]);
-        gate.compute(z_uni, z_paired, row, T(temperature));
         T* u = target(uni_only, row, scratch[1]);
         T* p = target(paired_only, row, scratch[2]);
         T* s = target(shared, row, scratch[3]);
@@ -90,7 +82,7 @@ void partition_dual(int64_t rows, Matrix h, Matrix z_uni, Matrix z_paired, doubl
             store(part, by_e * at.r, s + k);
           };
           if (gates == d) {
-            gate.from_right(d, [&](int64_t k, auto part, const Gates<V>& at) {
+            gate.from_right([&](int64_t k, auto part, const Gates<V>& at) {
               prefetch(x + d + k);
               split(k, part, at);
             });
@@ -118,14 +110,13 @@ void partition_dual_backward(int64_t rows, Matrix grad_uni, Matrix grad_paired, 
     using V = decltype(vector);
     using T = typename V::value;
     parallel_rows(rows, 2 * d, threads, [&](int64_t begin, int64_t end) {
-      DualGate<V> gate(d);
+      DualGate<V> gate(z_uni, z_paired, begin, end, temperature, d);
       Scratch<T> scratch(12, d);
-      for (int64_t row = begin; row < end; ++row) {
+      for (int64_t row = begin; row < end; ++row, gate.softmax.advance()) {
         const T* x = read(h, row, scratch[0]);
         const T* du = read(grad_uni, row, scratch[1]);
         const T* dp = read(grad_paired, row, scratch[2]);
         const T* ds = read(grad_shared, row, scratch[3]);
-        gate.compute(z_uni, z_paired, row, T(temperature));
         T* dh = target(grad_h, row, scratch[4]);
         T* dz_uni = target(grad_z_uni, row, scratch[5]);
         T* dz_paired = target(grad_z_paired, row, scratch[6]);
@@ -135,12 +126,11 @@ void partition_dual_backward(int64_t rows, Matrix grad_uni, Matrix grad_paired, 
           // from what each part's gradient, times h, adds to a gate's
           const auto scan = [&](int64_t k, auto part, const Gates<V>& at, V u, V p, V s) {
             const V by_uni = dual_grad_uni_gate(at.r, at.nr, u, p, s), by_paired = dual_grad_paired_gate(at.e, at.ne, u, p, s);
-            part.store(gradient_uni.step(by_uni, part.load(gate.uni.e + k)), suffix_uni + k);
-            part.store(gradient_paired.step(by_paired, part.load(gate.paired.e + k)), suffix_paired + k);
+            part.store(gradient_uni.step(by_uni, part.load(gate.softmax[0].e + k)), suffix_uni + k);
+            part.store(gradient_paired.step(by_paired, part.load(gate.softmax[1].e + k)), suffix_paired + k);
           };
           if (gates == d) {
             gate.from_right(
-                d,
                 [&](int64_t k, auto part, const Gates<V>& at) {
                   for (const T* row_of : {x, du, dp, ds}) prefetch(row_of + d + k);
                   const V value = part.load(x + k), u = part.load(du + k), p = part.load(dp + k), s = part.load(ds + k);
@@ -164,14 +154,13 @@ void partition_dual_backward(int64_t rows, Matrix grad_uni, Matrix grad_paired, 
             chunk_sum(by_paired, gates, d);
             chunk_sum(by_shared, gates, d);
             gate.from_right(
-                gates,
                 [&](int64_t k, auto part, const Gates<V>& at) {
                   scan(k, part, at, part.load(by_uni + k), part.load(by_paired + k), part.load(by_shared + k));
                 },
                 gradient_uni, gradient_paired);
           }
-          gradient_uni.finish(suffix_uni, gate.uni, gates, T(temperature), store, dz_uni);
-          gradient_paired.finish(suffix_paired, gate.paired, gates, T(temperature), store, dz_paired);
+          gradient_uni.finish(suffix_uni, gate.softmax[0], gates, T(temperature), store, dz_uni);
+          gradient_paired.finish(suffix_paired, gate.softmax[1], gates, T(temperature), store, dz_paired);
         });
         finish(grad_h, row, dh);
         finish(grad_z_uni, row, dz_uni);

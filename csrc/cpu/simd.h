@@ -39,6 +39,7 @@ struct Lane {
   static Lane min(Lane a, Lane b) { return {a.v < b.v ? a.v : b.v}; }
   static Lane fma(Lane a, Lane b, Lane c) { return {a.v * b.v + c.v}; }
   static Lane exp(Lane a) { return {std::exp(a.v)}; }
+  static Lane exp2(Lane a) { return {std::exp2(a.v)}; }
   Lane scan_from_left() const { return *this; }
   Lane scan_from_right() const { return *this; }
   Lane first() const { return *this; }
@@ -90,6 +91,9 @@ struct Simd {
   static Simd fma(Simd a, Simd b, Simd c) { return {_mm512_fmadd_ps(a.v, b.v, c.v)}; }
   // a * 2^n for integral n
   static Simd scale(Simd a, Simd n) { return {_mm512_scalef_ps(a.v, n.v)}; }
+  // a - floor(a), 0 for infinities, and b * 2^floor(a)
+  static Simd fraction(Simd a) { return {_mm512_reduce_ps(a.v, _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC)}; }
+  static Simd scale_by_floor(Simd b, Simd a) { return {_mm512_scalef_ps(b.v, a.v)}; }
   Simd scan_from_left() const {
     const __m512i zero = _mm512_setzero_si512();
     __m512 x = v;
@@ -115,6 +119,7 @@ struct Simd {
   float sum() const { return _mm512_reduce_add_ps(v); }
   float largest() const { return _mm512_reduce_max_ps(v); }
   static Simd exp(Simd a);
+  static Simd exp2(Simd a);
 
  private:
   static __mmask16 mask(int64_t n) { return static_cast<__mmask16>((1u << n) - 1u); }
@@ -219,7 +224,14 @@ struct Simd {
     const __m128 two = _mm_max_ps(four, _mm_movehl_ps(four, four));
     return _mm_cvtss_f32(_mm_max_ss(two, _mm_movehdup_ps(two)));
   }
+  // a - floor(a), and b * 2^floor(a); a within the exponents of float, and all below -150 as -150
+  static Simd fraction(Simd a) {
+    const Simd x = max(set(-150.0f), a);
+    return {_mm256_sub_ps(x.v, _mm256_floor_ps(x.v))};
+  }
+  static Simd scale_by_floor(Simd b, Simd a) { return scale(b, {_mm256_floor_ps(max(set(-150.0f), a).v)}); }
   static Simd exp(Simd a);
+  static Simd exp2(Simd a);
 
  private:
   static __m256i mask(int64_t n) {
@@ -290,6 +302,19 @@ inline Simd Simd::exp(Simd a) {
   y = fma(y, r, set(1.0f));
   y = fma(y, r, set(1.0f));
   return scale(y, n);
+}
+
+// 2^a for a <= 127 by a polynomial fitted to relative error on [0, 1) (2e-9 before rounding); within 0.95 ulp. Cheaper than exp.
+inline Simd Simd::exp2(Simd a) {
+  const Simd r = fraction(a);
+  Simd y = set(2.17022554e-04f);
+  y = fma(y, r, set(1.24396877e-03f));
+  y = fma(y, r, set(9.67884059e-03f));
+  y = fma(y, r, set(5.54833412e-02f));
+  y = fma(y, r, set(2.40229830e-01f));
+  y = fma(y, r, set(6.93146992e-01f));
+  y = fma(y, r, set(1.0f));
+  return scale_by_floor(y, a);
 }
 #endif
 

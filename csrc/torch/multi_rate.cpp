@@ -84,12 +84,14 @@ struct Watched {
   bool dense;    // whether a kernel walks that memory itself
   int64_t slot;  // of the gradients' table, -1 where the parameter had no gradient
   bool copied;   // a copy of the gradient is at that address, made by whoever asks
+  bool versioned;  // whether a write by anybody else takes new tables: a copy of the parameter is kept, master weights
   at::ScalarType gradient_dtype;
+  uint32_t version = 0;
 };
 
 class Watch {
  public:
-  // params: (parameter, its local tensor, slot, copied, dtype of a gradient as a tensor of it) each; addresses of the tables.
+  // params: (parameter, its local tensor, slot, copied, versioned, gradient or None, for its dtype) each; addresses of the tables.
   Watch(const py::list& params, const py::dict& state, const py::list& groups, const py::dict& columns, uintptr_t gradients, uintptr_t rows,
         uintptr_t rows_double)
       : state_(state.ptr()),
@@ -99,12 +101,14 @@ class Watch {
     for (const auto& item : params) {
       const auto entry = py::reinterpret_borrow<py::tuple>(item);
       const py::object handle = entry[0], local = entry[1];
+      const py::object gradient = entry[5];
       Watched w{THPVariable_Unpack(handle.ptr()), THPVariable_Unpack(local.ptr()), py::object(), nullptr, false, entry[2].cast<int64_t>(),
-                entry[3].cast<bool>(), at::kFloat};
+                entry[3].cast<bool>(), entry[4].cast<bool>(), at::kFloat};
       if (!handle.is(local)) w.handle = handle;
       w.data = w.local.const_data_ptr();
       w.dense = w.local.is_non_overlapping_and_dense();
-      w.gradient_dtype = py::object(entry[4]).is_none() ? at::kFloat : THPVariable_Unpack(py::object(entry[4]).ptr()).scalar_type();
+      if (!gradient.is_none()) w.gradient_dtype = THPVariable_Unpack(gradient.ptr()).scalar_type();
+      w.version = version_of(w);
       params_.push_back(std::move(w));
     }
     for (const auto& item : state) {
@@ -132,7 +136,8 @@ class Watch {
       if (!followed) return kRebuild;
     }
     for (auto& w : params_) {
-      const int change = w.handle ? look_at_shard(w) : look_at(w, w.local, w.param.unsafeGetTensorImpl()->grad());
+      if (w.versioned && version_of(w) != w.version) return kRebuild;
+      const int change = w.handle ? look_at_shard(w) : look_at(w, w.local, w.param.unsafeGetTensorImpl()->grad(), true);
       if (change == kRebuild) return kRebuild;
       changes |= change;
     }
@@ -141,12 +146,16 @@ class Watch {
 
   // Tells autograd that the parameters were written: what saved them for a backward pass must not use them any more.
   void bump_versions() {
-    for (const auto& w : params_) {
-      if (w.slot >= 0) w.param.unsafeGetTensorImpl()->bump_version();
+    for (auto& w : params_) {
+      if (w.slot < 0) continue;
+      w.param.unsafeGetTensorImpl()->bump_version();
+      w.version = version_of(w);
     }
   }
 
  private:
+  static uint32_t version_of(const Watched& w) { return w.versioned ? w.param.unsafeGetTensorImpl()->version_counter().current_version() : 0; }
+
   bool take_in(size_t group, PyObject* key, PyObject* old, PyObject* now) {
     for (const Column& column : columns_) {
       // a loaded key is equal without being the same object
@@ -166,16 +175,19 @@ class Watch {
   int look_at_shard(const Watched& w) {
     const py::object local = w.handle.attr("_local_tensor");
     const at::Tensor& grad = w.param.unsafeGetTensorImpl()->grad();
-    if (!grad.defined()) return look_at(w, THPVariable_Unpack(local.ptr()), grad);
-    const py::object shard = py::reinterpret_steal<py::object>(THPVariable_Wrap(grad)).attr("_local_tensor");
-    return look_at(w, THPVariable_Unpack(local.ptr()), THPVariable_Unpack(shard.ptr()));
+    if (!grad.defined()) return look_at(w, THPVariable_Unpack(local.ptr()), grad, true);
+    const py::object handle = py::reinterpret_steal<py::object>(THPVariable_Wrap(grad));
+    const py::object shard = handle.attr("_local_tensor");
+    const bool placed = handle.attr("_spec").attr("placements").equal(w.handle.attr("_spec").attr("placements"));
+    return look_at(w, THPVariable_Unpack(local.ptr()), THPVariable_Unpack(shard.ptr()), placed);
   }
 
-  int look_at(const Watched& w, const at::Tensor& local, const at::Tensor& grad) {
+  // placed: whether the gradient's shards are cut as the parameter's are
+  int look_at(const Watched& w, const at::Tensor& local, const at::Tensor& grad, bool placed) {
     if (!grad.defined()) return w.slot < 0 ? kNone : kRebuild;
     if (w.slot < 0 || local.const_data_ptr() != w.data) return kRebuild;
     if (grad.layout() != at::kStrided || grad.scalar_type() != w.gradient_dtype || grad.device() != local.device()) return kRebuild;
-    const bool direct = w.dense && same_strides(local, grad);
+    const bool direct = placed && w.dense && same_strides(local, grad);
     if (direct == w.copied) return kRebuild;
     if (w.copied) return kNone;
     const auto address = reinterpret_cast<uintptr_t>(grad.const_data_ptr());

@@ -161,29 +161,51 @@ Three partition_dual_autograd(const Tensor& h, const Tensor& z_uni, const Tensor
 void bind_partitioned_linear(py::module_& m);
 void bind_reconstruction(py::module_& m);
 void bind_duc_loss(py::module_& m);
+void bind_info_nce(py::module_& m);
+void implement_partitioned_linear(torch::Library& cpu, torch::Library& autograd);
+void implement_reconstruction(torch::Library& cpu, torch::Library& autograd);
+void implement_duc_loss(torch::Library& cpu, torch::Library& autograd);
+void implement_info_nce(torch::Library& cpu, torch::Library& autograd);
+void implement_gated_mixture(torch::Library& cpu, torch::Library& autograd);
+void implement_gaussian_sample_kl(torch::Library& cpu, torch::Library& autograd);
+
+namespace {
+
+// The backward ops keep Python's derivative, which refuses: it is reached only where a second derivative is recorded.
+void implement_partitions(torch::Library& cpu, torch::Library& autograd) {
+  cpu.impl("partition", TORCH_FN(partition));
+  cpu.impl("partition_backward", TORCH_FN(partition_backward));
+  cpu.impl("partition_dual", TORCH_FN(partition_dual));
+  cpu.impl("partition_dual_backward", TORCH_FN(partition_dual_backward));
+  autograd.impl("partition", TORCH_FN(partition_autograd));
+  autograd.impl("partition_dual", TORCH_FN(partition_dual_autograd));
+}
+
+void implement() {
+  // a library takes its kernels with it when it goes
+  static torch::Library cpu(torch::Library::IMPL, "pgm_fast", c10::DispatchKey::CPU, __FILE__, __LINE__);
+  static torch::Library autograd(torch::Library::IMPL, "pgm_fast", c10::DispatchKey::AutogradCPU, __FILE__, __LINE__);
+  implement_partitions(cpu, autograd);
+  implement_partitioned_linear(cpu, autograd);
+  implement_reconstruction(cpu, autograd);
+  implement_duc_loss(cpu, autograd);
+  implement_info_nce(cpu, autograd);
+  implement_gated_mixture(cpu, autograd);
+  implement_gaussian_sample_kl(cpu, autograd);
+}
+
+}  // namespace
 
 void bind_ops(py::module_& m) {
+  m.attr("schemas") = Op::schemas();
+  m.def("implement", &implement, "Puts the kernels behind the ops of these schemas; once, after Python has defined them.");
   m.def("serve", &Op::serve, "The kernels take calls of this op whose first tensor has this dtype, until forget().");
   m.def("forget", &Op::forget);
   m.def("set_dispatch", &Op::set_dispatch, "What computes the calls of this op that the kernels do not take.");
   bind_partitioned_linear(m);
   bind_reconstruction(m);
   bind_duc_loss(m);
+  bind_info_nce(m);
 }
 
 }  // namespace pgm_fast::host
-
-TORCH_LIBRARY_IMPL(pgm_fast, CPU, m) {
-  using namespace pgm_fast::host;
-  m.impl("partition", TORCH_FN(partition));
-  m.impl("partition_backward", TORCH_FN(partition_backward));
-  m.impl("partition_dual", TORCH_FN(partition_dual));
-  m.impl("partition_dual_backward", TORCH_FN(partition_dual_backward));
-}
-
-// The backward ops keep Python's derivative, which refuses: it is reached only where a second derivative is recorded.
-TORCH_LIBRARY_IMPL(pgm_fast, AutogradCPU, m) {
-  using namespace pgm_fast::host;
-  m.impl("partition", TORCH_FN(partition_autograd));
-  m.impl("partition_dual", TORCH_FN(partition_dual_autograd));
-}

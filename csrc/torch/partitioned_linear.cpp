@@ -207,15 +207,10 @@ void bind_partitioned_linear(py::module_& m) {
   m.def("partitioned_linear_backward", &backward, without_gil);
 }
 
+void implement_partitioned_linear(torch::Library& cpu, torch::Library& autograd) {
+  cpu.impl("partitioned_linear", TORCH_FN(forward_cpu));
+  cpu.impl("partitioned_linear_backward", TORCH_FN(backward_cpu));
+  autograd.impl("partitioned_linear", TORCH_FN(forward_autograd));
+}
+
 }  // namespace pgm_fast::host
-
-TORCH_LIBRARY_IMPL(pgm_fast, CPU, m) {
-  using namespace pgm_fast::host;
-  m.impl("partitioned_linear", TORCH_FN(forward_cpu));
-  m.impl("partitioned_linear_backward", TORCH_FN(backward_cpu));
-}
-
-TORCH_LIBRARY_IMPL(pgm_fast, AutogradCPU, m) {
-  using namespace pgm_fast::host;
-  m.impl("partitioned_linear", TORCH_FN(forward_autograd));
-}

@@ -24,8 +24,6 @@ using Six = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>;
 
 Op forward_op("reconstruction"), backward_op("reconstruction_backward");
 
-at::ScalarType accumulation(const Tensor& x) { return x.scalar_type() == at::kDouble ? at::kDouble : at::kFloat; }
-
 // [rows] in the type of the computation, undefined for the mean
 Tensor weights(const MaybeTensor& row_weight, int64_t rows, at::ScalarType dtype) {
   if (!row_weight) return {};
@@ -138,15 +136,10 @@ void bind_reconstruction(py::module_& m) {
   m.def("reconstruction_backward", &backward, without_gil);
 }
 
+void implement_reconstruction(torch::Library& cpu, torch::Library& autograd) {
+  cpu.impl("reconstruction", TORCH_FN(forward_cpu));
+  cpu.impl("reconstruction_backward", TORCH_FN(backward_cpu));
+  autograd.impl("reconstruction", TORCH_FN(forward_autograd));
+}
+
 }  // namespace pgm_fast::host
-
-TORCH_LIBRARY_IMPL(pgm_fast, CPU, m) {
-  using namespace pgm_fast::host;
-  m.impl("reconstruction", TORCH_FN(forward_cpu));
-  m.impl("reconstruction_backward", TORCH_FN(backward_cpu));
-}
-
-TORCH_LIBRARY_IMPL(pgm_fast, AutogradCPU, m) {
-  using namespace pgm_fast::host;
-  m.impl("reconstruction", TORCH_FN(forward_autograd));
-}

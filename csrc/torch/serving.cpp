@@ -38,4 +38,16 @@ void Op::forget() {
   for (Op* op : ops()) op->served_ = 0;
 }
 
+std::map<std::string, std::string> Op::schemas() {
+  const std::string all = " " PGM_FAST_SCHEMAS " ";  // name:digest name:digest ...
+  std::map<std::string, std::string> found;
+  for (const Op* op : ops()) {
+    const std::string key = " " + op->name_ + ":";
+    const auto at = all.find(key);
+    const auto begin = at + key.size();
+    found[op->name_] = at == std::string::npos ? "" : all.substr(begin, all.find(' ', begin) - begin);
+  }
+  return found;
+}
+
 }  // namespace pgm_fast::host

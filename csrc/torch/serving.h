@@ -3,9 +3,11 @@
 #pragma once
 
 #include <ATen/core/Tensor.h>
+#include <pybind11/stl.h>
 #include <torch/csrc/utils/pybind.h>
 
 #include <atomic>
+#include <map>
 #include <string>
 
 namespace pgm_fast::host {
@@ -32,6 +34,8 @@ class Op {
   static bool serve(const std::string& name, at::ScalarType dtype);
   static bool set_dispatch(const std::string& name, const py::object& dispatch);
   static void forget();
+  // name -> digest of the schema that this was built for, empty where the sources had none.
+  static std::map<std::string, std::string> schemas();
 
  private:
   static bool mixes(at::ScalarType first, const at::Tensor& other) {

@@ -13,11 +13,12 @@ For two modalities this is the published system. More are our extension: R over 
 N with the products of all pairs; the paper's own rows for three modalities use the intra-modality level alone.
 """
 
+from __future__ import annotations
+
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
 from itertools import combinations
-from typing import Dict, List, NamedTuple, Optional
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -26,7 +27,6 @@ from torch.nn import functional as F
 from .. import ops
 from ..data.batch import Batch
 from ..data.feature_set import DataSpec
-from ..errors import ConfigError
 from ..nn.gate import InteractionGate
 from ..nn.parts import SHARED, mark_part, modality_dict
 from ..nn.variational import Variational, VariationalLayer
@@ -36,50 +36,10 @@ from ..ops.philox import draw_seed
 from ..optim.groups import multi_rate_groups
 from .base import Method, ModelConfig, Output, Stage
 from .components import build_encoders, check_model, encode
+from .dmil_config import CONSISTENCY, INTRA, JOINT, STAGES, DMILConfig, check_config, loss_terms
 from .tasks import task_rows
 
 __all__ = ["DMIL", "DMILConfig"]
-
-INTRA, CONSISTENCY, JOINT = range(3)
-STAGES = ("intra", "consistency", "joint")
-
-
-def _three(*values: float):
-    return field(default_factory=lambda: list(values))
-
-
-@dataclass
-class DMILConfig:
-    """Settings of DMIL. Lists of three hold a value per stage: intra-modality level, consistency level, all together.
-
-    The loss weights are those of the released code, which multiply means over rows and dimensions.
-    """
-
-    stage_epochs: List[int] = _three(10, 5, 0)  # of each stage; 0 for train.epochs
-    stage_rates: List[float] = _three(3.0, 3.0, 3.0)  # factors on train.lr; 3 did best in validation on digits
-    schedule: str = "train"  # train: as train.schedule says; plateau: by the two lists below
-    plateau_factor: List[float] = _three(0.2, 0.1, 0.1)  # plateau: times this
-    plateau_patience: List[int] = _three(2, 1, 10)  # plateau: after this many epochs without a better score
-    task_weight: List[float] = _three(0.0, 1.0, 1.0)  # loss of the gated output
-    uni_weight: List[float] = _three(1.0, 0.0, 0.5)  # loss of each M
-    kl_weight: List[float] = _three(0.02, 0.0, 0.02)  # divergence of each M and each N
-    reconstruction_weight: List[float] = _three(0.005, 0.0, 0.003)  # each representation rebuilt from its M and N
-    consistency_kl_weight: List[float] = _three(0.0, 0.02, 0.008)  # divergence of R, of each U, each alignment
-    rebuild_weight: List[float] = _three(0.0, 0.005, 0.001)  # mean of each M rebuilt from R and its U
-    component_weight: List[float] = _three(0.0, 0.5, 0.8)  # loss of each component: every U, R and S
-    gate_weight: List[float] = _three(0.0, 0.0, 0.0)  # our extension, not published: see DMIL
-    # modality -> factor on kl_weight and reconstruction_weight in the first stage; 1 where not named
-    modality_weight: Dict[str, float] = field(default_factory=dict)
-    # {modality, shared or "*": {encoder, partitioner, uni, paired, decoder or head: factor on the stage's rate}}
-    rates: Dict[str, Dict[str, float]] = field(default_factory=dict)
-
-
-class Term(NamedTuple):
-    """A loss: its name and modality (None: it concerns all), and in which setting its weights stand."""
-
-    name: str
-    setting: str
-    modality: Optional[str] = None
 
 
 class Levels(NamedTuple):
@@ -93,11 +53,11 @@ class Levels(NamedTuple):
         rows: the losses that need no labels, per row, in the order of the terms.
     """
 
-    intra: Dict[str, Variational]
-    alone: Dict[str, Tensor]
-    logits: Dict[str, Tensor]
-    gate: Optional[Tensor]
-    rows: List[Tensor]
+    intra: dict[str, Variational]
+    alone: dict[str, Tensor]
+    logits: dict[str, Tensor]
+    gate: Tensor | None
+    rows: list[Tensor]
 
 
 class DMIL(Method):
@@ -106,8 +66,8 @@ class DMIL(Method):
     - Three stages, each with a new optimizer, from the best epoch of the one before: encoders and intra-modality level;
       the rest, with those frozen (in evaluation mode, so that batch statistics are too; N is still sampled); all.
       In the first stage the fused output is the mean of what the present modalities' M predict.
-    - ``Output.unimodal[m]`` is the head on M_m. ``Output.gates`` holds the weights of ``unique/<m>``, ``redundant`` and
-      ``synergistic``, from the second stage on.
+    - ``Output.unimodal[m]`` is the head on M_m. From the second stage on ``Output.further`` holds what each component
+      predicts, ``unique/<m>``, ``redundant`` and ``synergistic``, and ``Output.gates`` what each weighs.
     - Samples are drawn in training only; in evaluation every Gaussian is its mean. Noise comes from torch's generator
       (one draw per pass), whose state is in every checkpoint.
     - Absent modalities: M and N are zeros, U has gate weight 0, and their losses weigh nothing. S is used and scored in
@@ -134,7 +94,7 @@ class DMIL(Method):
     ):
         super().__init__(spec, model, config, encoders)
         check_model(model)
-        _check_config(config, spec)
+        check_config(config, spec)
         names, d, outputs = list(spec.modalities), model.dim, spec.num_outputs
         self.encoders = build_encoders(spec, model, encoders)
         self.intra = nn.ModuleDict(
@@ -162,10 +122,10 @@ class DMIL(Method):
             }
         )
         self._stage = JOINT
-        terms = [self._terms(stage) for stage in range(len(STAGES))]
-        weights = torch.zeros(len(STAGES), max(map(len, terms)))
-        for stage, of_stage in enumerate(terms):
-            weights[stage, : len(of_stage)] = torch.tensor([self._weight(term, stage) for term in of_stage])
+        self._terms = [loss_terms(config, names, stage) for stage in range(len(STAGES))]
+        weights = torch.zeros(len(STAGES), max(map(len, self._terms)))
+        for row, terms in zip(weights, self._terms, strict=True):
+            row[: len(terms)] = torch.tensor([term.weight for term in terms])
         self.register_buffer("loss_weights", weights, persistent=False)
 
     def forward(self, batch: Batch, report: bool = False) -> Output:
@@ -188,8 +148,9 @@ class DMIL(Method):
                 out.logits, weights = ops.gated_mixture(ordered, levels.gate)
                 if labels is not None:
                     scored = [task_rows(task, x, labels) for x in (out.logits, *ordered, *others)]
+            out.further = levels.logits
             out.gates = dict(zip(levels.logits, weights.unbind(1), strict=True))
-            if labels is not None and self._guides_gate(self._stage):
+            if labels is not None and self.config.gate_weight[self._stage] > 0:
                 levels.rows.append(_gate_error(weights, [levels.alone[m] for m in names], labels))
         if labels is not None:
             out.losses = self._losses(batch, [*scored, *levels.rows])
@@ -260,8 +221,8 @@ class DMIL(Method):
         return iter(draw_seed(device, count=count).split(1))
 
     def _losses(self, batch: Batch, rows: list[Tensor]) -> dict[str, Tensor]:
-        """Every term as a weighted sum over rows, in the order of :meth:`_terms`, and their weighted total."""
-        terms = self._terms(self._stage)
+        """Every term as a weighted sum over rows, in the order of the stage's terms, and their weighted total."""
+        terms = self._terms[self._stage]
         table = torch.cat([x.unsqueeze(1) if x.dim() == 1 else x for x in rows], dim=1)
         if batch.presence or batch.modality_weight:
             several = among(batch.weight, self._several(batch)) if batch.presence else batch.weight
@@ -275,35 +236,6 @@ class DMIL(Method):
         total = torch.dot(values, self.loss_weights[self._stage, : len(terms)].to(values.dtype))
         names = [term.name for term in terms]
         return dict(zip([*names, "total"], [*values.unbind(0), total], strict=True))
-
-    def _terms(self, stage: int) -> list[Term]:
-        """The losses of a stage, in the order in which a pass forms them."""
-        names = list(self.spec.modalities)
-        uni = [Term(f"uni/{m}", "uni_weight", m) for m in names]
-        components = [Term(f"unique/{m}", "component_weight", m) for m in names]
-        components += [Term(name, "component_weight") for name in ("redundant", "synergistic")]
-        reconstruction = [Term(f"reconstruction/{m}", "reconstruction_weight", m) for m in names]
-        rebuild = [Term(f"rebuild/{m}", "rebuild_weight", m) for m in names]
-        intra = [Term(f"{kind}/{m}", "kl_weight", m) for m in names for kind in ("kl_predictive", "kl_rest")]
-        consistency = [Term("kl_redundant", "consistency_kl_weight")]
-        consistency += [
-            Term(f"{kind}/{m}", "consistency_kl_weight", m) for m in names for kind in ("align", "kl_unique")
-        ]
-        task = [Term("task", "task_weight"), *components]
-        gate = [Term("gate", "gate_weight")] if self._guides_gate(stage) else []
-        if stage == INTRA:
-            return uni + intra + reconstruction
-        if stage == CONSISTENCY:
-            return task + consistency + rebuild + gate
-        return task + uni + intra + consistency + reconstruction + rebuild + gate
-
-    def _guides_gate(self, stage: int) -> bool:
-        return stage != INTRA and self.config.gate_weight[stage] > 0
-
-    def _weight(self, term: Term, stage: int) -> float:
-        weight = getattr(self.config, term.setting)[stage]
-        scaled = stage == INTRA and term.setting in ("kl_weight", "reconstruction_weight")
-        return weight * (self.config.modality_weight.get(term.modality, 1.0) if scaled else 1.0)
 
     def _several(self, batch: Batch) -> Tensor:
         """bool ``[n]``: rows with two modalities or more."""
@@ -343,7 +275,7 @@ class DMIL(Method):
     def begin_stage(self, index: int) -> None:
         self._stage = index
 
-    def train(self, mode: bool = True) -> "DMIL":
+    def train(self, mode: bool = True) -> DMIL:
         super().train(mode)
         if self._stage == CONSISTENCY:
             self.encoders.eval()
@@ -372,8 +304,8 @@ def _rebuilder(dim: int) -> nn.Sequential:
 def _squared_errors(pairs: list[tuple[Tensor, Tensor]]) -> Tensor:
     """Mean over dimensions for every pair, ``[n, pairs]``, in float32 or wider; all pairs in one go."""
     dtype = accumulation_dtype(pairs[0][0].dtype)
-    rebuilt, targets = (torch.stack([x.to(dtype) for x in side]) for side in zip(*pairs, strict=True))
-    return (rebuilt - targets).square().mean(-1).t()
+    rebuilt, targets = (torch.stack([x.to(dtype) for x in side], dim=1) for side in zip(*pairs, strict=True))
+    return F.mse_loss(rebuilt, targets, reduction="none").mean(-1)
 
 
 def _gate_error(weights: Tensor, alone: list[Tensor], labels: Tensor) -> Tensor:
@@ -392,46 +324,3 @@ def _gate_error(weights: Tensor, alone: list[Tensor], labels: Tensor) -> Tensor:
 
 def _hide(x: Tensor, present: Tensor | None) -> Tensor:
     return x if present is None else x.masked_fill(~present.unsqueeze(-1), 0.0)
-
-
-def _check_config(config: DMILConfig, spec: DataSpec) -> None:
-    if spec.task == "retrieval":
-        raise ConfigError(
-            "method dmil cannot do retrieval, which has no labels for its components to predict: use joint or pgm"
-        )
-    if len(spec.modalities) < 2:
-        raise ConfigError(
-            f"method dmil needs two modalities or more, the data has {', '.join(spec.modalities)}: use unimodal"
-        )
-    for m in config.modality_weight:
-        if m not in spec.modalities:
-            raise ConfigError(f"dmil.modality_weight names {m!r}; the data has {', '.join(spec.modalities)}")
-    for name in _PER_STAGE:
-        values = getattr(config, name)
-        if len(values) != len(STAGES) or not all(0 <= x < float("inf") for x in values):
-            raise ConfigError(f"dmil.{name} is {list(values)}, must be three finite numbers >= 0, one per stage")
-    if any(config.gate_weight) and (spec.task != "classification" or spec.num_outputs < 2):
-        raise ConfigError(
-            f"dmil.gate_weight is {list(config.gate_weight)}, but the task is {spec.task}: it needs classes"
-        )
-    for name, value in config.modality_weight.items():
-        if not 0 <= value < float("inf"):
-            raise ConfigError(f"dmil.modality_weight of {name!r} is {value}, must be a finite number >= 0")
-    if config.schedule not in ("train", "plateau"):
-        raise ConfigError(f"dmil.schedule is {config.schedule!r}, must be train or plateau")
-
-
-_PER_STAGE = (
-    "stage_epochs",
-    "stage_rates",
-    "plateau_factor",
-    "plateau_patience",
-    "task_weight",
-    "uni_weight",
-    "kl_weight",
-    "reconstruction_weight",
-    "consistency_kl_weight",
-    "rebuild_weight",
-    "component_weight",
-    "gate_weight",
-)

@@ -1,6 +1,10 @@
 """The ops: one file each, with its schema, checks, fake, derivative and plain PyTorch reference."""
 
-from .certainty_weighted_logits import certainty_weighted_logits
+from .certainty_weighted_logits import (
+    CertaintyPrediction,
+    certainty_weighted_logits,
+    certainty_weighted_prediction,
+)
 from .duc_loss import duc_loss
 from .effective_dimensions import EffectiveDimensions, effective_dimensions
 from .gated_mixture import gated_mixture, gated_mixture_loss
@@ -12,10 +16,13 @@ from .partition_dual import partition_dual
 from .partition_share import partition_share
 from .partitioned_linear import partitioned_linear
 from .reconstruction import reconstruction
+from .registration import connect_host
 
 __all__ = [
+    "CertaintyPrediction",
     "EffectiveDimensions",
     "certainty_weighted_logits",
+    "certainty_weighted_prediction",
     "duc_loss",
     "effective_dimensions",
     "gated_mixture",
@@ -29,3 +36,5 @@ __all__ = [
     "partitioned_linear",
     "reconstruction",
 ]
+
+connect_host()

@@ -8,6 +8,7 @@ Source: the inference of DI-MML, Fan et al., ACM MM 2024, arXiv 2407.19514.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -15,8 +16,24 @@ from torch import Tensor
 from .checks import check_features, check_temperature, check_tensor
 from .gates import accumulation_dtype
 from .registration import define, define_autograd, define_backward
+from .triton import contiguous_rows, register_triton
 
-__all__ = ["certainty_weighted_logits"]
+__all__ = ["CertaintyPrediction", "certainty_weighted_logits", "certainty_weighted_prediction"]
+
+
+class CertaintyPrediction(NamedTuple):
+    """Of B rows and K heads, all on the device of the logits; nothing of it is differentiable.
+
+    Attributes:
+        fused: ``[B, C]``; weights: ``[B, K]``, both as of :func:`certainty_weighted_logits`.
+        classes: int64 ``[B]``, the first at which fused is largest.
+        correct: int64 scalar, in how many rows that is the label; 0 without labels.
+    """
+
+    fused: Tensor
+    weights: Tensor
+    classes: Tensor
+    correct: Tensor
 
 
 def certainty_weighted_logits(
@@ -39,6 +56,40 @@ def certainty_weighted_logits(
         ValueError: no logits, shapes that do not fit, tensors on different devices, a temperature that is not finite
             and positive.
     """
+    return _certainty(*_check(logits, temperature, present))
+
+
+def certainty_weighted_prediction(
+    logits: Sequence[Tensor],
+    temperature: float = 1.0,
+    present: Tensor | None = None,
+    labels: Tensor | None = None,
+) -> CertaintyPrediction:
+    """As :func:`certainty_weighted_logits`, with the class of every row and the count of right ones, in the same pass.
+
+    Args:
+        logits, temperature, present: as there.
+        labels: int64 ``[B]``; one that is no class is never right. None to count nothing.
+
+    Raises:
+        TypeError, ValueError: as there; labels that are not int64 ``[B]``.
+    """
+    heads, present, temperature = _check(logits, temperature, present)
+    first = heads[0]
+    if labels is not None:
+        if not isinstance(labels, Tensor) or labels.dtype != torch.int64:
+            raise TypeError(f"labels must be an int64 tensor, got {getattr(labels, 'dtype', type(labels).__name__)}")
+        if labels.shape != first.shape[:1] or labels.device != first.device:
+            raise ValueError(
+                f"labels must have shape [{first.shape[0]}] on {first.device}, got {list(labels.shape)} on "
+                f"{labels.device}"
+            )
+    return CertaintyPrediction(*_certainty_prediction([z.detach() for z in heads], present, labels, temperature))
+
+
+def _check(
+    logits: Sequence[Tensor], temperature: float, present: Tensor | None
+) -> tuple[list[Tensor], Tensor | None, float]:
     if isinstance(logits, Tensor) or not isinstance(logits, Sequence) or not logits:
         raise ValueError(f"logits must be a sequence of at least one tensor [B, C], got {_described(logits)}")
     first = logits[0]
@@ -57,7 +108,7 @@ def certainty_weighted_logits(
             raise ValueError(
                 f"present must have shape {wanted} on {first.device}, got {list(present.shape)} on {present.device}"
             )
-    return _certainty(torch.stack(list(logits), dim=1), present, temperature)
+    return list(logits), present, temperature
 
 
 def _described(value: object) -> str:
@@ -66,57 +117,101 @@ def _described(value: object) -> str:
     return f"{type(value).__name__}" if not isinstance(value, Sequence) else "none"
 
 
-def _weights(z: Tensor, present: Tensor | None, temperature: float) -> tuple[Tensor, Tensor]:
-    """Weights ``[B, K]`` and class probabilities ``[B, K, C]`` in the accumulation dtype."""
-    p = z.to(accumulation_dtype(z.dtype)).softmax(-1)
-    scores = p.amax(-1) / temperature
+def _weights(logits: list[Tensor], present: Tensor | None, temperature: float) -> tuple[Tensor, Tensor, Tensor]:
+    """Weights ``[B, K]``, logits and class probabilities ``[K, B, C]`` in the accumulation dtype."""
+    z = torch.stack(logits).to(accumulation_dtype(logits[0].dtype))
+    p = z.softmax(-1)
+    scores = p.amax(-1).t() / temperature
     if present is None:
-        return scores.softmax(-1), p
+        return scores.softmax(-1), z, p
     # a row without heads would be a softmax over nothing
     w = scores.masked_fill(~present, -torch.inf).softmax(-1)
-    return torch.where(present, w, torch.zeros_like(w)), p
+    return torch.where(present, w, torch.zeros_like(w)), z, p
 
 
-def _reference(z: Tensor, present: Tensor | None, temperature: float) -> tuple[Tensor, Tensor]:
-    w, _ = _weights(z, present, temperature)
-    fused = (w.unsqueeze(-1) * z.to(w.dtype)).sum(1)
-    return fused.to(z.dtype), w.to(z.dtype)
+def _reference(logits: list[Tensor], present: Tensor | None, temperature: float) -> tuple[Tensor, Tensor]:
+    w, z, _ = _weights(logits, present, temperature)
+    dtype = logits[0].dtype
+    return (w.t().unsqueeze(-1) * z).sum(0).to(dtype), w.to(dtype)
+
+
+def _reference_prediction(
+    logits: list[Tensor], present: Tensor | None, labels: Tensor | None, temperature: float
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    fused, w = _reference(logits, present, temperature)
+    classes = fused.argmax(-1)
+    correct = classes.new_zeros(()) if labels is None else (classes == labels).sum()
+    return fused, w, classes, correct
 
 
 def _reference_backward(
-    grad_fused: Tensor, grad_weights: Tensor, z: Tensor, present: Tensor | None, temperature: float
+    grad_fused: Tensor, grad_weights: Tensor, logits: list[Tensor], present: Tensor | None, temperature: float
 ) -> Tensor:
-    w, p = _weights(z, present, temperature)
-    grad_fused = grad_fused.to(w.dtype).unsqueeze(1)
-    grad_w = (grad_fused * z.to(w.dtype)).sum(-1) + grad_weights
+    w, z, p = _weights(logits, present, temperature)
+    grad_fused = grad_fused.to(w.dtype)
+    grad_w = (grad_fused * z).sum(-1).t() + grad_weights
     grad_c = w * (grad_w - (w * grad_w).sum(-1, keepdim=True)) / temperature
     top, at = p.max(-1, keepdim=True)
     # d max softmax / dz = p_max (1[argmax] - p)
-    grad_z = -p * (top * grad_c.unsqueeze(-1))
-    grad_z.scatter_add_(-1, at, top * grad_c.unsqueeze(-1))
-    return (grad_z + w.unsqueeze(-1) * grad_fused).to(z.dtype)
+    by_top = top * grad_c.t().unsqueeze(-1)
+    grad_z = (-p * by_top).scatter_add_(-1, at, by_top)
+    return (grad_z + w.t().unsqueeze(-1) * grad_fused).to(logits[0].dtype)
+
+
+def _fake(logits, present, temperature):
+    first = logits[0]
+    return first.new_empty(first.shape), first.new_empty(first.shape[0], len(logits))
+
+
+def _fake_prediction(logits, present, labels, temperature):
+    first = logits[0]
+    counts = first.new_empty(first.shape[0], dtype=torch.int64), first.new_empty((), dtype=torch.int64)
+    return *_fake(logits, present, temperature), *counts
 
 
 _certainty = define(
-    "certainty_weighted_logits(Tensor z, Tensor? present, float temperature) -> (Tensor, Tensor)",
+    "certainty_weighted_logits(Tensor[] logits, Tensor? present, float temperature) -> (Tensor, Tensor)",
     _reference,
-    lambda z, present, temperature: (z.new_empty(z.shape[0], z.shape[2]), z.new_empty(z.shape[:2])),
+    _fake,
 )
 _certainty_backward = define_backward(
-    "certainty_weighted_logits_backward(Tensor grad_fused, Tensor grad_weights, Tensor z, Tensor? present, float "
-    "temperature) -> Tensor",
+    "certainty_weighted_logits_backward(Tensor grad_fused, Tensor grad_weights, Tensor[] logits, Tensor? present, "
+    "float temperature) -> Tensor",
     _reference_backward,
-    lambda grad_fused, grad_weights, z, present, temperature: z.new_empty(z.shape),
+    lambda grad_fused, grad_weights, logits, present, temperature: logits[0].new_empty((len(logits), *logits[0].shape)),
 )
+_certainty_prediction = define(
+    "certainty_weighted_prediction(Tensor[] logits, Tensor? present, Tensor? labels, float temperature) -> (Tensor, "
+    "Tensor, Tensor, Tensor)",
+    _reference_prediction,
+    _fake_prediction,
+)
+
+# heads that the Triton kernels are unrolled over at most
+_TRITON_MAX_HEADS = 16
+
+
+def _refuse(*arguments) -> str | None:
+    (logits,) = (x for x in arguments if isinstance(x, (list, tuple)))
+    if len(logits) > _TRITON_MAX_HEADS:
+        return f"takes at most {_TRITON_MAX_HEADS} heads, not {len(logits)}"
+    return None
+
+
+_TRITON = {"refuse": _refuse, "prepare": contiguous_rows}
+register_triton("certainty_weighted_logits", **_TRITON)
+register_triton("certainty_weighted_prediction", "certainty_weighted_logits", "predict", **_TRITON)
 
 
 def _setup_context(ctx, inputs, output) -> None:
-    z, present, ctx.temperature = inputs
-    ctx.save_for_backward(z, present)
+    logits, present, ctx.temperature = inputs
+    ctx.save_for_backward(present, *logits)
 
 
 def _backward(ctx, grad_fused: Tensor, grad_weights: Tensor):
-    return _certainty_backward(grad_fused, grad_weights, *ctx.saved_tensors, ctx.temperature), None, None
+    present, *logits = ctx.saved_tensors
+    grad_logits = _certainty_backward(grad_fused, grad_weights, logits, present, ctx.temperature)
+    return list(grad_logits.unbind(0)), None, None
 
 
 define_autograd(_certainty, _setup_context, _backward)

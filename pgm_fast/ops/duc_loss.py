@@ -15,12 +15,15 @@ from torch import Tensor
 
 from .checks import check_features, check_temperature, check_tensor
 from .gates import accumulation_dtype
-from .native import register_host
+from .native import refuse_mixed_precision, register_host
 from .registration import define, define_autograd, define_backward
+from .triton import TRITON_PRODUCT_DTYPES, register_triton
 
 __all__ = ["duc_loss"]
 
-_KEPT_PRODUCTS = 1 << 18  # a batch of up to 512 makes its gradient at once: the products fit a core's cache
+# Products of a batch that makes its gradient at once, by device: up to 512 rows they fit a CPU core's cache. On others
+# the gradient would take as long either way.
+_KEPT_PRODUCTS = {"cpu": 1 << 18}
 
 
 def duc_loss(
@@ -58,7 +61,8 @@ def duc_loss(
             int64 nor bool, a temperature that is not a Python number.
         ValueError: shapes that do not fit, tensors on different devices, rows outside of the batch, a temperature that
             is not finite and positive.
-        RuntimeError: a dimension outside of ``[0, d)``, as from ``torch.index_select``.
+        RuntimeError: a dimension outside of ``[0, d)``, as from ``torch.index_select``. Triton's kernels cannot raise:
+            with them the loss is NaN.
     """
     check_tensor("student", student, shape=(None, None))
     check_features("student", student)
@@ -77,7 +81,7 @@ def duc_loss(
         raise ValueError(f"rows must be (begin, end) with 0 <= begin <= end <= {student.shape[0]}, got {rows}")
     end = -1 if rows is None else end
     learns = torch.is_grad_enabled() and (student.requires_grad or teacher.requires_grad)
-    keep = learns and student.shape[0] ** 2 <= _KEPT_PRODUCTS
+    keep = learns and student.shape[0] ** 2 <= _KEPT_PRODUCTS.get(student.device.type, -1)
     return _duc_loss(student, teacher, dims, reverse_dims, weight, begin, end, temperature, keep)[0]
 
 
@@ -211,6 +215,18 @@ _duc_loss_backward = define_backward(
 
 register_host("duc_loss")
 register_host("duc_loss_backward")
+
+
+def _refuse_by_triton(*arguments) -> str | None:
+    tensors = [x for x in arguments if isinstance(x, Tensor)]
+    if len({x.dtype for x in tensors if not x.is_floating_point()}) > 1:
+        return "takes numbers of dimensions or masks, not one for each direction"
+    if arguments[-1] is True or any(x.ndim == 2 for x in arguments[6:8] if isinstance(x, Tensor)):
+        return "keeps no gradient in forward"
+    return refuse_mixed_precision(*arguments)
+
+
+register_triton("duc_loss", dtypes=TRITON_PRODUCT_DTYPES, refuse=_refuse_by_triton)
 
 
 def _setup_context(ctx, inputs, output) -> None:

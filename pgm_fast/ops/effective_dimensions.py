@@ -22,7 +22,9 @@ from .registration import define
 
 __all__ = ["EffectiveDimensions", "effective_dimensions"]
 
-_BLOCK_ELEMENTS = 1 << 20  # values looked at together: a few MiB of temporaries, and long enough for a kernel each
+# Values looked at together, on the CPU and on other devices: some MiB of temporaries per million, and enough for a
+# kernel each.
+_BLOCK_ELEMENTS, _BLOCK_ELEMENTS_ELSE = 1 << 20, 1 << 22
 
 
 class EffectiveDimensions:
@@ -64,8 +66,8 @@ class EffectiveDimensions:
     def add_to_centroids(self, features: Tensor, labels: Tensor, weight: Tensor | None = None) -> None:
         """First pass: ``[n, d]``, int64 ``[n]`` and None or the rows' weights ``[n]``."""
         for x, y, w in _blocks(features, labels, weight):
-            self._counts.index_add_(0, y, w)
-            self._sums.index_add_(0, y, x.double() if weight is None else x.double() * w.unsqueeze(1))
+            _add_by_class(self._counts, y, w)
+            _add_by_class(self._sums, y, x.double() if weight is None else x.double() * w.unsqueeze(1))
 
     def add_to_hits(self, features: Tensor, labels: Tensor, weight: Tensor | None = None) -> None:
         """Second pass, the same rows."""
@@ -125,11 +127,21 @@ def effective_dimensions(
 
 def _blocks(features: Tensor, labels: Tensor, weight: Tensor | None) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
     """Rows a few at a time, with float64 weights."""
-    size = max(1, _BLOCK_ELEMENTS // features.shape[1])
+    elements = _BLOCK_ELEMENTS if features.device.type == "cpu" else _BLOCK_ELEMENTS_ELSE
+    size = max(1, elements // features.shape[1])
     for begin in range(0, features.shape[0], size):
         y = labels[begin : begin + size]
         w = torch.ones_like(y, dtype=torch.float64) if weight is None else weight[begin : begin + size].double()
         yield features[begin : begin + size], y, w
+
+
+def _add_by_class(sums: Tensor, labels: Tensor, values: Tensor) -> None:
+    """``sums[labels[i]] += values[i]``, in the same order every time."""
+    if sums.device.type == "cpu":
+        sums.index_add_(0, labels, values)
+    else:
+        # there index_add_ adds in whatever order threads arrive, while accumulation by index_put_ sorts first
+        sums.index_put_((labels,), values, accumulate=True)
 
 
 def _cells(centroids: Tensor) -> tuple[Tensor, Tensor]:

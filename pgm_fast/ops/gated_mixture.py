@@ -18,6 +18,7 @@ from .checks import check_features, check_tensor
 from .gates import accumulation_dtype
 from .native import NATIVE_DTYPES
 from .registration import define, define_autograd, define_backward
+from .triton import contiguous_rows, register_triton
 
 __all__ = ["gated_mixture", "gated_mixture_loss"]
 
@@ -182,17 +183,34 @@ def _load_native_backward():
     return run
 
 
+# predictions that the Triton kernels are unrolled over at most: 16 take 226 registers per thread on sm_90
+_TRITON_MAX_SCORED = 16
+
+
 def _refuse(*arguments) -> str | None:
     """Whatever the gate's dtype, sums are formed in that of the logits; the kernel converts 16-bit gates to float."""
-    gate, logits = next((x, y) for x, y in zip(arguments, arguments[1:], strict=False) if isinstance(y, (list, tuple)))
+    gate, logits = _gate_and_logits(arguments)
     if (gate.dtype == torch.float64) != (logits[0].dtype == torch.float64) or logits[0].dtype not in NATIVE_DTYPES:
         return f"does not mix {gate.dtype} with {logits[0].dtype}"
     return None
 
 
+def _refuse_on_cuda(*arguments) -> str | None:
+    _, logits = _gate_and_logits(arguments)
+    if len(logits) > _TRITON_MAX_SCORED:
+        return f"takes at most {_TRITON_MAX_SCORED} predictions, not {len(logits)}"
+    return _refuse(*arguments)
+
+
+def _gate_and_logits(arguments: tuple) -> tuple[Tensor, Sequence[Tensor]]:
+    """Of the arguments of forward or backward: the logits are the only list, and the gate is before them."""
+    return next((x, y) for x, y in zip(arguments, arguments[1:], strict=False) if isinstance(y, (list, tuple)))
+
+
 _NATIVE = {"devices": ("cpu",), "dtypes": tuple(NATIVE_DTYPES), "refuse": _refuse}
 backends.register("gated_mixture", "native", _load_native, **_NATIVE)
 backends.register("gated_mixture_backward", "native", _load_native_backward, **_NATIVE)
+register_triton("gated_mixture", refuse=_refuse_on_cuda, prepare=contiguous_rows)
 
 
 def _setup_context(ctx, inputs, output) -> None:

@@ -19,6 +19,7 @@ from .gates import accumulation_dtype
 from .native import NATIVE_DTYPES
 from .philox import draw_seed, normal
 from .registration import define, define_autograd, define_backward
+from .triton import contiguous_rows, register_triton
 
 __all__ = ["gaussian_sample_kl"]
 
@@ -225,6 +226,7 @@ def _load_native_backward():
 _NATIVE = {"devices": ("cpu",), "dtypes": tuple(NATIVE_DTYPES)}
 backends.register("gaussian_sample_kl", "native", _load_native, **_NATIVE)
 backends.register("gaussian_sample_kl_backward", "native", _load_native_backward, **_NATIVE)
+register_triton("gaussian_sample_kl", prepare=contiguous_rows)
 
 
 def _setup_context(ctx, inputs, output) -> None:

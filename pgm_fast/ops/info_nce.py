@@ -14,6 +14,7 @@ from torch import Tensor
 
 from .checks import check_features, check_temperature, check_tensor
 from .gates import accumulation_dtype
+from .native import register_host
 from .registration import define, define_autograd, define_backward
 
 __all__ = ["info_nce"]
@@ -139,6 +140,9 @@ _info_nce_backward = define_backward(
     _reference_backward,
     lambda grad, a, b, weight, rows, columns, temperature, normalize: (a.new_empty(a.shape), b.new_empty(b.shape)),
 )
+
+register_host("info_nce")
+register_host("info_nce_backward")
 
 
 def _setup_context(ctx, inputs, output) -> None:

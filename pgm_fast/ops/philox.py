@@ -1,10 +1,10 @@
 """Counter-based noise: the same seed, row and column give the same number, so that noise is replayed and never stored.
 
 Philox4x32-10 of Salmon et al., SC 2011 ("Parallel random numbers: as easy as 1, 2, 3"), here in plain PyTorch: the
-definition that every kernel (``csrc/common/philox.h``) is held against. The key is the seed's low and high half. The
-16 * g + l th block of a row, with the counter (16 * g + l, row's low half, row's high half, 0), gives by two Box-Muller
-pairs the normals of the columns 64 * g + l, 64 * g + 16 + l, 64 * g + 32 + l and 64 * g + 48 + l: a vector of up to 16
-lanes finds its blocks side by side.
+definition that every kernel (``csrc/common/philox.h``, ``kernels/philox.py``) is held against. The key is the seed's
+low and high half. The 16 * g + l th block of a row, with the counter (16 * g + l, row's low half, row's high half, 0),
+gives by two Box-Muller pairs the normals of the columns 64 * g + l, 64 * g + 16 + l, 64 * g + 32 + l and 64 * g + 48 +
+l: a vector of up to 16 lanes finds its blocks side by side.
 
 Words are the same everywhere, bit by bit. The normals made of them are those of the exact formula up to a few roundings
 of log, square root, sine and cosine, and these differ from one machine and backend to another.
@@ -29,9 +29,19 @@ _ROUNDS = 10
 def draw_seed(device: torch.device, generator: torch.Generator | None = None, count: int = 1) -> Tensor:
     """int64 ``[count]`` on ``device``: the generator's next numbers; None for torch's own generator of that device.
 
-    No value is read on the host, so the call may be captured in a graph, where replays draw anew.
+    No value is read on the host, so that the call may be captured in a CUDA graph. Every replay draws anew, for torch
+    keeps the state of its own generator, and of one given to ``CUDAGraph.register_generator_state``, on the device, and
+    moves it on with each. A generator of another device costs a copy, which a graph could only repeat.
+
+    Raises:
+        ValueError: a generator of another device while a graph is being captured.
     """
     source = device if generator is None else generator.device
+    if device.type == "cuda" and source.type != "cuda" and torch.cuda.is_current_stream_capturing():
+        raise ValueError(
+            f"generator is on {source}, but a graph is being captured on {device}, whose replays would all have the "
+            f"same seed: hand in a generator of {device} that the graph has registered, or none"
+        )
     return torch.randint(0, 2**62, (count,), dtype=torch.int64, device=source, generator=generator).to(device)
 
 

@@ -9,10 +9,10 @@ import torch
 
 from .. import backends, host
 
-__all__ = ["define", "define_autograd", "define_backward"]
+__all__ = ["connect_host", "define", "define_autograd", "define_backward", "schemas"]
 
 _library = torch.library.Library("pgm_fast", "DEF")
-_host = host.load_or_none()
+schemas: dict[str, str] = {}  # of every op that is defined
 
 
 def define(schema: str, reference: Callable, fake: Callable):
@@ -26,6 +26,7 @@ def define(schema: str, reference: Callable, fake: Callable):
     """
     name = schema.partition("(")[0]
     _library.define(schema)
+    schemas[name] = schema
     backends.register(name, "torch", lambda: reference)
 
     def dispatch(*args):
@@ -33,8 +34,9 @@ def define(schema: str, reference: Callable, fake: Callable):
 
     # explicit autograd: one body for every device, and autograd (registered apart) still sees the op as a whole
     _library.impl(name, dispatch, "CompositeExplicitAutograd")
-    if _host is not None:
-        _host.set_dispatch(name, dispatch)
+    compiled = host.load_or_none()
+    if compiled is not None:
+        compiled.set_dispatch(name, dispatch)
     torch.library.register_fake(f"pgm_fast::{name}", fake, lib=_library)
     return getattr(torch.ops.pgm_fast, name).default
 
@@ -57,3 +59,8 @@ def define_backward(schema: str, reference: Callable, fake: Callable):
 def define_autograd(op, setup_context: Callable, backward: Callable) -> None:
     """Gives ``op`` its derivative; ``backward`` calls another op, so that it is one node to ``torch.compile`` too."""
     torch.library.register_autograd(op, backward, setup_context=setup_context, lib=_library)
+
+
+def connect_host() -> None:
+    """Puts the compiled host path in front of the ops defined so far, where there is one built for their schemas."""
+    host.connect(schemas)

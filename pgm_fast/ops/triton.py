@@ -12,7 +12,7 @@ from torch import Tensor
 from .. import backends
 from .native import refuse_mixed_precision
 
-__all__ = ["TRITON_DTYPES", "TRITON_PRODUCT_DTYPES", "register_triton"]
+__all__ = ["TRITON_DTYPES", "TRITON_PRODUCT_DTYPES", "contiguous", "contiguous_rows", "register_triton"]
 
 TRITON_DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 # double precision has no place on the matrix units that these kernels are for: the reference serves it
@@ -26,38 +26,49 @@ def register_triton(
     *,
     dtypes: tuple[torch.dtype, ...] = TRITON_DTYPES,
     refuse: Callable[..., str | None] = refuse_mixed_precision,
+    prepare: Callable[[object], object] | None = None,
 ) -> None:
     """Registers a function of ``kernels/`` as the ``triton`` backend of ``op`` on CUDA devices.
 
-    It takes the op's arguments, tensors and lists of tensors made contiguous here, and returns its outputs.
+    It takes the op's arguments and returns its outputs.
 
     Args:
         op: with ``function`` None, ``forward`` and ``backward`` of ``kernels/<op>.py`` are registered for ``op`` and
             ``<op>_backward``.
         file, function: ``kernels/<file>.py`` and the function in it.
         dtypes, refuse: see :class:`pgm_fast.backends.Implementation`.
+        prepare: what is done to each argument first; None for :func:`contiguous`.
     """
     if function is None:
-        register_triton(op, op, "forward", dtypes=dtypes, refuse=refuse)
-        register_triton(f"{op}_backward", op, "backward", dtypes=dtypes, refuse=refuse)
+        register_triton(op, op, "forward", dtypes=dtypes, refuse=refuse, prepare=prepare)
+        register_triton(f"{op}_backward", op, "backward", dtypes=dtypes, refuse=refuse, prepare=prepare)
     else:
-        load = partial(_load, file, function)
+        load = partial(_load, file, function, prepare or contiguous)
         backends.register(op, "triton", load, devices=("cuda",), dtypes=dtypes, refuse=refuse)
 
 
-def _load(file: str, function: str):
+def _load(file: str, function: str, prepare: Callable[[object], object]):
     kernel = getattr(importlib.import_module(f"pgm_fast.kernels.{file}"), function)
 
     def run(*arguments):
         first = arguments[0]
         # triton launches on the current device, whichever the tensors are on
         with torch.cuda.device_of(first if isinstance(first, Tensor) else first[0]):
-            return kernel(*map(_contiguous, arguments))
+            return kernel(*map(prepare, arguments))
 
     return run
 
 
-def _contiguous(argument):
+def contiguous(argument):
+    """Tensors and lists of tensors made contiguous; anything else as it is."""
     if isinstance(argument, Tensor):
         return argument.contiguous()
-    return [_contiguous(x) for x in argument] if isinstance(argument, list) else argument
+    return [contiguous(x) for x in argument] if isinstance(argument, list) else argument
+
+
+def contiguous_rows(argument):
+    """As :func:`contiguous`, but matrices only so far that each row is: rows may lie apart, or be one row again and
+    again."""
+    if isinstance(argument, Tensor) and argument.ndim == 2 and argument.stride(1) == 1:
+        return argument
+    return contiguous(argument)

@@ -36,7 +36,8 @@ class MultiRateAdamW(MultiRateOptimizer):
         skip_nonfinite: whether a NaN or an infinity in any gradient skips the step, as ``found_inf`` does; it is
             counted in ``skipped_steps``.
         master_weights: of 16-bit parameters: None; ``"float32"``, a float32 copy; ``"remainder"``, the 16 bits that a
-            bfloat16 lacks of a float32, half of that memory, to the same updates.
+            bfloat16 lacks of a float32, half of that memory, to the same updates. No process group gathers 16-bit
+            integers: checkpoint shards of that form as shards, without ``full_state_dict``.
         capturable: kept for torch; ``step`` and the moments are always on the device, so any instance can be captured,
             with ``lr`` as a tensor there if it is to change between replays.
 

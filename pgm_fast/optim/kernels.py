@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
+
 import torch
 
 from .. import backends
@@ -11,6 +13,7 @@ from .reference import run_squares, run_step
 __all__ = ["SQUARES", "STEP", "run"]
 
 SQUARES, STEP = "multi_rate_squares", "multi_rate_step"
+TRITON_FUNCTIONS = {SQUARES: "squares", STEP: "step"}
 
 
 def run(op: str, launch: Launch) -> None:
@@ -39,7 +42,7 @@ def _load_cuda(op: str):
         kernel, current_stream = getattr(native, op), torch.cuda.current_stream
         if op == STEP:
             return lambda sample, launch: kernel(
-                launch.address, _finished(launch), *_place(current_stream(sample.device))
+                launch.address, launch.finished.data_ptr(), *_place(current_stream(sample.device))
             )
         return lambda sample, launch: kernel(
             launch.address,
@@ -55,15 +58,22 @@ def _place(stream: torch.cuda.Stream) -> tuple[int, int]:
     return stream.device_index, stream.cuda_stream
 
 
-def _finished(launch: Launch) -> int:
-    """Address of the word in which a launch's blocks count themselves; 0 between launches."""
-    word = launch.scratch.get("finished")
-    if word is None:
-        word = launch.scratch["finished"] = torch.zeros(1, dtype=torch.int32, device=launch.device)
-    return word.data_ptr()
+def _load_triton(op: str):
+    def load():
+        kernel = getattr(importlib.import_module("pgm_fast.kernels.multi_rate"), TRITON_FUNCTIONS[op])
+
+        def run(sample, launch):
+            # triton launches on the current device, whichever the tables are on
+            with torch.cuda.device_of(sample):
+                kernel(launch)
+
+        return run
+
+    return load
 
 
 for _op, _reference in ((SQUARES, run_squares), (STEP, run_step)):
     backends.register(_op, "torch", lambda reference=_reference: lambda sample, launch: reference(launch))
     backends.register(_op, "native", _load_native(_op), devices=("cpu",), dtypes=tuple(DTYPES))
     backends.register(_op, "native", _load_cuda(_op), devices=("cuda",), dtypes=tuple(DTYPES))
+    backends.register(_op, "triton", _load_triton(_op), devices=("cuda",), dtypes=tuple(DTYPES))

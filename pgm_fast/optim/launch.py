@@ -17,7 +17,8 @@ import torch
 from torch import Tensor
 
 from .remainder import join_remainder, split_remainder
-from .watch import local_tensor
+from .tables import DeviceTables
+from .watch import local_gradient, local_tensor
 
 __all__ = ["GROUP_COLUMNS", "Entry", "Launch", "Shards", "chunk_size", "group_row"]
 
@@ -31,7 +32,7 @@ GROUP_COLUMNS = {"lr": 0, "weight_decay": 1, "eps": 7, "momentum": 8}
 """Hyper-parameters that a group's row holds as they are; the others are derived, see :func:`group_row`."""
 
 # words of the Launch struct that change from step to step
-WORD_GRAD_SCALE, WORD_FOUND_INF = 15, 16
+WORD_GRADIENTS, WORD_GROUPS, WORD_GRAD_SCALE, WORD_FOUND_INF = 1, 3, 15, 16
 
 SMALLEST_CHUNK, LARGEST_CHUNK = 1 << 10, 1 << 16
 CHUNKS_PER_PROCESSOR = 4
@@ -49,7 +50,7 @@ class Entry:
         moment_names: state that a step rewrites, in the order of the tables; None in the place of one that the group
             does without.
         work: dense memory that stands in for a parameter with gaps during a step; else None.
-        gradient_copy: the gradient in the strides of the parameter, where its own are others; else None.
+        gradient_copy: the gradient in the strides and placements of the parameter, where its own are others; else None.
     """
 
     param: Tensor
@@ -89,12 +90,18 @@ class Entry:
             self.state["master_param"].copy_(value)
         self.local().copy_(value)
 
+    def follow_param(self) -> None:
+        """Master weights of a parameter that was written by somebody else: its own value, wherever it is not what they
+        round to."""
+        master, param = self.state["master_param"], self.local()
+        master.copy_(torch.where(master.to(param.dtype) == param, master, param.to(master.dtype)))
+
     def copy_in(self) -> None:
         """Before a step: what a kernel cannot walk in place."""
         if self.work is not None:
             self.work.copy_(local_tensor(self.param.detach()))
         if self.gradient_copy is not None:
-            self.gradient_copy.copy_(local_tensor(self.param.grad.detach()))
+            self.gradient_copy.copy_(local_gradient(self.param))
 
     def copy_out(self) -> None:
         """After it."""
@@ -115,14 +122,14 @@ class Launch:
 
     Attributes:
         host_gradients, host_groups: the tables of gradients and groups where the host writes them.
-        tensors: int64 ``[entries, 11]``. chunks: int64 ``[chunks, 2]``. gradients: int64 ``[entries]``.
-        groups: ``[num_groups, 13]``, float64 where parameters are, else float32.
+        changing: the same on the device.
+        tensors: int64 ``[entries, 11]``. chunks: int64 ``[chunks, 2]``.
         sums: float64 ``[num_groups + 1]``, squares of gradients of each group and of all.
         partials: float64 ``[chunks]``, scratch for them.
         skipped: float32 scalar raised by a skipped step, or None where another launch counts it.
         words: the Launch struct of multi_rate.h.
         grad_scale, found_inf: float32 scalars of this step on this device, or None.
-        scratch: what a backend keeps with the launch.
+        finished: int32 ``[1]``, in which a launch's blocks or programs count themselves; 0 between launches.
     """
 
     algorithm: str
@@ -140,25 +147,21 @@ class Launch:
     host_gradients: Tensor
     host_groups: Tensor
     skipped: Tensor | None
-    gradients: Tensor = field(init=False)
-    groups: Tensor = field(init=False)
     tensors: Tensor = field(init=False)
     chunks: Tensor = field(init=False)
     grad_scale: Tensor | None = None
     found_inf: Tensor | None = None
-    scratch: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self):
         rows = [self._tensor_row(entry) for entry in self.entries]
         sizes = [entry.local().numel() for entry in self.entries]
         chunks = [(i, start) for i, size in enumerate(sizes) for start in range(0, size, self.chunk_size)]
-        # on the CPU the host's tables themselves, which are written in place
-        self.gradients = self.host_gradients.to(self.device)
-        self.groups = self.host_groups.to(self.device)
+        self.changing = DeviceTables(self.host_gradients, self.host_groups, self.device)
         self.tensors = torch.tensor(rows, dtype=torch.int64).to(self.device)
         self.chunks = torch.tensor(chunks, dtype=torch.int64).reshape(-1, 2).to(self.device)
         self.sums = torch.zeros(self.num_groups + 1, dtype=torch.float64, device=self.device)
         self.partials = torch.zeros(len(chunks), dtype=torch.float64, device=self.device)
+        self.finished = torch.zeros(1, dtype=torch.int32, device=self.device)
         self.sample = self.entries[0].local()
         known = self.clip != "none" or self.check_finite
         self.words = array(
@@ -192,15 +195,20 @@ class Launch:
         """Of the state and of the arithmetic."""
         return torch.float64 if self.param_dtype == torch.float64 else torch.float32
 
-    def upload(self, gradients: bool, groups: bool) -> None:
-        """Bring what changed on the host to the device."""
-        if self.device.type == "cpu":
-            return
-        # from pageable memory: the driver stages it before the call returns, so the host may write it again at once
-        if gradients:
-            self.gradients.copy_(self.host_gradients, non_blocking=True)
-        if groups:
-            self.groups.copy_(self.host_groups, non_blocking=True)
+    @property
+    def gradients(self) -> Tensor:
+        """Addresses, int64 ``[entries]``."""
+        return self.changing.gradients
+
+    @property
+    def groups(self) -> Tensor:
+        """``[num_groups, 13]``, float64 where parameters are, else float32."""
+        return self.changing.groups
+
+    def update_tables(self, gradients: bool, groups: bool, capturing: bool) -> None:
+        """See :meth:`DeviceTables.update`."""
+        self.changing.update(gradients, groups, capturing)
+        self.words[WORD_GRADIENTS], self.words[WORD_GROUPS] = self.gradients.data_ptr(), self.groups.data_ptr()
 
     def set_scalars(self, grad_scale: Tensor | None, found_inf: Tensor | None) -> None:
         """What GradScaler, or who plays its part, hands over for this step."""

@@ -12,9 +12,11 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from .hooks import hooked, leave_uncompiled
 from .launch import DTYPES, Entry
 from .plan import Plan, Settings
-from .watch import is_direct, local_tensor, same_strides
+from .tables import is_capturing
+from .watch import is_direct, local_gradient, local_tensor, placements_of, same_strides
 
 __all__ = ["MultiRateOptimizer"]
 
@@ -33,6 +35,25 @@ class MultiRateOptimizer(Optimizer):
 
     State is kept in float32 (float64 for float64 parameters) whatever the dtype of the parameter, under the names that
     torch gives it; ``state_dict`` loads into torch's optimizer and torch's here.
+
+    Distributed: works as it is under DistributedDataParallel and ``fully_shard``. Shards (DTensor) are updated where
+    they are, also where a rank has none; norms are over all ranks, so that every rank clips alike and skips the same
+    steps; state is cut as its parameter, for ``torch.distributed.checkpoint``. Gradients that are placed otherwise than
+    their parameter are redistributed every step. FSDP's older form hides its shards: clip with its own
+    ``clip_grad_norm_``.
+
+    Under ``torch.compile`` a step is one graph break, at the cost of calling one compiled function more. It runs as it
+    does without: a graph would check every parameter, gradient and state before each call.
+
+    Master weights count as long as their parameter is what they round to: where it was written by anybody else (a
+    ``load_state_dict`` of the model, say), its own value does from the next step on. Not noticed are writes through
+    ``.data``, of which torch keeps no count. The form ``"remainder"`` keeps the 16 bits of the old value then, worth at
+    most half a unit of a bfloat16.
+
+    CUDA graphs: a step can be captured after one step outside with the same parameters, gradients and groups. Gradients
+    may move in between, as they do with ``zero_grad(set_to_none=True)``: a graph replays with those, and with the plain
+    numbers among hyper-parameters, that it was captured with, whatever steps outside do; what a schedule is to change
+    between replays goes into a tensor on the device. The optimizer keeps what its graphs use, and has to outlive them.
 
     ``grad_scale`` and ``found_inf``, as :class:`torch.amp.GradScaler` sets them, are obeyed on the device: a
     ``found_inf`` other than 0 changes nothing, not even ``step``.
@@ -62,6 +83,7 @@ class MultiRateOptimizer(Optimizer):
         self.master_weights = master_weights
         self._max_norm = max_norm
         self._forget()
+        leave_uncompiled(MultiRateOptimizer)
         super().__init__(params, defaults)
 
     @property
@@ -79,11 +101,13 @@ class MultiRateOptimizer(Optimizer):
 
     @property
     def launches_per_step(self) -> int:
-        """Kernel launches of a step like the last one: one per combination of device, dtypes and sharding, twice that
-        where gradients are measured to clip or to check them."""
+        """Kernel launches of a step like the last one: one per combination of device, dtypes and sharding. Where
+        gradients are measured, to clip or to check them, another one for each, and on CUDA devices one more: chunks
+        first, then their sums."""
         if self._plan is None:
             return 0
-        return len(self._plan.launches) * (2 if self._plan.settings.measures else 1)
+        measured = self._plan.settings.measures
+        return sum(1 + measured * (1 + (launch.device.type == "cuda")) for launch in self._plan.launches)
 
     @property
     def skipped_steps(self) -> Tensor | None:
@@ -105,6 +129,7 @@ class MultiRateOptimizer(Optimizer):
             return torch.zeros((), dtype=torch.float64)
         return plan.launches[0].sums[-1].sqrt()
 
+    @hooked
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """One update of every parameter that has a gradient and is due.
 
@@ -113,7 +138,7 @@ class MultiRateOptimizer(Optimizer):
 
         Raises:
             TypeError: a sparse gradient, or one of a dtype that does not go with its parameter.
-            RuntimeError: new tables are needed while a CUDA graph is captured.
+            RuntimeError: new tables are needed while a CUDA graph is captured, see above.
         """
         loss = None
         if closure is not None:
@@ -187,6 +212,7 @@ class MultiRateOptimizer(Optimizer):
         self._plan: Plan | None = None
         if not keep_counts or not hasattr(self, "_skipped"):
             self._skipped: dict[torch.device, Tensor] = {}
+            self._graphs_hold: list[Plan] = []
 
     def _current_plan(self) -> Plan:
         if self._plan is None or not self._plan.refresh():
@@ -196,11 +222,11 @@ class MultiRateOptimizer(Optimizer):
 
     @torch.no_grad()
     def _new_plan(self) -> Plan:
-        if torch.cuda.is_available() and torch.cuda.is_current_stream_capturing():
+        if is_capturing():
             raise RuntimeError(
-                f"{type(self).__name__} would need new tables while a CUDA graph is captured: a gradient, parameter, "
-                "state or param group has changed since the step before. Take one step with the same gradients before "
-                "the capture, and keep them in place: zero_grad(set_to_none=False)"
+                f"{type(self).__name__} would need new tables while a CUDA graph is captured: since the step before, "
+                "if there was one, a gradient came or went, or a parameter, its state or a param group changed. Take "
+                "one step with the same parameters, gradients and groups before the capture"
             )
         entries, absent = [], []
         for index, group in enumerate(self.param_groups):
@@ -212,7 +238,7 @@ class MultiRateOptimizer(Optimizer):
         self._make_counters(entries)
         clip = "none" if self.clip == "global" and self._max_norm is None else self.clip
         settings = Settings(self.algorithm, clip, self.skip_nonfinite, self._max_norm)
-        return Plan(settings, entries, absent, self.state, self.param_groups, self._skipped)
+        return Plan(settings, entries, absent, self.state, self.param_groups, self._skipped, self._graphs_hold)
 
     def _entry(self, param: Tensor, group: dict[str, Any], index: int) -> Entry:
         local, grad = local_tensor(param.detach()), param.grad
@@ -221,7 +247,12 @@ class MultiRateOptimizer(Optimizer):
                 f"{type(self).__name__} takes dense gradients, got {grad.layout} for a parameter of shape "
                 f"{tuple(param.shape)}; build the layer with sparse=False, or give it an optimizer of its own"
             )
-        grad = local_tensor(grad.detach())
+        if _mesh_of(grad) != _mesh_of(param):
+            raise ValueError(
+                f"a parameter on {_mesh_of(param) or 'no mesh'} takes a gradient there, got one on "
+                f"{_mesh_of(grad) or 'no mesh'}"
+            )
+        grad = local_gradient(param)
         if grad.dtype != local.dtype and torch.float64 in (grad.dtype, local.dtype):
             raise TypeError(f"a {local.dtype} parameter takes a gradient of its own dtype, got {grad.dtype}")
         if grad.device != local.device:
@@ -232,7 +263,7 @@ class MultiRateOptimizer(Optimizer):
         entry = Entry(param, group, index, {}, master, moments)
         if not torch.ops.aten.is_non_overlapping_and_dense(local):
             entry.work = torch.empty_like(local).copy_(local)
-        if not is_direct(local, grad):
+        if not is_direct(param):
             entry.gradient_copy = torch.empty_like(entry.local(), dtype=grad.dtype).copy_(grad)
         self._make_state(entry)
         return entry
@@ -256,15 +287,13 @@ class MultiRateOptimizer(Optimizer):
             present = state.get(name)
             if present is None:
                 present = torch.zeros_like(param, dtype=kind) if source is None else source.to(kind, copy=True)
-                state[name] = present
-            local = local_tensor(present)
+            _check_alike(name, present, param)
             target = entry.local()
-            if local.dtype != kind or local.device != target.device or not same_strides(local, target):
-                if local is not present:
-                    raise ValueError(
-                        f"{name} of a distributed parameter is {local.dtype} on {local.device}, must be {kind}"
-                    )
-                state[name] = torch.empty_like(target, dtype=kind).copy_(present)
+            present = present.to(target.device, kind)
+            if not same_strides(local_tensor(present), target):
+                present = _in_strides_of(target, present)
+            if present is not state.get(name):
+                state[name] = present
 
     def _make_counters(self, entries: list[Entry]) -> None:
         """``step`` and ``waited`` of every entry: scalars that share one buffer per device."""
@@ -284,6 +313,8 @@ class MultiRateOptimizer(Optimizer):
                 state[name] = view
         for entry in entries:
             entry.state = {key: local_tensor(value) for key, value in self.state[entry.param].items()}
+            if entry.master == "float32":
+                entry.follow_param()
 
     def _counters(self, group: Mapping[str, Any]) -> tuple[str, ...]:
         """Counters that parameters of the group have."""
@@ -335,6 +366,34 @@ def _check_choice(name: str, value: object, allowed: tuple) -> None:
 def _check_max_norm(value: float | None) -> None:
     if value is not None and not 0.0 < value:
         raise ValueError(f"max_norm is {value!r}, must be a number > 0, or None for no clipping")
+
+
+def _mesh_of(x: Tensor) -> Any:
+    return getattr(x, "device_mesh", None)
+
+
+def _check_alike(name: str, value: Tensor, param: Tensor) -> None:
+    """That state is of the shape of its parameter and cut as it is."""
+    if value.shape != param.shape:
+        raise ValueError(
+            f"{name} has shape {tuple(value.shape)} and its parameter {tuple(param.shape)}: the state that was loaded "
+            "belongs to other parameters, or to the same in another order"
+        )
+    if _mesh_of(value) != _mesh_of(param) or placements_of(value) != placements_of(param):
+        raise ValueError(
+            f"{name} is placed {placements_of(value) or 'whole'} and its parameter {placements_of(param) or 'whole'}: "
+            "load it with torch.distributed.checkpoint.state_dict.set_optimizer_state_dict, which cuts it alike"
+        )
+
+
+def _in_strides_of(target: Tensor, value: Tensor) -> Tensor:
+    """``value`` in other memory, its local part with the strides of ``target``."""
+    local = torch.empty_like(target, dtype=value.dtype).copy_(local_tensor(value))
+    if not placements_of(value):
+        return local
+    return type(value).from_local(
+        local, value.device_mesh, value.placements, run_check=False, shape=value.shape, stride=value.stride()
+    )
 
 
 def _copied(value: Any, param: Tensor) -> Any:

@@ -12,7 +12,8 @@ from torch import Tensor
 
 from . import kernels
 from .launch import GROUP_COLUMNS, Entry, Launch, Shards, chunk_size, group_row
-from .watch import GRADIENTS, RATES, REBUILD, Watched, local_tensor, make_watch
+from .tables import is_capturing, is_on_host
+from .watch import GRADIENTS, RATES, REBUILD, Watched, local_tensor, make_watch, placements_of
 
 __all__ = ["Plan", "Settings"]
 
@@ -46,6 +47,7 @@ class Plan:
         entries: those parameters.
         absent: those without a gradient.
         skipped: counts skipped steps, per device of a launch; the first launch's does.
+        graphs_hold: takes this plan up when it is part of a CUDA graph, whose replays use all that is in it.
     """
 
     def __init__(
@@ -56,8 +58,10 @@ class Plan:
         state: Mapping[Tensor, dict],
         groups: Sequence[dict],
         skipped: dict[torch.device, Tensor],
+        graphs_hold: list[Plan],
     ):
         self.settings = settings
+        self._graphs_hold, self._captured = graphs_hold, False
         self.measured = False
         keyed: dict[tuple, list[Entry]] = {}
         for entry in entries:
@@ -80,12 +84,20 @@ class Plan:
         for key, members in keyed.items():
             self.launches.append(self._launch(key, members, first, len(groups), skipped))
             first += len(members)
-        self._host_rates = [] if all(launch.device.type == "cpu" for launch in self.launches) else self._host_rates
+        self._on_device = not all(is_on_host(launch.device) for launch in self.launches)
+        self._host_rates = self._host_rates if self._on_device else []
         watched = [
-            Watched(e.param, local_tensor(e.param), slot, e.gradient_copy is not None, local_tensor(e.param.grad))
+            Watched(
+                param=e.param,
+                local=local_tensor(e.param),
+                slot=slot,
+                copied=e.gradient_copy is not None,
+                versioned=e.master == "float32",
+                gradient=local_tensor(e.param.grad),
+            )
             for slot, e in enumerate(ordered)
         ]
-        watched += [Watched(p, local_tensor(p), -1, False, None) for p in absent]
+        watched += [Watched(p, local_tensor(p), -1, False, False, None) for p in absent]
         self.watch = make_watch(watched, state, groups, GROUP_COLUMNS, self._addresses, self._rows, self._rows_double)
 
     def _launch(self, key: tuple, members: list[Entry], first: int, num_groups: int, skipped: dict) -> Launch:
@@ -121,10 +133,17 @@ class Plan:
             if rate != self._rows_double[index, GROUP_COLUMNS["lr"]]:
                 self._rows[index, GROUP_COLUMNS["lr"]] = self._rows_double[index, GROUP_COLUMNS["lr"]] = rate
                 changes |= RATES
-        if changes:
-            for launch in self.launches:
-                launch.upload(gradients=bool(changes & GRADIENTS), groups=bool(changes & RATES))
+        if self._on_device:
+            self._update_tables(bool(changes & GRADIENTS), bool(changes & RATES), is_capturing())
         return True
+
+    def _update_tables(self, gradients: bool, rates: bool, capturing: bool) -> None:
+        if capturing and not self._captured:
+            self._captured = True
+            self._graphs_hold.append(self)
+        if gradients or rates or self._captured:
+            for launch in self.launches:
+                launch.update_tables(gradients, rates, capturing)
 
     def measure(self) -> None:
         """Sums of squares of all gradients, into every launch: over all launches and all shards."""
@@ -160,9 +179,10 @@ def _combination(entry: Entry) -> tuple:
 
 
 def _shards(param: Tensor) -> Shards:
-    """Process groups over which a DTensor is sharded, so that the squares of its shards add up."""
-    mesh, placements = getattr(param, "device_mesh", None), getattr(param, "placements", ())
-    return Shards(tuple(mesh.get_group(dim) for dim, placement in enumerate(placements) if placement.is_shard()))
+    """Process groups over which a DTensor is cut, in any way, so that the squares of its shards add up."""
+    mesh = getattr(param, "device_mesh", None)
+    cut = [dim for dim, placement in enumerate(placements_of(param)) if not placement.is_replicate()]
+    return Shards(tuple(mesh.get_group(dim) for dim in cut))
 
 
 def _processors(device: torch.device) -> int:

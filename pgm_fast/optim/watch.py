@@ -15,7 +15,18 @@ from torch import Tensor
 
 from .. import host
 
-__all__ = ["GRADIENTS", "RATES", "REBUILD", "Watched", "local_tensor", "make_watch", "same_strides"]
+__all__ = [
+    "GRADIENTS",
+    "RATES",
+    "REBUILD",
+    "Watched",
+    "is_direct",
+    "local_gradient",
+    "local_tensor",
+    "make_watch",
+    "placements_of",
+    "same_strides",
+]
 
 GRADIENTS, RATES, REBUILD = 1, 2, 4
 """What :meth:`Watch.refresh` reports, as a sum: addresses of gradients, hyper-parameters that are plain numbers, and
@@ -30,7 +41,8 @@ class Watched:
         param: its ``grad`` is watched.
         local: the memory of it that is here: the parameter itself or a DTensor's shard.
         slot: row of its gradient's address; -1 where it had no gradient.
-        copied: whether the address is that of a copy in the strides of the parameter.
+        copied: whether the address is that of a copy in the strides and placements of the parameter.
+        versioned: whether a write to it by anybody else takes new tables: master weights are a copy of it.
         gradient: the local gradient, for its dtype.
     """
 
@@ -38,6 +50,7 @@ class Watched:
     local: Tensor
     slot: int
     copied: bool
+    versioned: bool
     gradient: Tensor | None
 
 
@@ -60,7 +73,7 @@ def make_watch(
     compiled = host.load_or_none()
     if compiled is None:
         return Watch(params, state, groups, columns, gradients, rows, rows_double)
-    listed = [(w.param, w.local, w.slot, w.copied, w.gradient) for w in params]
+    listed = [(w.param, w.local, w.slot, w.copied, w.versioned, w.gradient) for w in params]
     addresses = gradients.buffer_info()[0], rows.data_ptr(), rows_double.data_ptr()
     return compiled.Watch(listed, state, list(groups), dict(columns), *addresses)
 
@@ -72,6 +85,7 @@ class Watch:
         self.params, self.columns = params, columns
         self.gradients, self.rows, self.rows_double = gradients, rows, rows_double
         self.addresses = [w.local.data_ptr() for w in params]
+        self.versions = [_version(w) for w in params]
         self.dicts = [
             (entries, list(entries.items())) for entries in (state, *state.values()) if isinstance(entries, dict)
         ]
@@ -96,9 +110,9 @@ class Watch:
                         return REBUILD
                     known[key] = value
                     changes |= RATES
-        for w, address in zip(self.params, self.addresses, strict=True):
+        for w, address, version in zip(self.params, self.addresses, self.versions, strict=True):
             change = self._look_at(w, address)
-            if change == REBUILD:
+            if change == REBUILD or _version(w) != version:
                 return REBUILD
             changes |= change
         return changes
@@ -107,6 +121,7 @@ class Watch:
         """Tells autograd that the parameters were written: what saved them for a backward pass must not use them any
         more."""
         torch.autograd.graph.increment_version([w.param for w in self.params if w.slot >= 0])
+        self.versions = [_version(w) for w in self.params]
 
     def _take_in(self, index: int, key: str, old: Any, new: Any) -> bool:
         if key not in self.columns or type(old) not in (int, float) or type(new) not in (int, float):
@@ -125,7 +140,7 @@ class Watch:
             return REBUILD
         if grad.layout != torch.strided or grad.dtype != w.gradient.dtype or grad.device != local.device:
             return REBUILD
-        if is_direct(local, grad) == w.copied:
+        if is_direct(w.param) == w.copied:
             return REBUILD
         if w.copied or self.gradients[w.slot] == grad.data_ptr():
             return 0
@@ -138,9 +153,28 @@ def local_tensor(x: Tensor) -> Tensor:
     return getattr(x, "_local_tensor", x)
 
 
-def is_direct(local: Tensor, grad: Tensor) -> bool:
-    """Whether a kernel can walk both in the order of memory."""
-    return torch.ops.aten.is_non_overlapping_and_dense(local) and same_strides(local, grad)
+def local_gradient(param: Tensor) -> Tensor:
+    """The gradient's memory in this process, for the part of the parameter that is here; where a DTensor's gradient is
+    placed in another way (``Partial``, say), after the communication that places it so."""
+    grad = param.grad.detach()
+    if placements_of(grad) != placements_of(param):
+        grad = grad.redistribute(placements=placements_of(param))
+    return local_tensor(grad)
+
+
+def placements_of(x: Tensor) -> tuple:
+    """How a DTensor is cut, of any other tensor nothing."""
+    return getattr(x, "placements", ())
+
+
+def is_direct(param: Tensor) -> bool:
+    """Whether a kernel can walk a parameter and its gradient in the order of memory."""
+    local, grad = local_tensor(param), local_tensor(param.grad)
+    return (
+        placements_of(param) == placements_of(param.grad)
+        and torch.ops.aten.is_non_overlapping_and_dense(local)
+        and same_strides(local, grad)
+    )
 
 
 def same_strides(a: Tensor, b: Tensor) -> bool:
@@ -148,3 +182,7 @@ def same_strides(a: Tensor, b: Tensor) -> bool:
     if a.is_contiguous() and b.is_contiguous():
         return True
     return all(size == 1 or x == y for size, x, y in zip(a.shape, a.stride(), b.stride(), strict=True))
+
+
+def _version(w: Watched) -> int:
+    return w.param._version if w.versioned else 0

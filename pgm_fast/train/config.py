@@ -9,7 +9,7 @@ from typing import Any, Dict, List, Optional
 from ..methods.base import ModelConfig
 from ..methods.baselines import BaselineConfig
 from ..methods.dimml import DIMMLConfig
-from ..methods.dmil import DMILConfig
+from ..methods.dmil_config import DMILConfig
 from ..methods.pgm import PgMConfig
 
 __all__ = ["Config", "DataConfig", "TrainConfig"]

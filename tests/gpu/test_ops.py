@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from contextlib import contextmanager
 from itertools import product
 
 import pytest
 import torch
 from op_cases import CASES, forward_and_gradients
 from tolerances import EPS, NATIVE_TIMES_EPS, TIMES_TORCH_ERROR
+from torch.autograd import DeviceType
 
 import pgm_fast
 from pgm_fast import backends, ops
@@ -41,6 +43,14 @@ def require(op, backend, dtype=torch.float32):
     reason = backends.implementations("cuda", dtype)[op][backend]
     if reason is not None:
         pytest.skip(f"{op} by {backend}: {reason}")
+
+
+@contextmanager
+def unfilled_memory():
+    """Without the fills that poison fresh tensors: they are launches."""
+    torch.utils.deterministic.fill_uninitialized_memory = False
+    yield
+    torch.utils.deterministic.fill_uninitialized_memory = True
 
 
 def rms(x):
@@ -148,3 +158,92 @@ def test_works_on_another_stream_and_in_a_graph(backend):
         graph.replay()
     for a, b, c in zip(want, on_side, captured, strict=True):
         assert torch.equal(a, b) and torch.equal(a, c)
+
+
+@pytest.mark.parametrize("rows", [64, 4096])
+def test_duc_loss_takes_three_launches_for_both_directions_there_and_back(rows):
+    require("duc_loss", "triton")
+    student, teacher = (torch.randn(rows, 512, device="cuda", requires_grad=True) for _ in range(2))
+    forth, back = torch.arange(0, 512, 2, device="cuda"), torch.arange(1, 512, 2, device="cuda")
+    incoming = torch.ones((), device="cuda")
+
+    def step():
+        loss = ops.duc_loss(student, teacher, forth, 10.0, reverse_dims=back)
+        return torch.autograd.grad(loss, [student, teacher], incoming)
+
+    with pgm_fast.backend("triton"), unfilled_memory():
+        step()
+        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
+            step()
+            torch.cuda.synchronize()
+    names = [event.name for event in profile.events() if event.device_type == DeviceType.CUDA]
+    assert sorted(names) == ["grad_kernel", "loss_kernel", "partial_lse_kernel"]
+
+
+@pytest.mark.parametrize("backend", ["triton", "torch"])
+def test_duc_loss_keeps_no_matrix_of_products(backend):
+    require("duc_loss", backend)
+    rows, d = 4096, 512
+    student, teacher = (torch.randn(rows, d, device="cuda", requires_grad=True) for _ in range(2))
+    dims = torch.arange(0, d, 2, device="cuda")
+    with pgm_fast.backend(backend):
+        before = torch.cuda.memory_allocated()
+        loss = ops.duc_loss(student, teacher, dims, 10.0, reverse_dims=dims)
+        kept = torch.cuda.memory_allocated() - before
+        torch.cuda.reset_peak_memory_stats()
+        torch.autograd.grad(loss, [student, teacher])
+        peak = torch.cuda.max_memory_allocated() - before
+    products, gradients = 4 * rows * rows, 2 * 4 * rows * d
+    assert kept < 0.1 * products
+    assert backend == "torch" or peak - gradients < 0.1 * products
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("scale", [1e-4, 1.0, 1e4, 1e15])
+def test_duc_loss_is_finite_at_temperature_one_whatever_the_scale(scale, dtype):
+    require("duc_loss", "triton", dtype)
+    for rows, d in ((40, 33), (2000, 300)):
+        student, teacher = ((scale * torch.randn(rows, d, device="cuda")).to(dtype).requires_grad_() for _ in range(2))
+        dims = torch.arange(d, device="cuda")
+        with pgm_fast.backend("triton"):
+            loss = ops.duc_loss(student, teacher, dims, 1.0, reverse_dims=dims)
+            loss.backward()
+        assert loss.isfinite() and student.grad.isfinite().all() and teacher.grad.isfinite().all()
+
+
+def test_effective_dimensions_are_the_cpu_s_bit_by_bit_without_waiting_and_in_little_memory():
+    """On a grid of eighths, where sums are exact in whatever order."""
+    generator = torch.Generator().manual_seed(0)
+    rows, d, classes = 20_000, 512, 101
+    labels = torch.randint(classes, (rows,), generator=generator)
+    features = (8 * torch.randn(rows, d, generator=generator) + 0.1 * labels.unsqueeze(1)).round() / 8
+    want = ops.effective_dimensions(features, labels, classes)
+    features, labels = features.cuda(), labels.cuda()
+    ops.effective_dimensions(features[:100], labels[:100], classes)
+    torch.cuda.synchronize()
+    before = torch.cuda.memory_allocated()
+    torch.cuda.reset_peak_memory_stats()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        got = ops.effective_dimensions(features, labels, classes)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert torch.cuda.max_memory_allocated() - before < 4 * features.nbytes
+    assert all(torch.equal(a.cpu(), b) for a, b in zip(got, want, strict=True))
+
+
+@pytest.mark.parametrize("backend", ["triton", "torch"])
+def test_predictions_are_named_and_counted_without_waiting(backend):
+    require("certainty_weighted_prediction", backend)
+    logits, present = list(torch.randn(3, 500, 101, device="cuda")), torch.rand(500, 3, device="cuda") < 0.6
+    labels = torch.randint(101, (500,), device="cuda")
+    with pgm_fast.backend(backend):
+        fused, weights = ops.certainty_weighted_logits(logits, 0.3, present)
+        ops.certainty_weighted_prediction(logits, 0.3, present, labels)
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            made = ops.certainty_weighted_prediction(logits, 0.3, present, labels)
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+    assert torch.equal(made.fused, fused) and torch.equal(made.weights, weights)
+    assert torch.equal(made.classes, fused.argmax(1)) and made.correct == (made.classes == labels).sum()

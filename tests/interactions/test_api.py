@@ -37,6 +37,22 @@ def test_known_interactions_are_found_with_the_defaults(options, truth):
     assert np.abs(np.subtract(found.pairs["a+b"].means, truth)).max() < KNOWN_INTERACTION
 
 
+def test_a_file_as_the_lsmi_authors_keep_it_is_measured_as_it_is(tmp_path):
+    """Their two parts, train and val; val is what is answered for, by models that have seen train alone."""
+    drawn = draw(kind="copy", n=300, dim=4, seed=2).features
+    content = {}
+    for part, rows in (("train", drawn.split != "test"), ("val", drawn.split == "test")):
+        for number, name in enumerate(drawn.modalities, start=1):
+            content[f"{part}_modal_{number}_features"] = torch.from_numpy(drawn.modalities[name][rows])
+        content[f"{part}_targets"] = torch.from_numpy(drawn.labels[rows])
+    torch.save(content, tmp_path / "features.pt")
+    found = estimate(tmp_path / "features.pt", split="test", device="cpu")
+    pair = found.pairs["modal_1+modal_2"]
+    assert pair.modalities == ("modal_1", "modal_2")
+    assert np.array_equal(found.labels, content["val_targets"].numpy())
+    assert np.abs(np.subtract(pair.means, (LOG2, 0, 0, 0))).max() < KNOWN_INTERACTION
+
+
 @pytest.fixture(scope="module")
 def whole():
     """Every row of a set of three modalities, some of them absent."""

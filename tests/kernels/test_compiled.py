@@ -12,6 +12,7 @@ triton = pytest.importorskip("triton", reason="triton is not installed (Linux on
 from kernel_cases import CASES, Case  # noqa: E402
 from kernel_compiler import compile_launch, record_launches  # noqa: E402
 
+DOUBLE_ARITHMETIC = r"D(?:ADD|MUL|FMA|SETP|MNMX)\b"
 by_case = pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 by_capability = pytest.mark.parametrize("capability", [80, 90, 100], ids="sm_{}".format)
 
@@ -25,12 +26,16 @@ def test_compiles_to_the_instructions_meant(case: Case, capability: int):
         if not case.double:
             # fp64 is for checks: there some releases of triton need a few bytes of stack
             assert made.stack == 0 and made.count("(LDL|STL)") == 0, f"{name} spills: {made.usage}"
+        if case.double_scalars:
+            assert not made.count(DOUBLE_ARITHMETIC), f"{name} computes in fp64"
+        elif not (case.double or case.double_norm):
             assert ".f64" not in made.ptx, f"{name} computes in fp64"
         if case.wide:
             assert "ld.global.v4.b32" in made.ptx and "st.global.v4.b32" in made.ptx, f"{name} has narrow accesses"
             assert made.count(r"LDG\.E\.128") and made.count(r"STG\.E\.128"), f"{name} has narrow accesses"
-        if name in case.matrix:
+        if name in case.matrix + case.gathered:
             assert made.count({80: "HMMA", 90: "HGMMA", 100: "UTCHMMA"}[capability]), f"{name} has no matrix product"
+        if name in case.matrix:
             assert made.count(r"LDGSTS\S*\.128"), f"{name} copies its operands in pieces"
 
 

@@ -21,7 +21,7 @@ RUNS = {path.stem: [str(path)] for path in sorted((HERE / "interpreted").glob("t
 # fp64 as it is), and rows of 5000, which the interpreter scans in one chain of additions as no GPU does.
 CONTRACT = "triton and not finite_differences and not 5000"
 # Products have no fp64 kernel, and the interpreter multiplies the bit patterns of bf16.
-PRODUCTS = "linear or reconstruction"
+PRODUCTS = "linear or reconstruction or duc_loss"
 # One activation stands for all here, and rows of 8192 take the interpreter a minute; interpreted/ has both in its way.
 NOT_FOR_PRODUCTS = "fp64 or bfloat16 or autocast or None or relu or silu or wide_rows"
 RUNS["contract"] = [str(HERE.parent / "ops" / "test_op_contract.py"), "-k", f"{CONTRACT} and not ({PRODUCTS})"]
@@ -30,6 +30,16 @@ RUNS["contract_of_products"] = [
     "-k",
     f"{CONTRACT} and ({PRODUCTS}) and not ({NOT_FOR_PRODUCTS})",
 ]
+# What of the optimizers' tests rests on their kernels. Left out: long runs, and the rounding of float32 to bfloat16,
+# where the interpreter drops bits.
+OPTIMIZERS = {
+    "test_multi_rate.py": "groups_layouts or kth_step or skipped_step or beyond_two",
+    "test_multi_rate_precision.py": "not (move_as_float32 and (lambda or dtype0)) and not (wrote and float32)",
+    "test_multi_rate_state.py": "begun_with_one or tables_are_made or changed_rate",
+    "test_multi_rate_graphs.py": "",
+}
+for file, selection in OPTIMIZERS.items():
+    RUNS[f"optimizers_{file[5:-3]}"] = [str(HERE.parent / "optim" / file), "-k", selection]
 
 
 @pytest.mark.parametrize("selected", RUNS.values(), ids=RUNS)

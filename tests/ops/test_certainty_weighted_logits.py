@@ -5,7 +5,7 @@ import pytest
 import torch
 from tolerances import FP32, FP64
 
-from pgm_fast.ops import certainty_weighted_logits
+from pgm_fast.ops import certainty_weighted_logits, certainty_weighted_prediction
 
 
 def _by_hand(logits, temperature, present):
@@ -53,6 +53,27 @@ def test_extreme_logits_stay_finite():
     assert fused.isfinite().all() and z.grad.isfinite().all()
 
 
+@pytest.mark.parametrize("missing", [False, True])
+def test_predictions_are_of_the_fused_logits_and_counted_on_the_device(missing):
+    logits = [torch.randn(50, 4, requires_grad=True) for _ in range(3)]
+    present = torch.rand(50, 3) < 0.6 if missing else None
+    fused, weights = certainty_weighted_logits(logits, 0.3, present)
+    labels = torch.where(torch.arange(50) < 30, fused.argmax(1), -1)
+    made = certainty_weighted_prediction(logits, 0.3, present, labels)
+    assert torch.equal(made.fused, fused) and torch.equal(made.weights, weights) and not made.fused.requires_grad
+    assert torch.equal(made.classes, fused.argmax(1)) and made.correct == 30 and made.correct.dtype == torch.int64
+    assert certainty_weighted_prediction(logits, 0.3, present).correct == 0
+
+
+def test_a_prediction_compiles_and_passes_opcheck():
+    logits, labels = [torch.randn(6, 4), torch.randn(6, 4)], torch.arange(6) % 4
+    compiled = torch.compile(certainty_weighted_prediction, fullgraph=True, backend="aot_eager")
+    for a, b in zip(compiled(logits, labels=labels), certainty_weighted_prediction(logits, labels=labels), strict=True):
+        assert torch.equal(a, b)
+    op = torch.ops.pgm_fast.certainty_weighted_prediction
+    torch.library.opcheck(op, (logits, None, labels, 0.5), rtol=0, atol=0)
+
+
 def test_wrong_arguments_are_named():
     z = torch.randn(3, 4)
     for arguments, error, message in (
@@ -65,3 +86,9 @@ def test_wrong_arguments_are_named():
     ):
         with pytest.raises(error, match=message):
             certainty_weighted_logits(*arguments)
+    for labels, error, message in (
+        (torch.zeros(3), TypeError, "labels must be an int64 tensor, got torch.float32"),
+        (torch.zeros(4, dtype=torch.int64), ValueError, r"labels must have shape \[3\]"),
+    ):
+        with pytest.raises(error, match=message):
+            certainty_weighted_prediction([z], labels=labels)

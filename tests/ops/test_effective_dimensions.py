@@ -83,6 +83,16 @@ def test_batches_give_the_numbers_of_the_whole(weighted):
     torch.testing.assert_close(got[0], want[0], rtol=EPS[torch.float32], atol=0)
 
 
+def test_no_value_is_read_on_the_host():
+    """Tensors of the meta device have no values: whatever would read one raises."""
+    x, y = torch.empty(500, 40, device="meta"), torch.empty(500, dtype=torch.int64, device="meta")
+    measure = EffectiveDimensions(40, 9, device="meta")
+    measure.add_to_centroids(x, y)
+    measure.add_to_hits(x, y)
+    accuracy, mask = measure.result()
+    assert (accuracy.shape, accuracy.dtype, mask.dtype) == ((40,), torch.float32, torch.bool)
+
+
 def test_no_rows_and_one_class():
     accuracy, mask = effective_dimensions(torch.empty(0, 3), torch.empty(0, dtype=torch.int64), 2)
     assert accuracy.tolist() == [0, 0, 0] and not mask.any()

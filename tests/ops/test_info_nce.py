@@ -2,22 +2,52 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import pytest
 import torch
 from tolerances import FP64
 
+import pgm_fast
+from pgm_fast import backends
 from pgm_fast.ops import info_nce
+
+BACKENDS = [name for name, reason in backends.implementations()["info_nce"].items() if reason is None]
+
+
+@pytest.fixture(autouse=True, params=BACKENDS)
+def _backend(request):
+    with pgm_fast.backend(request.param):
+        yield
 
 
 def _views(rows=6, d=5):
     return torch.randn(rows, d, dtype=torch.float64), torch.randn(rows, d, dtype=torch.float64)
 
 
+def _log_sum_exp(x):
+    top = x.max(1, keepdims=True)
+    return (top + np.log(np.exp(x - top).sum(1, keepdims=True)))[:, 0]
+
+
+@pytest.mark.parametrize("rows", [1, 64, 131])
+def test_the_loss_is_the_formula_for_any_number_of_rows(rows):
+    """In numpy, pair by pair that counts; gradients are checked with every op's."""
+    a, b = _views(rows, 19)
+    weight = torch.rand(rows, dtype=torch.float64) * (torch.arange(rows) % 3 != 1)
+    kept = weight.numpy() > 0
+    x, y = (v.numpy()[kept] / np.linalg.norm(v.numpy()[kept], axis=1, keepdims=True) for v in (a, b))
+    logits = x @ y.T / 0.2
+    expected = 0.5 * weight.numpy()[kept] @ (_log_sum_exp(logits) + _log_sum_exp(logits.T) - 2 * logits.diagonal())
+    loss = info_nce(a, b, 0.2, weight=weight)
+    torch.testing.assert_close(loss.item(), expected.item(), rtol=FP64, atol=FP64)
+
+
+@pytest.mark.parametrize("rows", [6, 131])
 @pytest.mark.parametrize("normalize", [True, False])
-def test_pairs_of_weight_zero_are_as_if_removed(normalize):
-    a, b = _views()
-    weight = torch.tensor([0.25, 0, 0.25, 0.25, 0, 0.25], dtype=torch.float64)
-    keep = weight > 0
+def test_pairs_of_weight_zero_are_as_if_removed(normalize, rows):
+    a, b = _views(rows)
+    keep = torch.arange(rows) % 3 != 1
+    weight = keep.double() / keep.sum()
     leaves = [a.requires_grad_(), b.requires_grad_()]
     masked = info_nce(a, b, 0.5, normalize, weight)
     removed = info_nce(a[keep], b[keep], 0.5, normalize)

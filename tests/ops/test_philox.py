@@ -8,7 +8,7 @@ import torch
 from noise import normals, words
 from tolerances import FP64
 
-from pgm_fast.ops.philox import normal, philox4x32
+from pgm_fast.ops.philox import draw_seed, normal, philox4x32
 
 # the answers that Random123, the authors' library, ships with
 KNOWN = [
@@ -36,3 +36,10 @@ def test_known_answers(counter, key, answer):
 def test_normals_equal_the_second_implementation(seed, rows, d):
     got = normal(torch.tensor([seed]), rows, d, torch.float64).numpy()
     np.testing.assert_allclose(got, normals(seed, rows, d), rtol=FP64, atol=FP64)
+
+
+def test_a_graph_that_could_only_repeat_one_seed_is_refused(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
+    with pytest.raises(ValueError, match="generator is on cpu, but a graph is being captured on cuda"):
+        draw_seed(torch.device("cuda"), torch.Generator())
+    assert draw_seed(torch.device("cpu"), torch.Generator(), 3).shape == (3,)

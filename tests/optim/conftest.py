@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import os
+
 import pytest
 import torch
+from op_cases import interpret_triton
 
 import pgm_fast
 from pgm_fast import backends, host
 from pgm_fast.optim import kernels, watch
 
-WAYS = ("torch", "native", "native, watched in Python")
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+WAYS = ("triton",) if INTERPRETED else ("torch", "native", "native, watched in Python")
+if INTERPRETED:
+    interpret_triton()
 
 
 @pytest.fixture(autouse=True)

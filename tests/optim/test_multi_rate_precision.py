@@ -7,7 +7,7 @@ import math
 
 import pytest
 import torch
-from tolerances import FP32, NORM_FP32, OPTIMIZER_RUN_FP32, OPTIMIZER_RUN_MOVE_FP32
+from tolerances import EPS, FP32, NORM_FP32, OPTIMIZER_RUN_FP32, OPTIMIZER_RUN_MOVE_FP32
 from torch import nn
 
 from pgm_fast.optim import MultiRateAdamW, MultiRateSGD
@@ -174,6 +174,54 @@ def test_master_weights_move_as_float32_parameters_do(way, ours, form, dtype):
     assert torch.equal(p.detach(), twin.to(dtype) if form == "float32" else split_remainder(twin.detach())[0])
     assert not torch.equal(p.detach(), start)
     assert all(state[name].dtype == torch.float32 for name in state if name != "param_remainder")
+
+
+@pytest.mark.parametrize("form", ["float32", "remainder"])
+def test_master_weights_follow_a_parameter_that_somebody_else_wrote(way, form):
+    """Weights loaded into the model, or a step that another optimizer took, stay; what was not written keeps the bits
+    that only its master has."""
+    net = model(torch.bfloat16)
+    optimizer = MultiRateSGD(net.parameters(), lr=1e-4, master_weights=form)
+    for step in range(3):
+        loss_of(net, step).backward()
+        optimizer.step()
+    written, kept = net[0].weight, net[2].weight
+    master = master_of(optimizer, kept)
+    assert not torch.equal(master, kept.float())
+    loaded = {name: value + 3.0 for name, value in net.state_dict().items() if not name.startswith("2.weight")}
+    net.load_state_dict(loaded, strict=False)
+    for p in net.parameters():
+        p.grad = torch.zeros_like(p)
+    optimizer.step()
+    assert torch.equal(written, loaded["0.weight"])
+    assert torch.equal(master_of(optimizer, kept), master)
+    off = (master_of(optimizer, written) - written.float()).abs().max()
+    assert off == 0.0 if form == "float32" else off <= EPS[torch.bfloat16] * written.abs().max()
+
+
+def master_of(optimizer, p):
+    state = optimizer.state[p]
+    return state["master_param"].clone() if "master_param" in state else join_remainder(p, state["param_remainder"])
+
+
+@pytest.mark.skipif(not hasattr(torch.Tensor, "grad_dtype"), reason="this torch has no gradients of another dtype")
+@pytest.mark.parametrize("form", [None, "float32", "remainder"])
+def test_float32_gradients_of_16_bit_parameters_lose_nothing(way, form):
+    torch.manual_seed(0)
+    start = torch.randn(3001).bfloat16()
+    p, twin = nn.Parameter(start.clone()), nn.Parameter(start.float())
+    p.grad_dtype = torch.float32
+    optimizer, reference = MultiRateAdamW([p], master_weights=form), MultiRateAdamW([twin])
+    for _ in range(5):
+        p.grad = torch.randn(3001)
+        twin.grad = p.grad.clone()
+        optimizer.step()
+        reference.step()
+    assert optimizer.launches_per_step == 1
+    for name in ("exp_avg", "exp_avg_sq"):
+        assert torch.equal(optimizer.state[p][name], reference.state[twin][name])
+    if form is not None:
+        assert torch.equal(master_of(optimizer, p), twin)
 
 
 def test_sixteen_bits_and_sixteen_more_are_a_float_bit_by_bit():

@@ -12,6 +12,7 @@ import torch
 from tolerances import FP32, OPTIMIZER_RUN_MOVE_FP32, OPTIMIZER_STATE_FP32
 from torch import nn
 from torch.optim import lr_scheduler
+from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 
 from pgm_fast.optim import MultiRateAdamW, MultiRateSGD
 
@@ -117,6 +118,15 @@ def test_master_weights_of_another_form_are_refused(way):
         advance(other, range(1))
 
 
+def test_state_of_other_shapes_is_refused(way):
+    optimizer = MultiRateAdamW(params())
+    advance(optimizer, range(1))
+    other = MultiRateAdamW(list(reversed(params())))
+    other.load_state_dict(optimizer.state_dict())
+    with pytest.raises(ValueError, match=r"exp_avg has shape \(3, 5\) and its parameter \(\)"):
+        advance(other, range(1))
+
+
 def test_a_copied_optimizer_goes_on_alike(way):
     owned = params()
     optimizer = MultiRateAdamW(groups_of(owned), max_norm=1.0)
@@ -198,6 +208,26 @@ def test_a_steady_step_runs_as_much_python_for_many_parameters_as_for_few(way):
         return len(seen)
 
     assert calls(2) == calls(300)
+
+
+def test_hooks_and_the_profiler_see_every_step(way):
+    optimizer = MultiRateAdamW(params())
+    advance(optimizer, range(1))
+    seen = []
+    handles = [
+        optimizer.register_step_pre_hook(lambda *a: seen.append("before")),
+        optimizer.register_step_post_hook(lambda *a: seen.append("after")),
+        register_optimizer_step_pre_hook(lambda *a: seen.append("before any")),
+        register_optimizer_step_post_hook(lambda *a: seen.append("after any")),
+    ]
+    optimizer.step()
+    for handle in handles:
+        handle.remove()
+    optimizer.step()
+    assert sorted(seen) == ["after", "after any", "before", "before any"]
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+        optimizer.step()
+    assert [event.count for event in profile.key_averages() if event.key == "Optimizer.step#MultiRateAdamW.step"] == [1]
 
 
 SCHEDULES = {
