@@ -22,6 +22,7 @@ from pgm_fast.train.reports import read_json
 
 FILES = ("partition", "partitioned_linear", "reconstruction")
 KIND = "forward+backward"
+DRAWN = {"ms", "percent_of_floor", "peak_bytes"}
 VARIANTS = ("eager", "torch.compile", "torch", "native", "triton")
 COLOURS = {**dict(zip(VARIANTS, colours(len(VARIANTS)), strict=True)), "bare": GREY}
 LABELS = {"torch": "reference", "bare": "bare products"}
@@ -35,7 +36,7 @@ def draw(folder: Path) -> list[Path]:
         if not source.exists():
             continue
         content = read_json(source)
-        rows = [row for row in content["rows"] if row["kind"] == KIND]
+        rows = [row for row in content["rows"] if row["kind"] == KIND and row.keys() >= DRAWN]
         for op in dict.fromkeys(row["op"] for row in rows):
             series = longest_series([row for row in rows if row["op"] == op])
             if series:
