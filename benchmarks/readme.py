@@ -88,7 +88,8 @@ def dimml() -> str:
     ]
     for kind, rows in dict.fromkeys((row["kind"], row["shape"]["rows"]) for row in content["rows"]):
         of = {r["variant"]: r for r in content["rows"] if (r["kind"], r["shape"]["rows"]) == (kind, rows)}
-        ms = [f"{of[k]['ms']['median']:.3g}" if k in of else "–" for k in ("loop", "eager", "torch.compile", "native")]
+        times = [of[k]["ms"]["median"] if k in of else None for k in ("loop", "eager", "torch.compile", "native")]
+        ms = ["–" if x is None else f"{x:.3g}" if x < 1000 else f"{x:.0f}" for x in times]
         native = of["native"]
         loop = f"{native['times_loop']:.0f}×" if "loop" in of else "–"
         lines.append(
@@ -185,10 +186,8 @@ def components() -> str:
         for prior, shape in cases:
             of = {r["variant"]: r for r in rows if (r.get("prior"), tuple(r["shape"].items())) == (prior, shape)}
             ms = [f"{of[kind]['ms']['median']:.3g}" for kind in ("eager", "torch.compile", "native")]
-            native, sizes = (
-                of["native"],
-                " × ".join(str(size) for key, size in shape if key in ("rows", "d", "classes")),
-            )
+            native = of["native"]
+            sizes = " × ".join(str(size) for key, size in shape if key in ("rows", "d", "classes"))
             memory = ", ".join(f"{of[kind]['peak_bytes'] / 2**20:.3g}" for kind in ("eager", "native"))
             lines.append(
                 f"| {native['op']}{f', prior {prior}' if prior else ''} | {sizes} | {' | '.join(ms)} "

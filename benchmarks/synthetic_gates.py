@@ -59,8 +59,9 @@ heads of constant opinion.
 (LSMI's quantities) makes a sample redundant, unique or synergistic. The gate then follows the target nearly sample by
 sample, and what is left is the target's own error: a modality's bit that says nothing agrees with the label in half
 of the samples, and a shallow encoder leaves M a weak guess there, which counts as knowledge where it happens to be
-right. Deeper encoders with more dropout, which silence that guess, reach the mark on the mixture; with the published
-losses they change nothing.
+right. Deeper encoders with more dropout silence that guess. The gate then names the right component in well over four
+of five samples, in every set. With the published losses the same encoders do not help: one component takes the weight
+as before, R in some seeds, where the `xor` samples are then not learned.
 """
 
 

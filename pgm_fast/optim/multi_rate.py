@@ -12,10 +12,10 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from .device_tables import is_capturing
 from .hooks import hooked, leave_uncompiled
 from .launch import DTYPES, Entry
 from .plan import Plan, Settings
-from .tables import is_capturing
 from .watch import is_direct, local_gradient, local_tensor, placements_of, same_strides
 
 __all__ = ["MultiRateOptimizer"]
