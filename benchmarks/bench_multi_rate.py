@@ -2,9 +2,12 @@
 
     python benchmarks/bench_multi_rate.py [--device cpu] [--threads 2] [--cases text]
 
-Correctness comes first: a case whose three optimizers disagree after two steps gets no row. ``percent of the floor``:
-28 bytes per float32 parameter must move, at the bandwidth of a large copy. The host's part is the step with its kernels
-replaced by nothing. What the optimizers make of a whole training step is measured in bench_step.py.
+On a CUDA device ours is measured by the compiled kernels and by Triton's, where both are there.
+
+Correctness comes first: a case whose optimizers disagree after two steps gets no row. ``percent of the floor``:
+28 bytes per float32 parameter must move, 16 of them read and 12 written in place, at the bandwidth of the fastest
+stream that torch has here, in place or a copy. The host's part is the step with its kernels replaced by nothing, in a
+loop of nothing else. What the optimizers make of a whole training step is measured in bench_step.py.
 """
 
 from __future__ import annotations
@@ -19,6 +22,8 @@ import harness
 import torch
 from torch import nn
 
+import pgm_fast
+from pgm_fast import backends
 from pgm_fast.optim import MultiRateAdamW, kernels
 
 BYTES_PER_PARAMETER = 28  # p, m and v read and written, g read
@@ -90,6 +95,16 @@ OPTIMIZERS: dict[str, Callable[[list[dict]], torch.optim.Optimizer]] = {
 }
 
 
+def variants(device: torch.device) -> dict[str, tuple[str | None, Callable]]:
+    """Backend (None for the automatic choice) and maker of each optimizer; on CUDA ours also by the Triton kernels,
+    where those are not the automatic choice."""
+    made = {kind: (None, build) for kind, build in OPTIMIZERS.items()}
+    served = backends.implementations(device.type)[kernels.STEP]
+    if served["triton"] is None and backends.chosen(kernels.STEP, device.type) != "triton":
+        made["ours, Triton"] = ("triton", OPTIMIZERS["ours"])
+    return made
+
+
 def prepared(build: Callable, shapes: Shapes, device: torch.device) -> torch.optim.Optimizer:
     """An optimizer with gradients at hand, two steps done."""
     torch.manual_seed(0)
@@ -121,16 +136,17 @@ def kernels_stubbed() -> Iterator[None]:
         yield
 
 
-def stubbed(step: Callable[[], object]) -> Callable[[], object]:
-    def call():
-        with kernels_stubbed():
-            step()
-
-    return call
+def host_time(timing: harness.Timing) -> float:
+    """Microseconds."""
+    return 1e3 * (timing.median if timing.host is None else timing.host)
 
 
 def optimizer_rows(name: str, shapes: Shapes, device: torch.device, bandwidth: float) -> list[dict]:
-    optimizers = {kind: prepared(build, shapes, device) for kind, build in OPTIMIZERS.items()}
+    chosen = variants(device)
+    optimizers = {}
+    for kind, (backend, build) in chosen.items():
+        with pgm_fast.backend(backend):
+            optimizers[kind] = prepared(build, shapes, device)
     ours, *others = (parameters(optimizer) for optimizer in optimizers.values())
     for theirs in others:
         worst = max((a.detach() - b.detach()).abs().max().item() for a, b in zip(ours, theirs, strict=True))
@@ -139,12 +155,13 @@ def optimizer_rows(name: str, shapes: Shapes, device: torch.device, bandwidth: f
             return []
     count = sum(p.numel() for p in ours)
     floor = BYTES_PER_PARAMETER * count / bandwidth
-    timings = harness.interleaved({kind: optimizer.step for kind, optimizer in optimizers.items()}, device)
-    overhead = harness.interleaved({"nothing": stubbed(lambda: None)}, device)["nothing"].median
-    on_host = harness.interleaved({kind: stubbed(optimizers[kind].step) for kind in ("ours", "torch fused")}, device)
+    steps = {kind: harness.on_backend(chosen[kind][0], optimizer.step) for kind, optimizer in optimizers.items()}
+    timings = harness.interleaved(steps, device)
+    with kernels_stubbed():
+        on_host = harness.interleaved({kind: optimizers[kind].step for kind in ("ours", "torch fused")}, device)
     rows = []
     for kind, timing in timings.items():
-        host_us = (on_host[kind].median - overhead) * 1e3 if kind in on_host else None
+        host_us = host_time(on_host[kind]) if kind in on_host else None
         row = harness.as_row(
             timing,
             case=name,
@@ -158,8 +175,9 @@ def optimizer_rows(name: str, shapes: Shapes, device: torch.device, bandwidth: f
         )
         if host_us is not None:
             row["host_us"] = round(host_us, 2)
-        if kind == "ours":
+        if kind.startswith("ours"):
             row["launches"] = optimizers[kind].launches_per_step
+            row["backend"] = chosen[kind][0] or backends.chosen(kernels.STEP, device.type)
         rows.append(row)
         host = "" if host_us is None else f"  host {host_us:6.1f} us"
         print(
@@ -179,13 +197,21 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     device = torch.device(arguments.device)
-    bandwidth = harness.copy_bandwidth(device)
+    copy, bandwidth = harness.copy_bandwidth(device), harness.stream_bandwidth(device)
     rows = []
     for name, shapes in CASES.items():
         if arguments.cases in name:
             rows += optimizer_rows(name, shapes(), device, bandwidth)
     if not arguments.cases:
-        print(harness.write("multi_rate", device, rows, copy_gb_per_s=round(bandwidth / 1e6, 1)))
+        print(
+            harness.write(
+                "multi_rate",
+                device,
+                rows,
+                copy_gb_per_s=round(copy / 1e6, 1),
+                stream_gb_per_s=round(bandwidth / 1e6, 1),
+            )
+        )
 
 
 if __name__ == "__main__":

@@ -3,15 +3,16 @@ and this project's ops, each with the same optimizers, in one run.
 
     python benchmarks/bench_step.py [--device cpu|cuda] [--threads 2] [--quick]
 
-Three modalities, ten classes, a learning rate per part of the model. ``eager`` is the model written with ``torch.nn``
-alone (plain_pgm.py), ``ours`` the method as it is trained here. On a CUDA device torch.compile runs in its mode
-``reduce-overhead``, and ``ours`` is also captured in a CUDA graph, whole. Correctness comes first: in evaluation, where
-nothing is dropped, all forms have the same loss and the same gradients in the encoders.
+Three modalities, ten classes, a learning rate per part of the model, no dropout. ``eager`` is the model written with
+``torch.nn`` alone (plain_pgm.py), ``ours`` the method as it is trained here. On a CUDA device torch.compile runs in its
+mode ``reduce-overhead``, and ``ours`` is also captured in a CUDA graph, whole. Correctness comes first: all forms have
+the same loss and the same gradients in the encoders, where the reverse pass ends.
 """
 
 from __future__ import annotations
 
 import argparse
+import copy
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -34,6 +35,7 @@ CASES = {  # gate, batch, width of inputs and all features
 }
 QUICK = (("single", 16, 32),)
 RATES = {"*": {"encoder": 0.5, "partitioner": 2.0, "uni": 1.5, "paired": 0.75, "decoder": 1.25, "head": 1.0}}
+CAPTURED = "ours, CUDA graph"
 RATE, DECAY, LARGEST_NORM = 1e-3, 1e-2, 1.0
 OPTIMIZERS: dict[str, Callable[[list[dict]], torch.optim.Optimizer]] = {
     "torch AdamW": lambda groups: torch.optim.AdamW(groups, weight_decay=DECAY),
@@ -48,7 +50,6 @@ class Form:
 
     model: nn.Module
     loss: Callable[[], Tensor]
-    captured: bool = False
 
 
 @dataclass(frozen=True)
@@ -63,7 +64,7 @@ def forms(gate: str, rows: int, d: int, device: torch.device) -> dict[str, Form]
     """name -> form, all with the same parameters and on the same batch."""
     spec = DataSpec({m: ModalitySpec(d) for m in MODALITIES}, "classification", CLASSES)
     torch.manual_seed(0)
-    ours = build("pgm", spec, ModelConfig(dim=d, hidden=d), PgMConfig(gate=gate)).to(device)
+    ours = build("pgm", spec, ModelConfig(dim=d, hidden=d, dropout=0.0), PgMConfig(gate=gate)).to(device)
     batch = Batch(
         inputs={m: torch.randn(rows, d) for m in MODALITIES},
         weight=torch.full((rows,), 1.0 / rows),
@@ -73,54 +74,53 @@ def forms(gate: str, rows: int, d: int, device: torch.device) -> dict[str, Form]
     plain = PlainPgM(ours).to(device)
     compiled = torch.compile(plain, mode="reduce-overhead" if device.type == "cuda" else None)
 
-    def our_loss() -> Tensor:
-        return ours(batch).losses["total"]
+    def ours_on(model: nn.Module) -> Form:
+        return Form(model, lambda: model(batch).losses["total"])
 
     found = {
         "eager": Form(plain, lambda: plain(batch.inputs, batch.labels)),
         "torch.compile": Form(plain, lambda: compiled(batch.inputs, batch.labels)),
-        "ours": Form(ours, our_loss),
+        "ours": ours_on(ours),
     }
     if device.type == "cuda":
-        found["ours, CUDA graph"] = Form(ours, our_loss, captured=True)
+        # a model of its own, whose gradients no other step drops
+        found[CAPTURED] = ours_on(copy.deepcopy(ours))
     return found
 
 
 def check(found: dict[str, Form]) -> None:
-    """Loss and gradients of the encoders, where the reverse pass ends, in every form.
+    """Loss and gradients of the encoders in every form.
 
     Raises:
         AssertionError: one differs from those of the plain model.
     """
     expected = None
     for form in found.values():
-        form.model.eval()
         loss = form.loss()
         got = loss.detach().clone(), *torch.autograd.grad(loss, list(form.model.encoders.parameters()))
-        form.model.train()
         expected = expected or got
         for a, b in zip(got, expected, strict=True):
-            torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-5 * max(1.0, b.abs().max().item()))
+            torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-3 * b.abs().max().item())
 
 
-def training_step(form: Form, optimizer: torch.optim.Optimizer) -> Step:
-    """A step as a training loop writes it; captured in a CUDA graph where the form says so."""
+def training_step(form: Form, optimizer: torch.optim.Optimizer, captured: bool = False) -> Step:
+    """A step as a training loop writes it, or captured in a CUDA graph."""
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
 
     def run() -> None:
         # a captured step writes to the same gradients each time
-        optimizer.zero_grad(set_to_none=not form.captured)
+        optimizer.zero_grad(set_to_none=not captured)
         form.loss().backward()
         if not isinstance(optimizer, MultiRateAdamW):
             torch.nn.utils.clip_grad_norm_(parameters, LARGEST_NORM)
         optimizer.step()
 
-    if form.captured:
-        return Step(captured(run), lambda: None)
+    if captured:
+        return Step(capture(run), lambda: None)
     return Step(run, optimizer.zero_grad)
 
 
-def captured(run: Callable[[], object], warm_up: int = 3) -> Callable[[], object]:
+def capture(run: Callable[[], object], warm_up: int = 3) -> Callable[[], object]:
     """``run`` as a CUDA graph, after steps that make its state, tables and gradients."""
     side = torch.cuda.Stream()
     side.wait_stream(torch.cuda.current_stream())
@@ -140,10 +140,10 @@ def measure(gate: str, rows: int, d: int, device: torch.device) -> list[dict]:
     found = forms(gate, rows, d, device)
     check(found)
     steps = {
-        (name, kind): training_step(form, make(multi_rate_groups(form.model, RATE, RATES)))
+        (name, kind): training_step(form, make(multi_rate_groups(form.model, RATE, RATES)), name == CAPTURED)
         for name, form in found.items()
         for kind, make in OPTIMIZERS.items()
-        if kind == "MultiRateAdamW" or not form.captured
+        if kind == "MultiRateAdamW" or name != CAPTURED
     }
     timings = harness.interleaved({key: step.run for key, step in steps.items()}, device)
     measured = []

@@ -93,8 +93,8 @@ else
 fi
 
 # the most important first, then whatever else measures devices
-declare -A limits=([partition]=90 [partitioned_linear]=50 [reconstruction]=50 [step]=80 [multi_rate]=50)
-benches=(partition partitioned_linear reconstruction step multi_rate)
+declare -A limits=([partition]=90 [partitioned_linear]=50 [reconstruction]=50 [step]=80 [multi_rate]=50 [duc_loss]=50)
+benches=(partition partitioned_linear reconstruction step multi_rate duc_loss)
 for script in "$repository"/benchmarks/bench_*.py; do
   bench=$(basename "$script" .py)
   [[ -n ${limits[${bench#bench_}]:-} ]] || benches+=("${bench#bench_}")

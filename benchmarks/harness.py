@@ -112,6 +112,24 @@ def copy_bandwidth(device: torch.device) -> float:
     return 2 * size / interleaved({"copy": lambda: target.copy_(source)}, device)["copy"].median
 
 
+def stream_bandwidth(device: torch.device) -> float:
+    """Bytes per millisecond, read and written, of the fastest of a copy and two passes in place, far larger than the
+    cache: the floor of what is read and written in place.
+
+    The copy alone is none on a CPU: a line that is written without being read is fetched nevertheless, half as much
+    again as is counted.
+    """
+    size = COPY_BYTES[device.type]
+    x, y = (torch.ones(size // 4, device=device) for _ in range(2))
+    passes = {
+        "copy": (2, lambda: y.copy_(x)),
+        "multiply in place": (2, lambda: x.mul_(1.0)),
+        "add in place": (3, lambda: x.add_(y)),
+    }
+    timings = interleaved({name: run for name, (_, run) in passes.items()}, device)
+    return max(moved * size / timings[name].median for name, (moved, _) in passes.items())
+
+
 def count(run: Callable[[], object], device: torch.device, clear: Callable[[], object] = lambda: None) -> Counts:
     """Ops, host reads and peak memory of one warm call.
 

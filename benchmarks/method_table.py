@@ -56,6 +56,8 @@ TASKS = {
     "digits": Task("digits, left and right half", "digits"),
     "mfeat-fou-mor": Task("mfeat, `fou` and `mor`", "mfeat.npz", ("data.modalities=[fou,mor]",)),
     "mosi": Task("MOSI per utterance", "mosi.npz", ("data.modalities=[text,audio,vision]",)),
+    "mosi-text-vision": Task("MOSI, text and vision", "mosi.npz", ("data.modalities=[text,vision]",)),
+    "mosi-text-audio": Task("MOSI, text and audio", "mosi.npz", ("data.modalities=[text,audio]",)),
     "mosi-context": Task(
         "MOSI in context (one sequence per video)",
         "mosi.npz",

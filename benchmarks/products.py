@@ -18,8 +18,8 @@ QUICK = (16, 64, 32)
 # rtol and atol, the latter of the largest entry, against fp64: fp32 sums of thousands of terms; for bf16 a result that
 # is rounded once after gates that are
 BOUNDS = {torch.float32: (1e-4, 1e-4), torch.bfloat16: (2**-6, 2**-5)}
-# plain bf16 rounds the gates, their products, and every step of their derivative
-PLAIN_BOUNDS = {torch.float32: (1e-4, 1e-4), torch.bfloat16: (2**-4, 2**-3)}
+# plain bf16 rounds every sum of a scan and every step of its derivative: a wrong formula is farther off still
+PLAIN_BOUNDS = {torch.float32: (1e-4, 1e-4), torch.bfloat16: (2**-3, 2**-2)}
 
 Draw = Callable[..., Tensor]
 """Normally distributed numbers of a shape, on the device and in the dtype that is measured."""
@@ -167,8 +167,7 @@ def check(case: Case, runs: dict[str, Callable], chosen: dict[str, str | None]) 
         rtol, atol = (BOUNDS if run is case.ours else PLAIN_BOUNDS)[case.dtype]
         with pgm_fast.backend(chosen[name]):
             for got, want in zip(_all_results(run, case.arguments, directions), expected, strict=True):
-                largest = max(1.0, want.abs().max().item())
-                torch.testing.assert_close(got.double(), want, rtol=rtol, atol=atol * largest)
+                torch.testing.assert_close(got.double(), want, rtol=rtol, atol=atol * want.abs().max().item())
 
 
 def _all_results(run: Callable, arguments: list[Tensor], directions: list[Tensor]) -> list[Tensor]:

@@ -13,56 +13,24 @@ import torch
 import triton
 import triton.language as tl
 
+from . import multi_rate_tables as table
+from .multi_rate_rules import (
+    adamw_scalars,
+    adamw_update,
+    gradient_factor,
+    join_remainder,
+    sgd_scalars,
+    sgd_update,
+    split_remainder,
+)
+
 __all__ = ["squares", "step"]
-
-# words of a TensorRow
-TENSOR_WORDS = tl.constexpr(11)
-PARAM = tl.constexpr(0)
-EXP_AVG = tl.constexpr(1)
-EXP_AVG_SQ = tl.constexpr(2)
-MAX_EXP_AVG_SQ = tl.constexpr(3)
-MASTER = tl.constexpr(4)
-STEP = tl.constexpr(5)
-WAITED = tl.constexpr(6)
-RATE_ADDRESS = tl.constexpr(7)
-NUMEL = tl.constexpr(8)
-GROUP = tl.constexpr(9)
-FLAGS = tl.constexpr(10)
-NESTEROV = tl.constexpr(2)
-RATE_IS_DOUBLE = tl.constexpr(4)
-
-# numbers of a GroupRow
-GROUP_NUMBERS = tl.constexpr(13)
-RATE = tl.constexpr(0)
-WEIGHT_DECAY = tl.constexpr(1)
-ONE_MINUS_BETA1 = tl.constexpr(2)
-BETA2 = tl.constexpr(3)
-ONE_MINUS_BETA2 = tl.constexpr(4)
-LOG_BETA1 = tl.constexpr(5)
-LOG_BETA2 = tl.constexpr(6)
-EPS = tl.constexpr(7)
-MOMENTUM = tl.constexpr(8)
-ONE_MINUS_DAMPENING = tl.constexpr(9)
-SIGN = tl.constexpr(10)
-MAX_NORM = tl.constexpr(11)
-UPDATE_EVERY = tl.constexpr(12)
 
 TYPES = {torch.float32: tl.float32, torch.float64: tl.float64, torch.bfloat16: tl.bfloat16, torch.float16: tl.float16}
 
 THREADS = 256
-# rows of a table that a program reads at a time
-ROWS = tl.constexpr(THREADS)
 # fused multiply-add is asked for by name: its default is not the same in every release of triton
 OPTIONS = {"num_warps": THREADS // 32, "enable_fp_fusion": True}
-
-# e^x - 1 = 2^k (e^r - 1) + (2^k - 1) with |r| <= ln(2) / 2: terms of the series after which nothing is left in fp32,
-# fp64, and below which x gives -1 to the last bit
-LOG2_E = tl.constexpr(1.4426950408889634)
-LN2_HIGH = tl.constexpr(0.693145751953125)  # of few bits: k times it is exact
-LN2_LOW = tl.constexpr(1.42860682030941723212e-6)
-TERMS = tl.constexpr(8)
-TERMS_DOUBLE = tl.constexpr(15)
-LEAST_EXPONENT = tl.constexpr(-40.0)
 
 
 def step(launch) -> None:
@@ -95,6 +63,7 @@ def step(launch) -> None:
         CHECK_FINITE=launch.check_finite,
         AT_A_TIME=at_a_time,
         BLOCK=THREADS * at_a_time,
+        LAYOUT=table.LAYOUT,
         **OPTIONS,
     )
 
@@ -114,10 +83,18 @@ def squares(launch) -> None:
             GRADIENT_TYPE=TYPES[launch.gradient_dtype],
             AT_A_TIME=at_a_time,
             BLOCK=THREADS * at_a_time,
+            LAYOUT=table.LAYOUT,
             **OPTIONS,
         )
     multi_rate_group_squares_kernel[(launch.num_groups + 1,)](
-        launch.tensors, launch.chunks, launch.partials, launch.sums, chunks, launch.num_groups, **OPTIONS
+        launch.tensors,
+        launch.chunks,
+        launch.partials,
+        launch.sums,
+        chunks,
+        launch.num_groups,
+        LAYOUT=table.LAYOUT,
+        **OPTIONS,
     )
 
 
@@ -155,6 +132,7 @@ def multi_rate_step_kernel(
     CHECK_FINITE: tl.constexpr,
     AT_A_TIME: tl.constexpr,
     BLOCK: tl.constexpr,
+    LAYOUT: tl.constexpr,
 ):
     """A program owns a chunk, and writes it; the last to finish counts the step."""
     skipped = is_skipped(p_found_inf, p_sums, num_groups, CHECK_FINITE)
@@ -162,10 +140,10 @@ def multi_rate_step_kernel(
     if (chunk < num_chunks) & (skipped == 0):
         tensor = tl.load(p_chunks + 2 * chunk.to(tl.int64))
         start = tl.load(p_chunks + 2 * chunk.to(tl.int64) + 1)
-        p_row = p_tensors + tensor * TENSOR_WORDS
-        group = tl.load(p_row + GROUP)
-        p_group = p_groups + group * GROUP_NUMBERS
-        if is_due(tl.load(p_row + WAITED), tl.load(p_group + UPDATE_EVERY)):
+        p_row = p_tensors + tensor * table.TENSOR_WORDS
+        group = tl.load(p_row + table.GROUP)
+        p_group = p_groups + group * table.GROUP_NUMBERS
+        if is_due(tl.load(p_row + table.WAITED), tl.load(p_group + table.UPDATE_EVERY)):
             factor = gradient_factor(p_group, p_sums, p_grad_scale, group, num_groups, CLIP)
             if ALGORITHM == "adamw":
                 scalars = adamw_scalars(p_row, p_group, factor)
@@ -173,8 +151,12 @@ def multi_rate_step_kernel(
                 scalars = sgd_scalars(p_row, p_group, factor)
             a_gradient = tl.load(p_gradients + tensor)
             length = chunk_length(p_row, start, chunk_size)
-            addresses = tl.load(p_row + PARAM) | tl.load(p_row + MASTER) | a_gradient
-            addresses |= tl.load(p_row + EXP_AVG) | tl.load(p_row + EXP_AVG_SQ) | tl.load(p_row + MAX_EXP_AVG_SQ)
+            addresses = tl.load(p_row + table.PARAM) | tl.load(p_row + table.MASTER) | a_gradient
+            addresses |= (
+                tl.load(p_row + table.EXP_AVG)
+                | tl.load(p_row + table.EXP_AVG_SQ)
+                | tl.load(p_row + table.MAX_EXP_AVG_SQ)
+            )
             whole = 0
             if addresses % 16 == 0:
                 whole = length // AT_A_TIME * AT_A_TIME
@@ -214,7 +196,7 @@ def multi_rate_step_kernel(
             if p_skipped is not None:
                 tl.store(p_skipped, tl.load(p_skipped) + 1.0)
         else:
-            for first in range(0, num_tensors, ROWS):
+            for first in range(0, num_tensors, table.ROWS):
                 advance(p_tensors, p_groups, first, num_tensors)
 
 
@@ -236,18 +218,18 @@ def update(
     """Elements ``[first, end)`` of the chunk at ``start``; ALIGNED: all addresses are multiples of 16 bytes."""
     T: tl.constexpr = scalars[0].dtype
     p_gradient = elements(a_gradient, GRADIENT_TYPE, start, ALIGNED)
-    a_first, a_second = tl.load(p_row + EXP_AVG), tl.load(p_row + EXP_AVG_SQ)
-    a_largest = tl.load(p_row + MAX_EXP_AVG_SQ)
+    a_first, a_second = tl.load(p_row + table.EXP_AVG), tl.load(p_row + table.EXP_AVG_SQ)
+    a_largest = tl.load(p_row + table.MAX_EXP_AVG_SQ)
     p_first, p_second = elements(a_first, T, start, ALIGNED), elements(a_second, T, start, ALIGNED)
     p_largest = elements(a_largest, T, start, ALIGNED)
-    a_param, a_master = tl.load(p_row + PARAM), tl.load(p_row + MASTER)
+    a_param, a_master = tl.load(p_row + table.PARAM), tl.load(p_row + table.MASTER)
     if MASTER_FORM == "remainder":
         p_param = elements(a_param, tl.int16, start, ALIGNED)
         p_master = elements(a_master, tl.int16, start, ALIGNED)
     else:
         p_param = elements(a_param, PARAM_TYPE, start, ALIGNED)
         p_master = elements(a_master, tl.float32, start, ALIGNED)
-    nesterov = (tl.load(p_row + FLAGS) & NESTEROV) != 0
+    nesterov = (tl.load(p_row + table.FLAGS) & table.NESTEROV) != 0
     largest_end, buffer_end = tl.where(a_largest != 0, end, 0), tl.where(a_first != 0, end, 0)
     for k in range(first, end, BLOCK):
         o = k + tl.arange(0, BLOCK)
@@ -285,56 +267,6 @@ def update(
 
 
 @triton.jit
-def adamw_scalars(p_row, p_group, factor):
-    """Numbers that all elements of a tensor share."""
-    T: tl.constexpr = factor.dtype
-    rate = learning_rate(p_row, p_group)
-    t = (tl.load(tl.load(p_row + STEP).to(tl.pointer_type(tl.float32), bitcast=True)) + 1.0).to(T)
-    decay = 1.0 - rate * tl.load(p_group + WEIGHT_DECAY)
-    step_size = divide(rate, bias_correction(tl.load(p_group + LOG_BETA1), t))
-    unbias = divide(tl.full([], 1.0, T), square_root(bias_correction(tl.load(p_group + LOG_BETA2), t)))
-    one_minus_beta1 = tl.load(p_group + ONE_MINUS_BETA1)
-    beta2, one_minus_beta2 = tl.load(p_group + BETA2), tl.load(p_group + ONE_MINUS_BETA2)
-    return factor, decay, step_size, one_minus_beta1, beta2, one_minus_beta2, unbias, tl.load(p_group + EPS)
-
-
-@triton.jit
-def adamw_update(param, grad, exp_avg, exp_avg_sq, largest, amsgrad, scalars):
-    factor, decay, step_size, one_minus_beta1, beta2, one_minus_beta2, unbias, eps = scalars
-    grad = factor * grad
-    exp_avg = tl.fma(one_minus_beta1, grad - exp_avg, exp_avg)
-    exp_avg_sq = tl.fma(one_minus_beta2 * grad, grad, beta2 * exp_avg_sq)
-    # NaN in either stays, as torch.maximum has it
-    largest = tl.where((largest > exp_avg_sq) | (largest != largest), largest, exp_avg_sq)
-    root = square_root(tl.where(amsgrad, largest, exp_avg_sq))
-    param = decay * param - divide(step_size * exp_avg, tl.fma(root, unbias, eps))
-    return param, exp_avg, exp_avg_sq, largest
-
-
-@triton.jit
-def sgd_scalars(p_row, p_group, factor):
-    """Numbers that all elements of a tensor share."""
-    T: tl.constexpr = factor.dtype
-    one_minus_dampening = tl.load(p_group + ONE_MINUS_DAMPENING)
-    a_step = tl.load(p_row + STEP)
-    # the buffer is 0 before the first update, which takes the gradient whole
-    first = tl.load(a_step.to(tl.pointer_type(tl.float32), bitcast=True), a_step != 0, 1.0) == 0.0
-    one_minus_dampening = tl.where(first, tl.full([], 1.0, T), one_minus_dampening)
-    momentum, weight_decay = tl.load(p_group + MOMENTUM), tl.load(p_group + WEIGHT_DECAY)
-    return factor, weight_decay, momentum, one_minus_dampening, learning_rate(p_row, p_group)
-
-
-@triton.jit
-def sgd_update(param, grad, buffer, has_momentum, nesterov, scalars):
-    factor, weight_decay, momentum, one_minus_dampening, rate = scalars
-    grad = tl.fma(weight_decay, param, factor * grad)
-    buffer = tl.fma(momentum, buffer, one_minus_dampening * grad)
-    direction = tl.where(nesterov, tl.fma(momentum, buffer, grad), buffer)
-    param = param - rate * tl.where(has_momentum, direction, grad)
-    return param, buffer
-
-
-@triton.jit
 def is_skipped(p_found_inf, p_sums, num_groups, CHECK_FINITE: tl.constexpr):
     """Whether this step is skipped by all tensors."""
     skipped = tl.full([], 0, tl.int1)
@@ -358,13 +290,13 @@ def is_due(a_waited, update_every):
 
 @triton.jit
 def advance(p_tensors, p_groups, first, num_tensors):
-    """Counts this step of ROWS tensors."""
-    o_tensor = first + tl.arange(0, ROWS)
+    """Counts this step of table.ROWS tensors."""
+    o_tensor = first + tl.arange(0, table.ROWS)
     mask = o_tensor < num_tensors
-    p_row = p_tensors + o_tensor.to(tl.int64) * TENSOR_WORDS
-    group = tl.load(p_row + GROUP, mask, 0)
-    update_every = tl.load(p_groups + group * GROUP_NUMBERS + UPDATE_EVERY, mask, 1.0)
-    a_waited, a_step = tl.load(p_row + WAITED, mask, 0), tl.load(p_row + STEP, mask, 0)
+    p_row = p_tensors + o_tensor.to(tl.int64) * table.TENSOR_WORDS
+    group = tl.load(p_row + table.GROUP, mask, 0)
+    update_every = tl.load(p_groups + group * table.GROUP_NUMBERS + table.UPDATE_EVERY, mask, 1.0)
+    a_waited, a_step = tl.load(p_row + table.WAITED, mask, 0), tl.load(p_row + table.STEP, mask, 0)
     due = is_due(a_waited, update_every)
     p_waited = a_waited.to(tl.pointer_type(tl.float32), bitcast=True)
     p_step = a_step.to(tl.pointer_type(tl.float32), bitcast=True)
@@ -375,43 +307,9 @@ def advance(p_tensors, p_groups, first, num_tensors):
 
 
 @triton.jit
-def gradient_factor(p_group, p_sums, p_grad_scale, group, num_groups, CLIP: tl.constexpr):
-    """What a gradient is multiplied by as it is loaded: sign, clipping and the scale of mixed precision in one.
-
-    Clipping follows ``torch.nn.utils.clip_grad_norm_``. It alone computes in fp64 here, as its sums are.
-    """
-    factor = tl.load(p_group + SIGN)
-    T: tl.constexpr = factor.dtype
-    if CLIP == "none":
-        if p_grad_scale is not None:
-            factor *= divide(tl.full([], 1.0, T), tl.load(p_grad_scale).to(T))
-    else:
-        scale = tl.full([], 1.0, tl.float64)
-        if p_grad_scale is not None:
-            scale = tl.load(p_grad_scale).to(tl.float64)
-        norm = tl.sqrt(tl.load(p_sums + (num_groups if CLIP == "global" else group))) / scale
-        coefficient = tl.load(p_group + MAX_NORM).to(tl.float64) / (norm + 1e-6)
-        factor *= (tl.where(coefficient < 1.0, coefficient, 1.0) / scale).to(T)
-    return factor
-
-
-@triton.jit
-def learning_rate(p_row, p_group):
-    """The group's, or where that is a tensor what it holds."""
-    rate = tl.load(p_group + RATE)
-    a_rate = tl.load(p_row + RATE_ADDRESS)
-    if a_rate != 0:
-        if (tl.load(p_row + FLAGS) & RATE_IS_DOUBLE) != 0:
-            rate = tl.load(a_rate.to(tl.pointer_type(tl.float64), bitcast=True)).to(rate.dtype)
-        else:
-            rate = tl.load(a_rate.to(tl.pointer_type(tl.float32), bitcast=True)).to(rate.dtype)
-    return rate
-
-
-@triton.jit
 def chunk_length(p_row, start, chunk_size):
     """Elements of the chunk at ``start``."""
-    return tl.minimum(tl.load(p_row + NUMEL) - start, chunk_size).to(tl.int32)
+    return tl.minimum(tl.load(p_row + table.NUMEL) - start, chunk_size).to(tl.int32)
 
 
 @triton.jit
@@ -427,56 +325,6 @@ def elements(address, TYPE: tl.constexpr, start, ALIGNED: tl.constexpr):
     return p
 
 
-@triton.jit
-def join_remainder(high, low):
-    """bfloat16 bits and the 16 bits that they lack, as a float."""
-    return ((high.to(tl.int32) << 16) + low.to(tl.int32)).to(tl.float32, bitcast=True)
-
-
-@triton.jit
-def split_remainder(x):
-    """A float as bfloat16 bits, to the nearest with ties away from zero, and the distance of the bit patterns."""
-    # a carry out of NaN's mantissa would make it -0
-    bits = tl.where(x == x, x.to(tl.int32, bitcast=True), 0x7FC00000)
-    return ((bits + 0x8000) >> 16).to(tl.int16), bits.to(tl.int16)
-
-
-@triton.jit
-def divide(x, y):
-    """Rounded to nearest; plain division in fp32 is not."""
-    if x.dtype == tl.float32:
-        return tl.div_rn(x, y)
-    else:
-        return x / y
-
-
-@triton.jit
-def square_root(x):
-    """Rounded to nearest; the plain root in fp32 is not."""
-    if x.dtype == tl.float32:
-        return tl.sqrt_rn(x)
-    else:
-        return tl.sqrt(x)
-
-
-@triton.jit
-def bias_correction(log_beta, t):
-    """1 - beta^t; exp(t ln beta) subtracted from 1 in its place would lose what is asked for."""
-    x = tl.maximum(t * log_beta, LEAST_EXPONENT)
-    k = tl.floor(x * LOG2_E + 0.5)
-    r = x - k * LN2_HIGH - k * LN2_LOW
-    terms: tl.constexpr = TERMS if x.dtype == tl.float32 else TERMS_DOUBLE
-    series = tl.full([], 1.0, x.dtype)
-    for i in tl.static_range(terms - 1):
-        series = series * r * (1.0 / (terms - i)) + 1.0
-    # 2^k by its bits
-    if x.dtype == tl.float32:
-        power = ((k.to(tl.int32) + 127) << 23).to(tl.float32, bitcast=True)
-    else:
-        power = ((k.to(tl.int64) + 1023) << 52).to(tl.float64, bitcast=True)
-    return -tl.fma(power, r * series, power - 1.0)
-
-
 @triton.jit(do_not_specialize=["chunk_size"])
 def multi_rate_chunk_squares_kernel(
     p_tensors,
@@ -487,11 +335,12 @@ def multi_rate_chunk_squares_kernel(
     GRADIENT_TYPE: tl.constexpr,
     AT_A_TIME: tl.constexpr,
     BLOCK: tl.constexpr,
+    LAYOUT: tl.constexpr,
 ):
     """A program owns a chunk. Writes the sum of the squares of its gradients."""
     chunk = tl.program_id(0).to(tl.int64)
     tensor, start = tl.load(p_chunks + 2 * chunk), tl.load(p_chunks + 2 * chunk + 1)
-    length = chunk_length(p_tensors + tensor * TENSOR_WORDS, start, chunk_size)
+    length = chunk_length(p_tensors + tensor * table.TENSOR_WORDS, start, chunk_size)
     a_gradient = tl.load(p_gradients + tensor)
     T: tl.constexpr = tl.float64 if GRADIENT_TYPE == tl.float64 else tl.float32
     total = chunk_squares(a_gradient, start, length, T, GRADIENT_TYPE, AT_A_TIME, BLOCK)
@@ -541,15 +390,17 @@ def part_squares(
 
 
 @triton.jit(do_not_specialize=["num_chunks", "num_groups"])
-def multi_rate_group_squares_kernel(p_tensors, p_chunks, p_partials, p_sums, num_chunks, num_groups):
+def multi_rate_group_squares_kernel(
+    p_tensors, p_chunks, p_partials, p_sums, num_chunks, num_groups, LAYOUT: tl.constexpr
+):
     """A program owns a group, the last one all of them. Writes the sum of its partials."""
     program = tl.program_id(0)
-    sums = tl.zeros([ROWS], tl.float64)
-    for first in range(0, num_chunks, ROWS):
-        o_chunk = (first + tl.arange(0, ROWS)).to(tl.int64)
+    sums = tl.zeros([table.ROWS], tl.float64)
+    for first in range(0, num_chunks, table.ROWS):
+        o_chunk = (first + tl.arange(0, table.ROWS)).to(tl.int64)
         mask = o_chunk < num_chunks
         tensor = tl.load(p_chunks + 2 * o_chunk, mask, 0)
-        group = tl.load(p_tensors + tensor * TENSOR_WORDS + GROUP, mask, 0)
+        group = tl.load(p_tensors + tensor * table.TENSOR_WORDS + table.GROUP, mask, 0)
         mine = tl.where(program == num_groups, group, program)
         sums += tl.load(p_partials + o_chunk, mask & (group == mine), 0.0)
     tl.store(p_sums + program, tl.sum(sums))

@@ -204,6 +204,7 @@ def _gaussian_cases() -> list[Case]:
         (64, 8192, 1, True, True, half, True),
         (5, 99, 3, True, True, half, False),
         (5, 24, 1, True, True, half, False),
+        (5, 1, 1, True, True, single, False),
         (5, 96, 1, True, True, double, False),
     ]
     return [
@@ -238,6 +239,7 @@ def _mixture_cases() -> list[Case]:
         (64, 512, 4, 0, False, single, half, True),
         (77, 101, 2, 1, True, single, torch.float16, False),
         (64, 310, 8, 8, True, half, half, False),
+        (5, 1, 1, 1, True, single, single, False),
         (5, 10, 1, 1, True, double, double, False),
     ]
     return [
@@ -268,6 +270,7 @@ def _certainty_cases() -> list[Case]:
         (4096, 1024, 3, False, True, half, True),
         (64, 8192, 2, True, False, single, True),
         (77, 101, 16, True, True, torch.float16, False),
+        (5, 1, 1, True, True, single, False),
         (5, 10, 2, True, True, double, False),
     ]
     return [

@@ -91,6 +91,12 @@ def _plain_info_nce(a, b, temperature=0.1):
     return (F.cross_entropy(logits, labels) + F.cross_entropy(logits.t(), labels)) / 2
 
 
+def _plain_stacked_info_nce(a, b, temperature=0.1):
+    logits = F.normalize(a, dim=-1) @ F.normalize(b, dim=-1).transpose(1, 2) / temperature
+    own = (logits.log_softmax(1) + logits.log_softmax(2)).diagonal(dim1=1, dim2=2)
+    return -own.mean(1) / 2
+
+
 def _plain_gaussian(mu, logvar, prior_mu=None, prior_logvar=None, sample=True, layers=None):
     """Written with the two variances, as the textbook has it; the noise from another implementation."""
     prior_mu = torch.zeros_like(mu) if prior_mu is None else prior_mu
@@ -265,6 +271,7 @@ _OPS = [
         (True,) * 3,
     ),
     Case("info_nce", lambda n, d: [(n, d), (n, d)], ops.info_nce, _plain_info_nce, (True, True)),
+    Case("info_nce-stacked", lambda n, d: [(n, 4, d)] * 2, ops.info_nce, _plain_stacked_info_nce, (True, True)),
 ]
 
 

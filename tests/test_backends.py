@@ -89,3 +89,15 @@ def test_environment_variable_chooses_and_a_wrong_one_does_not_break_the_import(
         [sys.executable, "-c", program], env={"PGM_FAST_BACKEND": value, "PATH": ""}, capture_output=True, text=True
     )
     assert expected in (done.stdout if value == "torch" else done.stderr)
+
+
+def test_a_triton_that_is_not_there_is_named_with_what_to_do(monkeypatch):
+    import pgm_fast.ops
+    import pgm_fast.optim  # noqa: F401
+
+    for name in [name for name in sys.modules if name.startswith("pgm_fast.kernels")]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "triton", None)
+    reasons = backends.implementations("cuda")
+    for op in ("multi_rate_step", "multi_rate_squares", "partition"):
+        assert reasons[op]["triton"] == "is not installed (Linux only): pip install triton"

@@ -34,6 +34,14 @@ def test_own_encoder(example, tmp_path, capsys):
     assert "audio alone" in capsys.readouterr().out
 
 
+def test_rates(example, capsys):
+    found = example("rates").main(steps=3)
+    launches = {name: count for name, (count, _) in found.items()}
+    assert launches["MultiRateAdamW"] == 1 < launches["torch AdamW, fused"] < launches["torch AdamW"]
+    losses = {line.rpartition(" ")[2] for line in capsys.readouterr().out.splitlines()}
+    assert len(losses) == 1  # all three train alike
+
+
 def test_config(repository, tmp_path):
     rng = np.random.default_rng(0)
     label = np.arange(60) % 2

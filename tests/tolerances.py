@@ -86,9 +86,10 @@ AUTOCAST_BF16_LOSS = EPS[torch.bfloat16]
 # Four steps of torch's two forms of an optimizer: FP32 of what they move, which is of the order of the rate, 0.1.
 OPTIMIZER_MOVE_FP32 = 0.1 * FP32
 
-# The same where two computations of a step straddle a tie of the parameter's own rounding: an eps of what four steps
-# move, which a value near zero keeps in full.
-OPTIMIZER_MOVE = {dtype: max(OPTIMIZER_MOVE_FP32, 4 * 0.1 * eps) for dtype, eps in EPS.items()}
+# The same of any optimizer of optimizer_cases.py, by dtype. With momentum, gradients up to 4 move a parameter by the
+# order of 1 at such a rate; and where two computations of a step straddle a tie of the parameter's own rounding, they
+# differ by an eps of what four steps move, which a value near zero keeps in full.
+OPTIMIZER_MOVE = {dtype: max(FP32, 4 * 0.1 * eps) for dtype, eps in EPS.items()}
 
 # Two ranks against one process: sums of 16 rows in another order, each good to eps/2, over 18 steps of SGD. Measured:
 # 6e-7.

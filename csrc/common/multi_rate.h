@@ -1,5 +1,5 @@
 // One step of many tensors at many rates: the tables that say what to update, and the arithmetic of the update. The one source of
-// truth for CPU vectors, CUDA threads, and (by the word numbers in Python's tables.py) Triton programs.
+// truth for CPU vectors and CUDA threads; kernels/multi_rate_rules.py follows it for Triton programs.
 //
 // V is anything with + - * /, multiply_add, square_root and larger: float, double, or a CPU vector of them.
 //   AdamW (Loshchilov & Hutter 2019; amsgrad: Reddi et al. 2018), t = steps with this one, f = gradient_factor:
@@ -50,7 +50,7 @@ struct TensorRow {
   int64_t group;            // row of the groups' table
   int64_t flags;
 };
-static_assert(sizeof(TensorRow) == 11 * 8, "tables.py counts eleven words");
+static_assert(sizeof(TensorRow) == 11 * 8, "launch.py and multi_rate_tables.py count eleven words");
 
 // A part of one tensor: elements [start, start + Launch::chunk_size), or to the end.
 struct Chunk {
@@ -75,7 +75,7 @@ struct GroupRow {
   T max_norm;      // infinity: not clipped
   T update_every;  // a whole number >= 1
 };
-static_assert(sizeof(GroupRow<float>) == 13 * 4, "tables.py counts thirteen numbers");
+static_assert(sizeof(GroupRow<float>) == 13 * 4, "launch.py and multi_rate_tables.py count thirteen numbers");
 
 // What one launch takes. Tensors of one launch share dtypes and device.
 struct Launch {

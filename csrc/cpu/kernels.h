@@ -30,6 +30,17 @@ void duc_teacher_weights(int64_t rows, Matrix products, const void* weight, int6
 // Rows from `first` on of grad: by_dim * factor on dims, 0 elsewhere.
 void duc_scatter(int64_t rows, Matrix by_dim, const int64_t* dims, double factor, Matrix grad, int64_t first);
 
+// unit, in the dtype of the computation: the rows of x over their norms, which are written (a row shorter than 1e-12 over that).
+void info_nce_normalize(int64_t rows, Matrix x, void* norms, Matrix unit, int threads);
+// products [n, n] holds <a, b> and is multiplied by factor; weight, rows and columns, log-sum-exps, are of its dtype; losses of pairs.
+void info_nce_log_sum_exps(int64_t n, Matrix products, const void* weight, double factor, void* rows, void* columns, double* losses,
+                           int threads);
+// products holds <a, b> and becomes its gradient, for twice the loss, times scale / factor.
+void info_nce_gradient(int64_t n, Matrix products, const void* weight, double factor, const void* rows, const void* columns, double scale,
+                       int threads);
+// grad, of x in its dtype, from that of unit.
+void info_nce_normalize_backward(int64_t rows, Matrix grad_unit, Matrix unit, const void* norms, Matrix grad, int threads);
+
 // Here a matrix's width is the distance between its rows, all rows hold d numbers, a null matrix is one that is not there (no prior; no
 // sample, with a null seed). kl and grad_kl have rows of as many numbers as there are layers, float, or double for double.
 void gaussian_sample_kl(int64_t rows, int64_t d, int64_t layers, Matrix mu, Matrix logvar, Matrix prior_mu, Matrix prior_logvar,

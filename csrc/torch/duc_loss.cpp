@@ -1,7 +1,6 @@
 // duc_loss: torch's matrix products of a block of students with the teachers, the kernels of csrc/cpu/duc_loss.cpp around them, and the
 // derivative. Formulas in pgm_fast/ops/duc_loss.py.
 #include <ATen/ops/empty.h>
-#include <ATen/ops/full.h>
 #include <ATen/ops/index_select.h>
 #include <ATen/ops/mm.h>
 #include <ATen/ops/nonzero.h>
@@ -32,14 +31,6 @@ Op forward_op("duc_loss"), backward_op("duc_loss_backward");
 // slower, gathering teachers anew for every block costs more the smaller a block is.
 constexpr int64_t kProducts = int64_t{1} << 18;
 constexpr int64_t kGathered = int64_t{1} << 20;
-
-at::ScalarType accumulation(const Tensor& x) { return x.scalar_type() == at::kDouble ? at::kDouble : at::kFloat; }
-
-Tensor weights(const MaybeTensor& weight, const Tensor& x) {
-  const int64_t n = x.size(0);
-  if (weight) return weight->to(accumulation(x)).contiguous();
-  return at::full({n}, 1.0 / std::max<int64_t>(n, 1), x.options().dtype(accumulation(x)));
-}
 
 Tensor numbers(const Tensor& dims) { return dims.scalar_type() == at::kBool ? at::nonzero(dims).squeeze(-1) : dims.contiguous(); }
 
@@ -158,7 +149,7 @@ Tensor by_number(const Tensor& kept, const Tensor& dims, const Tensor& chosen) {
 
 Three forward(const Tensor& student, const Tensor& teacher, const Tensor& dims, const MaybeTensor& reverse_dims, const MaybeTensor& weight,
               int64_t begin, int64_t end, double temperature, bool keep_gradient) {
-  const Tensor w = weights(weight, student), chosen = numbers(dims);
+  const Tensor w = weights_or_mean(weight, student), chosen = numbers(dims);
   end = end_of(end, student);
   auto [loss, kept] = OneWay(student, teacher, chosen, w, begin, end, temperature).forward(keep_gradient);
   kept = by_mask(kept, dims, chosen);
@@ -170,7 +161,7 @@ Three forward(const Tensor& student, const Tensor& teacher, const Tensor& dims, 
 
 Two backward(const Tensor& grad, const Tensor& student, const Tensor& teacher, const Tensor& dims, const MaybeTensor& reverse_dims,
              const MaybeTensor& weight, const Tensor& kept, const Tensor& reverse_kept, int64_t begin, int64_t end, double temperature) {
-  const Tensor w = weights(weight, student), chosen = numbers(dims);
+  const Tensor w = weights_or_mean(weight, student), chosen = numbers(dims);
   const double scale = grad.item<double>();
   end = end_of(end, student);
   const Tensor by_student =

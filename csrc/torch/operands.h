@@ -4,6 +4,10 @@
 #include <ATen/Parallel.h>
 #include <ATen/core/Tensor.h>
 #include <ATen/ops/empty_like.h>
+#include <ATen/ops/full.h>
+
+#include <algorithm>
+#include <optional>
 
 #include "../cpu/kernels.h"
 
@@ -17,6 +21,15 @@ inline cpu::Dtype dtype_of(const at::Tensor& x) {
     case at::kHalf: return cpu::Dtype::float16;
     default: TORCH_CHECK(false, "pgm_fast's kernels take float32, float64, bfloat16 and float16, got ", x.scalar_type());
   }
+}
+
+// What sums of numbers of this dtype are held in.
+inline at::ScalarType accumulation(const at::Tensor& x) { return x.scalar_type() == at::kDouble ? at::kDouble : at::kFloat; }
+
+// Weights of the rows x[B, d] of a loss in that dtype; none are those of a mean.
+inline at::Tensor weights_or_mean(const std::optional<at::Tensor>& weight, const at::Tensor& x) {
+  if (weight) return weight->to(accumulation(x)).contiguous();
+  return at::full({x.size(0)}, 1.0 / std::max<int64_t>(x.size(0), 1), x.options().dtype(accumulation(x)));
 }
 
 // The number of rows of h[..., d].

@@ -161,9 +161,11 @@ Three partition_dual_autograd(const Tensor& h, const Tensor& z_uni, const Tensor
 void bind_partitioned_linear(py::module_& m);
 void bind_reconstruction(py::module_& m);
 void bind_duc_loss(py::module_& m);
+void bind_info_nce(py::module_& m);
 void implement_partitioned_linear(torch::Library& cpu, torch::Library& autograd);
 void implement_reconstruction(torch::Library& cpu, torch::Library& autograd);
 void implement_duc_loss(torch::Library& cpu, torch::Library& autograd);
+void implement_info_nce(torch::Library& cpu, torch::Library& autograd);
 void implement_gated_mixture(torch::Library& cpu, torch::Library& autograd);
 void implement_gaussian_sample_kl(torch::Library& cpu, torch::Library& autograd);
 
@@ -187,6 +189,7 @@ void implement() {
   implement_partitioned_linear(cpu, autograd);
   implement_reconstruction(cpu, autograd);
   implement_duc_loss(cpu, autograd);
+  implement_info_nce(cpu, autograd);
   implement_gated_mixture(cpu, autograd);
   implement_gaussian_sample_kl(cpu, autograd);
 }
@@ -202,6 +205,7 @@ void bind_ops(py::module_& m) {
   bind_partitioned_linear(m);
   bind_reconstruction(m);
   bind_duc_loss(m);
+  bind_info_nce(m);
 }
 
 }  // namespace pgm_fast::host

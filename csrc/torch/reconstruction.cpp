@@ -24,8 +24,6 @@ using Six = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>;
 
 Op forward_op("reconstruction"), backward_op("reconstruction_backward");
 
-at::ScalarType accumulation(const Tensor& x) { return x.scalar_type() == at::kDouble ? at::kDouble : at::kFloat; }
-
 // [rows] in the type of the computation, undefined for the mean
 Tensor weights(const MaybeTensor& row_weight, int64_t rows, at::ScalarType dtype) {
   if (!row_weight) return {};

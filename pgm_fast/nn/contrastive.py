@@ -14,6 +14,9 @@ from .weights import among, world_size
 
 __all__ = ["cross_modal_info_nce"]
 
+PRODUCTS = 2**22
+"""Pairs of modalities are taken together, which saves launches, as long as their products are no more than these."""
+
 
 def _joined(x: Tensor) -> Tensor:
     """x of all ranks, differentiable; every rank must hold the same number of rows."""
@@ -56,10 +59,17 @@ def cross_modal_info_nce(
         embeddings = {m: _joined(x) for m, x in embeddings.items()}
         presence = {m: _joined(x.to(torch.uint8)) > 0 for m, x in presence.items()}
         weight = _joined(weight) / world
-    total = None
-    for a, b in pairs:
-        both = [presence[m] for m in (a, b) if m in presence]
-        pair_weight = among(weight, torch.stack(both).all(0), joined=True) if both else weight
-        loss = ops.info_nce(embeddings[a], embeddings[b], temperature, normalize=True, weight=pair_weight)
-        total = loss if total is None else total + loss
-    return total / len(pairs)
+    rows = next(iter(embeddings.values())).shape[0]
+    at_once = max(1, PRODUCTS // max(rows * rows, 1))
+    losses = []
+    for first in range(0, len(pairs), at_once):
+        some = pairs[first : first + at_once]
+        a, b = (torch.stack([embeddings[pair[side]] for pair in some]) for side in (0, 1))
+        pair_weights = None if weight is None else torch.stack([_pair_weight(pair, weight, presence) for pair in some])
+        losses.append(ops.info_nce(a, b, temperature, normalize=True, weight=pair_weights))
+    return torch.cat(losses).mean()
+
+
+def _pair_weight(pair: tuple[str, str], weight: Tensor, presence: Mapping[str, Tensor]) -> Tensor:
+    both = [presence[m] for m in pair if m in presence]
+    return among(weight, torch.stack(both).all(0), joined=True) if both else weight

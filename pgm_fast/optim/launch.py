@@ -16,8 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .device_tables import DeviceTables
 from .remainder import join_remainder, split_remainder
-from .tables import DeviceTables
 from .watch import local_gradient, local_tensor
 
 __all__ = ["GROUP_COLUMNS", "Entry", "Launch", "Shards", "chunk_size", "group_row"]

@@ -12,10 +12,10 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from .device_tables import is_capturing
 from .hooks import hooked, leave_uncompiled
 from .launch import DTYPES, Entry
 from .plan import Plan, Settings
-from .tables import is_capturing
 from .watch import is_direct, local_gradient, local_tensor, placements_of, same_strides
 
 __all__ = ["MultiRateOptimizer"]
@@ -101,11 +101,13 @@ class MultiRateOptimizer(Optimizer):
 
     @property
     def launches_per_step(self) -> int:
-        """Kernel launches of a step like the last one: one per combination of device, dtypes and sharding, twice that
-        where gradients are measured to clip or to check them."""
+        """Kernel launches of a step like the last one: one per combination of device, dtypes and sharding. Where
+        gradients are measured, to clip or to check them, another one for each, and on CUDA devices one more: chunks
+        first, then their sums."""
         if self._plan is None:
             return 0
-        return len(self._plan.launches) * (2 if self._plan.settings.measures else 1)
+        measured = self._plan.settings.measures
+        return sum(1 + measured * (1 + (launch.device.type == "cuda")) for launch in self._plan.launches)
 
     @property
     def skipped_steps(self) -> Tensor | None:

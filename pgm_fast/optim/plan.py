@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from . import kernels
+from .device_tables import is_capturing, is_on_host
 from .launch import GROUP_COLUMNS, Entry, Launch, Shards, chunk_size, group_row
-from .tables import is_capturing, is_on_host
 from .watch import GRADIENTS, RATES, REBUILD, Watched, local_tensor, make_watch, placements_of
 
 __all__ = ["Plan", "Settings"]

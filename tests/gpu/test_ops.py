@@ -230,3 +230,20 @@ def test_effective_dimensions_are_the_cpu_s_bit_by_bit_without_waiting_and_in_li
         torch.cuda.set_sync_debug_mode("default")
     assert torch.cuda.max_memory_allocated() - before < 4 * features.nbytes
     assert all(torch.equal(a.cpu(), b) for a, b in zip(got, want, strict=True))
+
+
+@pytest.mark.parametrize("backend", ["triton", "torch"])
+def test_predictions_are_named_and_counted_without_waiting(backend):
+    require("certainty_weighted_prediction", backend)
+    logits, present = list(torch.randn(3, 500, 101, device="cuda")), torch.rand(500, 3, device="cuda") < 0.6
+    labels = torch.randint(101, (500,), device="cuda")
+    with pgm_fast.backend(backend):
+        fused, weights = ops.certainty_weighted_logits(logits, 0.3, present)
+        ops.certainty_weighted_prediction(logits, 0.3, present, labels)
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            made = ops.certainty_weighted_prediction(logits, 0.3, present, labels)
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+    assert torch.equal(made.fused, fused) and torch.equal(made.weights, weights)
+    assert torch.equal(made.classes, fused.argmax(1)) and made.correct == (made.classes == labels).sum()

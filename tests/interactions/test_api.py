@@ -39,7 +39,7 @@ def test_known_interactions_are_found_with_the_defaults(options, truth):
 
 def test_a_file_as_the_lsmi_authors_keep_it_is_measured_as_it_is(tmp_path):
     """Their two parts, train and val; val is what is answered for, by models that have seen train alone."""
-    drawn = draw(kind="copy", n=500, dim=4, seed=2).features
+    drawn = draw(kind="copy", n=300, dim=4, seed=2).features
     content = {}
     for part, rows in (("train", drawn.split != "test"), ("val", drawn.split == "test")):
         for number, name in enumerate(drawn.modalities, start=1):

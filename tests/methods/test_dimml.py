@@ -12,8 +12,11 @@ import pytest
 import torch
 from tolerances import FP64, ROW_WEIGHT_FP32
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._pytree import tree_map_only
 
 from pgm_fast.data import FeatureSet
+from pgm_fast.data.batch import Batch
 from pgm_fast.errors import ConfigError
 from pgm_fast.methods import DIMMLConfig, ModelConfig, build
 from pgm_fast.train import checkpoints, evaluate, fit, resume
@@ -207,6 +210,22 @@ def test_second_stage_trains_the_fusion_head_on_frozen_features(make_batch, cach
     )
     by_audio = method(other).losses["total"]
     assert torch.equal(method.eval()(other).losses["total"], by_audio)
+
+
+@pytest.mark.parametrize("stage", ["interaction", "fusion"])
+def test_no_step_of_either_stage_needs_a_value_on_the_host(make_batch, stage):
+    """Fake tensors have no values: .item(), bool(), nonzero() and boolean indexing raise."""
+    spec, batch = make_batch(rows=24, missing=["audio"])
+    method = distilling(spec, batch, temperature=5.0)
+    if stage == "fusion":
+        method.begin_stage(1)
+        method.eval().begin_epoch(1, 0, lambda: iter([batch]))
+        method.train()
+    with FakeTensorMode(allow_non_fake_inputs=True) as mode:
+        fields = {f.name: getattr(batch, f.name) for f in dataclasses.fields(batch)}
+        losses = method(Batch(**tree_map_only(torch.Tensor, mode.from_tensor, fields))).losses
+        losses["total"].backward()
+    assert ("duc" in losses) == (stage == "interaction") and ("fusion" in losses) == (stage == "fusion")
 
 
 def test_stages_have_their_settings(make_batch):

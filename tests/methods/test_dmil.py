@@ -124,9 +124,12 @@ def test_every_loss_and_its_weight_is_the_published_one(make_batch, modalities, 
         np.testing.assert_allclose(out.logits.detach().numpy(), fused, rtol=FP64, atol=FP64)
         shown = np.stack([x.detach().numpy() for x in out.gates.values()], 1)
         np.testing.assert_allclose(shown, gate, rtol=FP64, atol=FP64)
-        assert list(out.gates) == [*(f"unique/{m}" for m in names), "redundant", "synergistic"]
+        assert list(out.gates) == [*(f"unique/{m}" for m in names), "redundant", "synergistic"] == list(out.further)
+        for name, logits in out.further.items():
+            alone = cross_entropy(logits.detach().numpy(), batch.labels.numpy())
+            assert alone == pytest.approx(want[name], rel=ROW_WEIGHT_FP32, abs=FP64), name
     else:
-        assert not out.gates
+        assert not out.gates and not out.further
         alone = torch.stack(list(out.unimodal.values())).mean(0)
         torch.testing.assert_close(out.logits, alone, rtol=FP64, atol=FP64)
 

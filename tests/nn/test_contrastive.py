@@ -7,7 +7,7 @@ import torch
 from tolerances import FP64, ROW_WEIGHT_FP32
 from torch.nn import functional as F
 
-from pgm_fast.nn import cross_modal_info_nce
+from pgm_fast.nn import contrastive, cross_modal_info_nce
 
 
 def two_way(a, b, temperature):
@@ -20,7 +20,9 @@ def features(*names, rows=6):
     return {m: torch.randn(rows, 4, dtype=torch.float64, requires_grad=True) for m in names}
 
 
-def test_mean_over_all_pairs():
+@pytest.mark.parametrize("at_once", [1, 2, 3])
+def test_mean_over_all_pairs_however_many_are_taken_together(at_once, monkeypatch):
+    monkeypatch.setattr(contrastive, "PRODUCTS", 36 * at_once)
     x = features("a", "b", "c")
     pairs = [two_way(x[p], x[q], 0.2) for p, q in (("a", "b"), ("a", "c"), ("b", "c"))]
     torch.testing.assert_close(cross_modal_info_nce(x, 0.2), sum(pairs) / 3, rtol=FP64, atol=FP64)

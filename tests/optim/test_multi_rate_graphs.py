@@ -15,7 +15,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from pgm_fast.optim import MultiRateSGD, kernels, multi_rate, plan, tables
+from pgm_fast.optim import MultiRateSGD, device_tables, kernels, multi_rate, plan
 
 
 class Device:
@@ -23,14 +23,14 @@ class Device:
 
     def __init__(self, monkeypatch):
         self.recorded = None
-        self.run, self.copy = kernels.run, tables.copied
+        self.run, self.copy = kernels.run, device_tables.copied
         self.poison = torch.full((3,), torch.nan)
-        monkeypatch.setattr(tables, "is_on_host", lambda device: False)
+        monkeypatch.setattr(device_tables, "is_on_host", lambda device: False)
         monkeypatch.setattr(plan, "is_on_host", lambda device: False)
         for module in (plan, multi_rate):
             monkeypatch.setattr(module, "is_capturing", lambda: self.recorded is not None)
         monkeypatch.setattr(kernels, "run", self.launched)
-        monkeypatch.setattr(tables, "copied", self.copied)
+        monkeypatch.setattr(device_tables, "copied", self.copied)
 
     def launched(self, op, launch):
         if self.recorded is None:
@@ -129,9 +129,9 @@ def test_captures_without_a_step_between_them_are_counted(device):
         optimizer.step()
 
     moved()
-    kept = [device.capture(moved) for _ in range(tables.CAPTURES)]
+    kept = [device.capture(moved) for _ in range(device_tables.CAPTURES)]
     device.capture(optimizer.step)
-    with pytest.raises(RuntimeError, match=f"more than {tables.CAPTURES} captured steps.*set_to_none=False"):
+    with pytest.raises(RuntimeError, match=f"more than {device_tables.CAPTURES} captured steps.*set_to_none=False"):
         device.capture(moved)
     optimizer.step()
     kept.append(device.capture(moved))

@@ -76,6 +76,7 @@ def test_the_report_holds_gates_and_synergy_and_evaluate_agrees(whole):
     assert list(report["gates"]["all"]) == ["unique/a", "unique/b", "redundant", "synergistic"]
     for weights in (report["gates"]["all"], *report["gates"]["by_class"].values()):
         assert sum(weights.values()) == pytest.approx(1, abs=SHARE_SUM)
+    assert list(report["test"]["further"]) == list(report["gates"]["all"])
     assert 0 <= report["test"]["synergy_score"] <= 1 and "synergy_score" in records(whole)[0]["valid"]
     scores = evaluate(whole, data=features())
     assert scores["gates"] == report["gates"] and scores["synergy_score"] == report["test"]["synergy_score"]

@@ -9,7 +9,7 @@ import triton
 import triton.language as tl
 from op_cases import interpret_triton
 from optimizer_cases import OPTIMIZERS, STORAGE, stepped
-from pgm_fast.kernels import multi_rate
+from pgm_fast.kernels import multi_rate, multi_rate_rules
 from tolerances import BIAS_CORRECTION, EPS, FP32, NORM_FP32, OPTIMIZER_FP64, OPTIMIZER_MOVE
 from torch import nn
 
@@ -92,4 +92,4 @@ def bias_corrections_kernel(p_log_beta, p_t, p_out, count, BLOCK: tl.constexpr):
     o = tl.arange(0, BLOCK)
     mask = o < count
     log_beta, t = tl.load(p_log_beta + o, mask, -1.0), tl.load(p_t + o, mask, 1.0)
-    tl.store(p_out + o, multi_rate.bias_correction(log_beta, t), mask)
+    tl.store(p_out + o, multi_rate_rules.bias_correction(log_beta, t), mask)

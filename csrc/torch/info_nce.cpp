@@ -1,0 +1,180 @@
+// info_nce: torch's matrix products, the kernels of csrc/cpu/info_nce.cpp around them, and the derivative. Formulas in
+// pgm_fast/ops/info_nce.py.
+#include <ATen/ops/empty.h>
+#include <ATen/ops/full.h>
+#include <ATen/ops/mm.h>
+#include <ATen/ops/zeros.h>
+#include <torch/library.h>
+
+#include <numeric>
+#include <vector>
+
+#include "autograd.h"
+#include "operands.h"
+#include "serving.h"
+
+namespace pgm_fast::host {
+namespace {
+
+using at::Tensor;
+using torch::autograd::AutogradContext;
+using torch::autograd::variable_list;
+using MaybeTensor = std::optional<Tensor>;
+using Two = std::tuple<Tensor, Tensor>;
+using Three = std::tuple<Tensor, Tensor, Tensor>;
+
+Op forward_op("info_nce"), backward_op("info_nce_backward");
+
+// The views [P, n, d] of P losses, as they are multiplied: in the accumulation dtype, rows of unit length if asked for.
+struct Views {
+  Views(const Tensor& views, bool normalize) : x(views.contiguous()), normalized(normalize) {
+    if (!normalize) {
+      unit = x.to(accumulation(x));
+      return;
+    }
+    const int64_t rows = rows_of(x);
+    unit = at::empty(x.sizes(), x.options().dtype(accumulation(x)));
+    norms = at::empty({rows}, unit.options());
+    cpu::info_nce_normalize(rows, input(x, rows), norms.mutable_data_ptr(), output(unit, rows), at::get_num_threads());
+  }
+
+  // The gradient of the views from that of their rows as they are multiplied.
+  Tensor backward(const Tensor& grad_unit) const {
+    if (!normalized) return grad_unit.to(x.scalar_type());
+    const int64_t rows = rows_of(x);
+    const Tensor grad = at::empty(x.sizes(), x.options());
+    cpu::info_nce_normalize_backward(rows, input(grad_unit, rows), input(unit, rows), norms.const_data_ptr(), output(grad, rows),
+                                     at::get_num_threads());
+    return grad;
+  }
+
+  Tensor x, unit, norms;
+  bool normalized;
+};
+
+Tensor stacked(const Tensor& x, bool alone) { return alone ? x.unsqueeze(0) : x; }
+Tensor unstacked(const Tensor& x, bool alone) { return alone ? x.squeeze(0) : x; }
+
+// [P, n] in the accumulation dtype; none are those of a mean.
+Tensor weights(const MaybeTensor& weight, const Tensor& views, bool alone) {
+  if (weight) return stacked(*weight, alone).to(accumulation(views)).contiguous();
+  return at::full({views.size(0), views.size(1)}, 1.0 / views.size(1), views.options().dtype(accumulation(views)));
+}
+
+// at::mm_out, because an autocast region would lower at::mm.
+Three forward(const Tensor& a, const Tensor& b, const MaybeTensor& weight, double temperature, bool normalize) {
+  const bool alone = a.dim() == 2;
+  const int64_t n = a.size(-2), losses = alone ? 1 : a.size(0);
+  const auto options = a.options().dtype(accumulation(a));
+  Tensor loss = at::zeros({losses}, options), rows = at::empty({losses, n}, options), columns = at::empty({losses, n}, options);
+  if (n > 0 && losses > 0) {
+    const Views first(stacked(a, alone), normalize), second(stacked(b, alone), normalize);
+    const Tensor w = weights(weight, first.x, alone);
+    Tensor products = at::empty({n, n}, options);
+    std::vector<double> per_pair(n);
+    for (int64_t p = 0; p < losses; ++p) {
+      at::mm_out(products, first.unit.select(0, p), second.unit.select(0, p).t());
+      cpu::info_nce_log_sum_exps(n, output(products, n), w.select(0, p).const_data_ptr(), 1.0 / temperature,
+                                 rows.select(0, p).mutable_data_ptr(), columns.select(0, p).mutable_data_ptr(), per_pair.data(),
+                                 at::get_num_threads());
+      loss.select(0, p).fill_(std::accumulate(per_pair.begin(), per_pair.end(), 0.0));
+    }
+  }
+  return {unstacked(loss, alone), unstacked(rows, alone), unstacked(columns, alone)};
+}
+
+Two backward(const Tensor& grad, const Tensor& a, const Tensor& b, const MaybeTensor& weight, const Tensor& rows, const Tensor& columns,
+             double temperature, bool normalize) {
+  const bool alone = a.dim() == 2;
+  const int64_t n = a.size(-2), losses = alone ? 1 : a.size(0);
+  if (n == 0 || losses == 0) return {at::zeros(a.sizes(), a.options()), at::zeros(b.sizes(), b.options())};
+  const Views first(stacked(a, alone), normalize), second(stacked(b, alone), normalize);
+  const Tensor w = weights(weight, first.x, alone), slopes = stacked(grad, alone).to(at::kDouble).contiguous();
+  const Tensor of_rows = stacked(rows, alone).contiguous(), of_columns = stacked(columns, alone).contiguous();
+  Tensor products = at::empty({n, n}, first.unit.options());
+  const Tensor by_first = at::empty(first.unit.sizes(), first.unit.options()), by_second = at::empty_like(by_first);
+  for (int64_t p = 0; p < losses; ++p) {
+    at::mm_out(products, first.unit.select(0, p), second.unit.select(0, p).t());
+    cpu::info_nce_gradient(n, output(products, n), w.select(0, p).const_data_ptr(), 1.0 / temperature,
+                           of_rows.select(0, p).const_data_ptr(), of_columns.select(0, p).const_data_ptr(),
+                           0.5 * slopes.const_data_ptr<double>()[p] / temperature, at::get_num_threads());
+    Tensor to_first = by_first.select(0, p), to_second = by_second.select(0, p);
+    at::mm_out(to_first, products, second.unit.select(0, p));
+    at::mm_out(to_second, products.t(), first.unit.select(0, p));
+  }
+  return {unstacked(first.backward(by_first), alone), unstacked(second.backward(by_second), alone)};
+}
+
+Three forward_cpu(const Tensor& a, const Tensor& b, const MaybeTensor& weight, double temperature, bool normalize) {
+  if (!forward_op.serves(a, b, weight)) return forward_op.in_python<Three>(a, b, weight, temperature, normalize);
+  return forward(a, b, weight, temperature, normalize);
+}
+
+Two backward_cpu(const Tensor& grad, const Tensor& a, const Tensor& b, const MaybeTensor& weight, const Tensor& rows,
+                 const Tensor& columns, double temperature, bool normalize) {
+  // of the first argument, as Python chooses: for 16-bit views that is a float
+  if (!backward_op.serves(grad, a, b, weight)) {
+    return backward_op.in_python<Two>(grad, a, b, weight, rows, columns, temperature, normalize);
+  }
+  return backward(grad, a, b, weight, rows, columns, temperature, normalize);
+}
+
+const auto& dispatched() {
+  static const auto op = typed_op<decltype(forward_cpu)>("pgm_fast::info_nce");
+  return op;
+}
+const auto& dispatched_backward() {
+  static const auto op = typed_op<decltype(backward_cpu)>("pgm_fast::info_nce_backward");
+  return op;
+}
+
+struct InfoNce : torch::autograd::Function<InfoNce> {
+  static constexpr bool is_traceable = true;
+
+  static variable_list forward(AutogradContext* ctx, const Tensor& a, const Tensor& b, const MaybeTensor& weight, double temperature,
+                               bool normalize) {
+    const at::AutoDispatchBelowADInplaceOrView below;
+    auto [loss, rows, columns] = dispatched().call(a, b, weight, temperature, normalize);
+    ctx->save_for_backward({a, b, weight ? *weight : Tensor(), rows, columns});
+    ctx->saved_data["temperature"] = temperature;
+    ctx->saved_data["normalize"] = normalize;
+    return {loss, rows, columns};
+  }
+
+  static variable_list backward(AutogradContext* ctx, const variable_list& grads) {
+    const auto saved = ctx->get_saved_variables();
+    const BelowAutogradUnlessRecorded below;
+    const MaybeTensor weight = saved[2].defined() ? MaybeTensor(saved[2]) : MaybeTensor();
+    auto [by_a, by_b] = dispatched_backward().call(grads[0], saved[0], saved[1], weight, saved[3], saved[4],
+                                                   ctx->saved_data["temperature"].toDouble(), ctx->saved_data["normalize"].toBool());
+    variable_list result(5);
+    result[0] = by_a;
+    result[1] = by_b;
+    return result;
+  }
+};
+
+Three forward_autograd(const Tensor& a, const Tensor& b, const MaybeTensor& weight, double temperature, bool normalize) {
+  if (!recorded(a, b)) {
+    const at::AutoDispatchBelowADInplaceOrView below;
+    return dispatched().call(a, b, weight, temperature, normalize);
+  }
+  const auto made = InfoNce::apply(a, b, weight, temperature, normalize);
+  return {made[0], made[1], made[2]};
+}
+
+}  // namespace
+
+void bind_info_nce(py::module_& m) {
+  const auto without_gil = py::call_guard<py::gil_scoped_release>();
+  m.def("info_nce", &forward, without_gil);
+  m.def("info_nce_backward", &backward, without_gil);
+}
+
+void implement_info_nce(torch::Library& cpu, torch::Library& autograd) {
+  cpu.impl("info_nce", TORCH_FN(forward_cpu));
+  cpu.impl("info_nce_backward", TORCH_FN(backward_cpu));
+  autograd.impl("info_nce", TORCH_FN(forward_autograd));
+}
+
+}  // namespace pgm_fast::host
