@@ -5,6 +5,17 @@
 Bare is the same matrix products on operands that are not masked: what is left when the partition costs nothing.
 Correctness comes first: a variant whose numbers are not those of the fp64 formula gets no row. Memory is the most that
 a call holds above what was there before it, outputs and gradients included; extra is what of it is neither.
+
+What is left above bare, on the CPU:
+
+- The partition, three times: forward, again in backward, and its derivative, at about half a nanosecond an element
+  and core each where operands are in cache.
+- Blocks of rows. The vendor's product packs its weights anew for every block, which ATen has no call to avoid. With
+  weights of 1 MiB each (d = 512 to 512) blocks of 256 rows take 9 % longer than one product, of 52 rows 20 %: blocks of
+  about 100, whose second operand waits in the rows of the output, keep scratch within 5 % of h. Narrow weights stay in
+  cache, where a product in blocks is faster than bare, which reads its operand from memory.
+- Backward with wide weights. One product over all rows, so the partitioned operands and then their gradients go
+  through main memory, in the gradients' own: blocks win nothing there (within 2 %) and would need a sum per thread.
 """
 
 from __future__ import annotations

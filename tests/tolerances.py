@@ -73,6 +73,9 @@ TIMES_TORCH_ERROR = 2.0
 # entry; 16-bit outputs add a rounding each way. In units of the output's eps:
 NATIVE_TIMES_EPS = 128
 
+# What a row of 40 fp32 exponentials loses to zero: less than the smallest normal number each.
+ROW_OF_40_UNDERFLOWS = 40 * torch.finfo(torch.float32).tiny
+
 # bf16 autocast against fp32, values: weights and inputs are rounded (eps/2 each) in about four layers. Measured: 0.5
 # eps.
 AUTOCAST_BF16 = 4 * EPS[torch.bfloat16]

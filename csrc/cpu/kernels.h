@@ -1,12 +1,16 @@
-// Entry points of the CPU kernels: contiguous matrices, no checks. Formulas in common/.
+// Entry points of the CPU kernels: contiguous matrices, no checks. Formulas in common/. Includes nothing that depends on the instruction
+// set: callers are compiled for the baseline.
 #pragma once
 
 #include <vector>
 
+#include "../common/matrix.h"
 #include "../common/multi_rate.h"
-#include "matrix.h"
 
 namespace pgm_fast::cpu {
+
+using pgm_fast::Dtype;
+using pgm_fast::Matrix;
 
 void partition(int64_t rows, Matrix h, Matrix z, double temperature, Matrix uni, Matrix paired, int threads);
 void partition_backward(int64_t rows, Matrix grad_uni, Matrix grad_paired, Matrix h, Matrix z, double temperature, Matrix grad_h,

@@ -2,6 +2,7 @@
 #include "../common/multi_rate.h"
 
 #include "kernels.h"
+#include "matrix.h"
 
 namespace pgm_fast::cpu {
 namespace {

@@ -52,7 +52,15 @@ def register_native(op: str, outputs: tuple[int, ...]) -> None:
 def register_host(op: str) -> None:
     """Registers ``<host path>.<op>``, which takes and returns tensors, as the ``native`` backend of ``op`` on the
     CPU."""
-    _register(op, lambda: getattr(host.load(), op), "cpu", refuse_mixed_precision)
+    _register(op, lambda: _host_function(op), "cpu", refuse_mixed_precision)
+
+
+def _host_function(op: str) -> Callable:
+    try:
+        return getattr(host.load(), op)
+    except AttributeError as error:
+        # one left over from older sources
+        raise ImportError(f"needs the compiled host path, which was built without {op}; install again") from error
 
 
 def _register(op: str, load: Callable[[], Callable], device: str, refuse: Callable[..., str | None]) -> None:

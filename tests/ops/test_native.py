@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from op_cases import forward_and_gradients
-from tolerances import EPS, FP32, FP64, NATIVE_TIMES_EPS, SUM_OF_2500_ROWS_FP64
+from tolerances import EPS, FP32, FP64, NATIVE_TIMES_EPS, ROW_OF_40_UNDERFLOWS, SUM_OF_2500_ROWS_FP64
 
 import pgm_fast
 from pgm_fast import backends, host, ops
@@ -94,14 +94,51 @@ def test_mixed_double_and_single_precision_falls_back():
 
 
 @pytest.mark.skipif(host.load_or_none() is None, reason="the host path is not built here")
-@pytest.mark.parametrize("activation", [None, "relu", "gelu"])
-def test_projections_in_blocks_equal_the_reference(activation):
-    """2500 rows are two whole blocks and a rest, in float64 so that only a wrong row or sum can show."""
-    shapes = [(2500, 24), (2500, 12), (7, 24), (7,), (5, 24), (5,)]
-    tensors = [torch.randn(shape, dtype=torch.float64) for shape in shapes]
-    results = []
-    for backend in ("native", "torch"):
-        with pgm_fast.backend(backend):
-            results.append(sum(forward_and_gradients(ops.partitioned_linear, tensors, activation=activation), []))
-    for a, b in zip(*results, strict=True):
+@pytest.mark.parametrize(
+    ("activation", "threads", "d", "n_uni", "n_paired"),
+    [
+        pytest.param(None, 1, 24, 7, 5, id="narrow"),
+        pytest.param("relu", 2, 24, 7, 5, id="narrow, sums of two threads"),
+        pytest.param("gelu", 1, 24, 7, 30, id="operands in rows of the output"),
+        pytest.param(None, 2, 24, 7, 30, id="operands in rows of the output, two threads"),
+        pytest.param("relu", 1, 256, 300, 300, id="weights past the cache"),
+    ],
+)
+def test_projections_in_blocks_equal_the_reference(activation, d, n_uni, n_paired, threads):
+    """2500 rows are whole blocks and a rest, in float64 so that only a wrong row or sum can show."""
+    shapes = [(2500, d), (2500, d // 2), (n_uni, d), (n_uni,), (n_paired, d), (n_paired,)]
+    generator = torch.Generator().manual_seed(0)
+    tensors = [torch.randn(shape, dtype=torch.float64, generator=generator) for shape in shapes]
+    before, results = torch.get_num_threads(), []
+    try:
+        torch.set_num_threads(threads)
+        for backend in ("native", "native", "torch"):
+            with pgm_fast.backend(backend):
+                results.append(sum(forward_and_gradients(ops.partitioned_linear, tensors, activation=activation), []))
+    finally:
+        torch.set_num_threads(before)
+    once, again, reference = results
+    assert all(torch.equal(a, b) for a, b in zip(once, again, strict=True))
+    for a, b in zip(once, reference, strict=True):
         torch.testing.assert_close(a, b, rtol=FP64, atol=SUM_OF_2500_ROWS_FP64)
+
+
+@pytest.mark.parametrize("op", sorted(OPS))
+def test_logits_past_the_range_of_exp_share_the_row_as_the_formula_does(op):
+    """Masked logits, ties, and distances that leave nothing of the smaller ones."""
+    run, count = OPS[op]
+    rows = [
+        [0.0, -float("inf"), 1.0, -float("inf")] * 10,
+        [1e30, -1e30, 1e30, 0.0] * 10,
+        [3e38] * 40,
+        [-80.0 * k for k in range(40)],
+        [-2.0 * k for k in range(40)],
+    ]
+    z = torch.tensor(rows)
+    tensors = [torch.ones_like(z), *([z] * count)]
+    with pgm_fast.backend("native"):
+        got = run(*tensors)
+    with pgm_fast.backend("torch"):
+        want = run(*(x.double() for x in tensors))
+    for a, b in zip(got, want, strict=True):
+        torch.testing.assert_close(a.double(), b, rtol=NATIVE_TIMES_EPS * EPS[torch.float32], atol=ROW_OF_40_UNDERFLOWS)
