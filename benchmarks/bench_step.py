@@ -4,9 +4,10 @@ and this project's ops, each with the same optimizers, in one run.
     python benchmarks/bench_step.py [--device cpu|cuda] [--threads 2] [--quick]
 
 Three modalities, ten classes, a learning rate per part of the model, no dropout. ``eager`` is the model written with
-``torch.nn`` alone (plain_pgm.py), ``ours`` the method as it is trained here. On a CUDA device torch.compile runs in its
-mode ``reduce-overhead``, and ``ours`` is also captured in a CUDA graph, whole. Correctness comes first: all forms have
-the same loss and the same gradients in the encoders, where the reverse pass ends.
+``torch.nn`` alone (plain_pgm.py), ``ours`` the method as it is trained here, on a CPU by itself and under
+torch.compile. On a CUDA device torch.compile runs in its mode ``reduce-overhead``, and ``ours`` is also captured in a
+CUDA graph, whole. Correctness comes first: all forms have the same loss and the same gradients in the encoders, where
+the reverse pass ends.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from torch import Tensor, nn
 from pgm_fast import backends
 from pgm_fast.data.batch import Batch
 from pgm_fast.data.feature_set import DataSpec, ModalitySpec
-from pgm_fast.methods import ModelConfig, PgMConfig, build
+from pgm_fast.methods import ModelConfig, Output, PgMConfig, build
 from pgm_fast.optim import MultiRateAdamW, multi_rate_groups
 
 MODALITIES = ("text", "audio", "vision")
@@ -35,7 +36,7 @@ CASES = {  # gate, batch, width of inputs and all features
 }
 QUICK = (("single", 16, 32),)
 RATES = {"*": {"encoder": 0.5, "partitioner": 2.0, "uni": 1.5, "paired": 0.75, "decoder": 1.25, "head": 1.0}}
-CAPTURED = "ours, CUDA graph"
+CAPTURED, COMPILED = "ours, CUDA graph", "ours, torch.compile"
 RATE, DECAY, LARGEST_NORM = 1e-3, 1e-2, 1.0
 OPTIMIZERS: dict[str, Callable[[list[dict]], torch.optim.Optimizer]] = {
     "torch AdamW": lambda groups: torch.optim.AdamW(groups, weight_decay=DECAY),
@@ -74,8 +75,8 @@ def forms(gate: str, rows: int, d: int, device: torch.device) -> dict[str, Form]
     plain = PlainPgM(ours).to(device)
     compiled = torch.compile(plain, mode="reduce-overhead" if device.type == "cuda" else None)
 
-    def ours_on(model: nn.Module) -> Form:
-        return Form(model, lambda: model(batch).losses["total"])
+    def ours_on(model: nn.Module, run: Callable[[Batch], Output] | None = None) -> Form:
+        return Form(model, lambda: (run or model)(batch).losses["total"])
 
     found = {
         "eager": Form(plain, lambda: plain(batch.inputs, batch.labels)),
@@ -85,6 +86,8 @@ def forms(gate: str, rows: int, d: int, device: torch.device) -> dict[str, Form]
     if device.type == "cuda":
         # a model of its own, whose gradients no other step drops
         found[CAPTURED] = ours_on(copy.deepcopy(ours))
+    else:
+        found[COMPILED] = ours_on(ours, torch.compile(ours))
     return found
 
 
