@@ -12,8 +12,9 @@ OUT ?= runs/digits-$(shell date +%Y%m%d-%H%M%S)
 train: $(READY)
 	.venv/bin/pgm-fast train --method pgm --data digits --out $(OUT)
 
+# a thread per process: as many processes as cores share them
 test: $(READY)
-	.venv/bin/python -m pytest
+	OMP_NUM_THREADS=1 .venv/bin/python -m pytest -n auto --maxprocesses 8 --dist worksteal
 
 bench: $(READY)
 	.venv/bin/pgm-fast bench
