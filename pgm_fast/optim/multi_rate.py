@@ -54,6 +54,7 @@ class MultiRateOptimizer(Optimizer):
     may move in between, as they do with ``zero_grad(set_to_none=True)``: a graph replays with those, and with the plain
     numbers among hyper-parameters, that it was captured with, whatever steps outside do; what a schedule is to change
     between replays goes into a tensor on the device. The optimizer keeps what its graphs use, and has to outlive them.
+    Between two steps outside of graphs at most 16 captures can follow gradients that moved; one more is an error.
 
     ``grad_scale`` and ``found_inf``, as :class:`torch.amp.GradScaler` sets them, are obeyed on the device: a
     ``found_inf`` other than 0 changes nothing, not even ``step``.
