@@ -32,7 +32,7 @@ EXTRAS = {
         "safetensors": "safetensors",
     },
     "av": {"soundfile": "soundfile", "scipy": "scipy", "PIL": "pillow", "transformers": "transformers"},
-    "test": {"pytest": "pytest", "pytest-xdist": "xdist", "hypothesis": "hypothesis", "triton": "triton"},
+    "test": {"pytest": "pytest", "xdist": "pytest-xdist", "hypothesis": "hypothesis", "triton": "triton"},
 }
 PIP = "python -m pip install"
 
