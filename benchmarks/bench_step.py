@@ -37,8 +37,8 @@ CASES = {  # gate, batch, width of inputs and all features
 QUICK = (("single", 16, 32),)
 RATES = {"*": {"encoder": 0.5, "partitioner": 2.0, "uni": 1.5, "paired": 0.75, "decoder": 1.25, "head": 1.0}}
 CAPTURED, COMPILED = "ours, CUDA graph", "ours, torch.compile"
-# a rate at which nothing is learned: a model that has learned its batch has gradients too small to be normal numbers,
-# on which arithmetic is slow, and the form that was called most often would look slowest
+# a rate at which nothing is learned: at 1e-3 the forms were slower the more often their model had learned the batch,
+# probably since its gradients become too small to be normal numbers, on which arithmetic is slow
 RATE, DECAY, LARGEST_NORM = 1e-9, 1e-2, 1.0
 OPTIMIZERS: dict[str, Callable[[list[dict]], torch.optim.Optimizer]] = {
     "torch AdamW": lambda groups: torch.optim.AdamW(groups, weight_decay=DECAY),

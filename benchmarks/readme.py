@@ -153,8 +153,9 @@ def step() -> str:
         f"{_circumstances(content)}.",
         "",
         "| training step | batch × modalities × d | optimizer | eager ms | torch.compile ms | ours ms "
-        "| ours, torch.compile ms | ours against eager | ours compiled against compile | peak memory, eager and ours |",
-        "|---|---|---|---|---|---|---|---|---|---|",
+        "| ours, torch.compile ms | ours against eager | ours compiled against compile | ops, eager and ours "
+        "| peak memory, eager and ours |",
+        "|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     of = {}
     for row in content["rows"]:
@@ -164,9 +165,10 @@ def step() -> str:
         names = "eager", "torch.compile", "ours", "ours, torch.compile"
         ms = [f"{forms[name]['ms']['median']:.3g}" for name in names]
         memory = [f"{forms[name]['peak_bytes'] / 2**20:.1f}" for name in ("eager", "ours")]
+        ops = f"{forms['eager']['ops']}, {forms['ours']['ops']}"
         lines.append(
             f"| {op} | {shape} | {optimizer} | {' | '.join(ms)} | {forms['ours']['times_eager']:.2f}× "
-            f"| {forms['ours, torch.compile']['times_compile']:.2f}× | {', '.join(memory)} MiB |"
+            f"| {forms['ours, torch.compile']['times_compile']:.2f}× | {ops} | {', '.join(memory)} MiB |"
         )
     return "\n".join(lines)
 

@@ -46,9 +46,10 @@ WHY = """
 S), and the only thing that tells the components apart is what each may read. In `xor` only S reads a product of both
 modalities: no other can answer, and the gate is right. In `copy` the second table shows every component alone at full
 accuracy: U of each modality, R and S all carry the copied bit, because each is trained to, and no loss asks the gate
-to prefer one. The divergences do not empty U either: they weigh a hundredth of the label. In `private` R reads the
-means of all M and S reads all N, so both carry the private bit beside the right U. In the mixture S alone answers
-nearly every sample, being the one component that can do so in `xor` samples, and it takes all the weight.
+to prefer one. The divergences, which could empty U, weigh a hundredth of the label; how they would act at other weights
+was not measured. In `private` R reads the means of all M and S reads all N, so both carry the private bit beside the
+right U. In the mixture S alone answers nearly every sample, being the one component that can do so in `xor` samples,
+and it takes all the weight.
 
 **Without the losses of the components** the copied bit goes to R in most seeds and the private bit may settle in U or
 R: which one is chance, as the deviations show. In `xor` this goes wrong in another way: where no component alone is
@@ -57,11 +58,11 @@ heads of constant opinion.
 
 **gate_weight=3**, this project's extension, gives the gate a target: the pointwise information of each modality alone
 (LSMI's quantities) makes a sample redundant, unique or synergistic. The gate then follows the target nearly sample by
-sample, and what is left is the target's own error: a modality's bit that says nothing agrees with the label in half
-of the samples, and a shallow encoder leaves M a weak guess there, which counts as knowledge where it happens to be
-right. Deeper encoders with more dropout silence that guess. The gate then names the right component in well over four
-of five samples, in every set. With the published losses the same encoders do not help: one component takes the weight
-as before, R in some seeds, where the `xor` samples are then not learned.
+sample. What is left in the mixture is, we think, the target's own error: a modality's bit that says nothing agrees with
+the label in half of the samples, and a shallow encoder leaves M a weak guess there, which counts as knowledge where it
+happens to be right. Deeper encoders with more dropout should silence that guess, and with them the gate names the
+right component in well over four of five samples, in every set. With the published losses the same encoders do not
+help: one component takes the weight as before, R in some seeds, where the `xor` samples are then not learned.
 """
 
 
