@@ -25,8 +25,10 @@ PYBIND11_MODULE(_native, m) {
   m.def("gaussian_sample_kl", &cpu::gaussian_sample_kl, without_gil);
   m.def("gaussian_sample_kl_backward", &cpu::gaussian_sample_kl_backward, without_gil);
   m.def("partition", &cpu::partition, without_gil);
+  m.def("partition_with_share", &cpu::partition_with_share, without_gil);
   m.def("partition_backward", &cpu::partition_backward, without_gil);
   m.def("partition_dual", &cpu::partition_dual, without_gil);
+  m.def("partition_dual_with_share", &cpu::partition_dual_with_share, without_gil);
   m.def("partition_dual_backward", &cpu::partition_dual_backward, without_gil);
   // a launch is the address of its words
   m.def(

@@ -19,7 +19,7 @@ import torch
 import triton
 import triton.language as tl
 
-__all__ = ["Plan", "plan", "scale_argument"]
+__all__ = ["Plan", "empty_share", "plan", "scale_argument"]
 
 # Entries of a tile that a program keeps in registers, 8 per thread: one 16-byte access of a 16-bit type.
 PER_THREAD = 8
@@ -76,6 +76,12 @@ def scale_argument(temperature: float, dtype: torch.dtype) -> float | int:
     limits = torch.finfo(torch.float64 if double else torch.float32)
     scale = min(max(LOG2_E / temperature, limits.tiny), limits.max)
     return struct.unpack("<q", struct.pack("<d", scale))[0] if double else scale
+
+
+def empty_share(z: torch.Tensor, partitions: int) -> torch.Tensor:
+    """Memory for the shares of gates of ``z[..., d/c]``: ``[..., partitions]``, fp32 (fp64 for fp64)."""
+    dtype = torch.float64 if z.dtype == torch.float64 else torch.float32
+    return z.new_empty((*z.shape[:-1], partitions), dtype=dtype)
 
 
 @triton.jit
@@ -179,6 +185,20 @@ def gather(x, CHUNK: tl.constexpr):
 @triton.jit
 def load(pointer, at, mask, scale):
     return tl.load(pointer + at, mask, other=0.0).to(scale.dtype)
+
+
+@triton.jit
+def mean_of_block(x, block, GATES: tl.constexpr, BLOCK: tl.constexpr):
+    """What the gates of one block add to the mean of x over all: ``[ROWS, 1]``."""
+    o_gate = block * BLOCK + tl.arange(0, BLOCK)[None, :]
+    return tl.sum(tl.where(o_gate < GATES, x, 0.0), 1, keep_dims=True) / GATES
+
+
+@triton.jit
+def grad_by_share(by_share, like, block, GATES: tl.constexpr, BLOCK: tl.constexpr):
+    """The gradient ``[ROWS, 1]`` that a row's share gives to each of its gates, for one block; 0 past the last gate."""
+    o_gate = block * BLOCK + tl.arange(0, BLOCK)[None, :]
+    return tl.where(o_gate < GATES, by_share, tl.zeros_like(like))
 
 
 @triton.jit

@@ -11,10 +11,13 @@ import triton.language as tl
 from torch import Tensor
 
 from .gates import (
+    empty_share,
     exponentials,
     gates,
     gather,
+    grad_by_share,
     load,
+    mean_of_block,
     plan,
     read_scale,
     scale_argument,
@@ -25,7 +28,7 @@ from .gates import (
     tile,
 )
 
-__all__ = ["backward", "forward"]
+__all__ = ["backward", "forward", "forward_with_share"]
 
 # Gates of the longest row that a program keeps in registers whole. Compiled for sm_90 by triton 3.9, registers per
 # thread: forward 32 at 1024 bf16 (4 warps), 83 at 8192 fp32 (16 warps, of at most 128); backward 56 at 1024 bf16, 58 at
@@ -36,16 +39,28 @@ LONGEST_BACKWARD = 4096
 
 def forward(h: Tensor, z: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
     """``(uni, paired)`` of contiguous ``h[..., d]`` and ``z[..., d/c]``, in the dtype of ``h``."""
+    return _forward(h, z, None, temperature)
+
+
+def forward_with_share(h: Tensor, z: Tensor, temperature: float) -> tuple[Tensor, Tensor, Tensor]:
+    """As :func:`forward`, and the mean gate mass of both per row ``[..., 2]``, fp32 (fp64 for fp64)."""
+    share = empty_share(z, 2)
+    return *_forward(h, z, share, temperature), share
+
+
+def _forward(h: Tensor, z: Tensor, share: Tensor | None, temperature: float) -> tuple[Tensor, Tensor]:
     uni, paired = torch.empty_like(h), torch.empty_like(h)
     if h.numel():
         grid, constants, options = plan(h, z, LONGEST_FORWARD)
         rows = h.numel() // h.shape[-1]
         scale = scale_argument(temperature, h.dtype)
-        partition_forward_kernel[grid](h, z, uni, paired, rows, scale, **constants, **options)
+        partition_forward_kernel[grid](h, z, uni, paired, share, rows, scale, **constants, **options)
     return uni, paired
 
 
-def backward(grad_uni: Tensor, grad_paired: Tensor, h: Tensor, z: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+def backward(
+    grad_uni: Tensor, grad_paired: Tensor, grad_share: Tensor | None, h: Tensor, z: Tensor, temperature: float
+) -> tuple[Tensor, Tensor]:
     """``(grad_h, grad_z)`` of contiguous tensors, in the dtypes of ``h`` and ``z``."""
     grad_h, grad_z = torch.empty_like(h), torch.empty_like(z)
     if h.numel():
@@ -53,7 +68,7 @@ def backward(grad_uni: Tensor, grad_paired: Tensor, h: Tensor, z: Tensor, temper
         rows = h.numel() // h.shape[-1]
         scale = scale_argument(temperature, h.dtype)
         partition_backward_kernel[grid](
-            grad_uni, grad_paired, h, z, grad_h, grad_z, rows, scale, **constants, **options
+            grad_uni, grad_paired, grad_share, h, z, grad_h, grad_z, rows, scale, **constants, **options
         )
     return grad_h, grad_z
 
@@ -64,6 +79,7 @@ def partition_forward_kernel(
     p_z,
     p_uni,
     p_paired,
+    p_share,
     rows,
     scale,
     GATES: tl.constexpr,
@@ -73,7 +89,7 @@ def partition_forward_kernel(
     BLOCKS: tl.constexpr,
     PIECE: tl.constexpr,
 ):
-    """A program owns ROWS rows. Writes uni and paired."""
+    """A program owns ROWS rows. Writes uni and paired, and their shares where p_share is not None."""
     scale = read_scale(scale, p_h)
     first = tl.program_id(0).to(tl.int64) * ROWS
     o_row = tl.arange(0, ROWS)[:, None]
@@ -83,19 +99,28 @@ def partition_forward_kernel(
     p_uni += first * (GATES * CHUNK)
     p_paired += first * (GATES * CHUNK)
     peak, inverse, sums = softmax_statistics(p_z, o_row, m_row, scale, GATES, BLOCK, BLOCKS)
+    of_uni, of_paired = tl.zeros_like(peak), tl.zeros_like(peak)
     for block in range(BLOCKS):
         gate, complement, _ = gates(p_z, o_row, m_row, block, peak, inverse, sums, scale, GATES, BLOCK, BLOCKS)
+        if p_share is not None:
+            of_uni += mean_of_block(complement, block, GATES, BLOCK)
+            of_paired += mean_of_block(gate, block, GATES, BLOCK)
         for piece in range(0, CHUNK, PIECE):
             at, mask = tile(o_row, m_row, block, piece, GATES, CHUNK, BLOCK, PIECE)
             h = load(p_h, at, mask, scale)
             tl.store(p_uni + at, spread(complement, CHUNK) * h, mask)
             tl.store(p_paired + at, spread(gate, CHUNK) * h, mask)
+    if p_share is not None:
+        p_share += first * 2 + o_row * 2
+        tl.store(p_share, of_uni, m_row)
+        tl.store(p_share + 1, of_paired, m_row)
 
 
 @triton.jit(do_not_specialize=["rows", "scale"])
 def partition_backward_kernel(
     p_grad_uni,
     p_grad_paired,
+    p_grad_share,
     p_h,
     p_z,
     p_grad_h,
@@ -109,8 +134,8 @@ def partition_backward_kernel(
     BLOCKS: tl.constexpr,
     PIECE: tl.constexpr,
 ):
-    """``grad_h = (1 - g) * grad_uni + g * grad_paired``, ``grad_g = (grad_paired - grad_uni) * h``, and grad_z from
-    grad_g.
+    """``grad_h = (1 - g) * grad_uni + g * grad_paired``, ``grad_g = (grad_paired - grad_uni) * h``, to which a gradient
+    of the shares adds a constant for each row, and grad_z from grad_g.
 
     A program owns ROWS rows. Writes grad_h and grad_z. A row of one block is read once; of more blocks twice, for
     grad_z takes sums over the whole row.
@@ -126,12 +151,17 @@ def partition_backward_kernel(
     p_grad_paired += first * (GATES * CHUNK)
     p_grad_h += first * (GATES * CHUNK)
     peak, inverse, sums = softmax_statistics(p_z, o_row, m_row, scale, GATES, BLOCK, BLOCKS)
+    by_share = tl.zeros_like(peak)
+    if p_grad_share is not None:
+        p_grad_share += first * 2
+        of_uni, of_paired = load(p_grad_share, o_row * 2, m_row, scale), load(p_grad_share, o_row * 2 + 1, m_row, scale)
+        by_share = (of_paired - of_uni) / GATES
     o_block = tl.arange(0, sums.shape[1])[None, :]
     totals = tl.zeros_like(sums)
     dot = tl.zeros_like(peak)
     for block in range(BLOCKS):
         gate, complement, p = gates(p_z, o_row, m_row, block, peak, inverse, sums, scale, GATES, BLOCK, BLOCKS)
-        grad_gate = tl.zeros_like(gate)
+        grad_gate = grad_by_share(by_share, gate, block, GATES, BLOCK)
         for piece in range(0, CHUNK, PIECE):
             at, mask = tile(o_row, m_row, block, piece, GATES, CHUNK, BLOCK, PIECE)
             grad_uni, grad_paired = load(p_grad_uni, at, mask, scale), load(p_grad_paired, at, mask, scale)
@@ -145,7 +175,7 @@ def partition_backward_kernel(
             totals += tl.where(o_block == block, tl.sum(grad_gate, 1, keep_dims=True), 0.0)
     if BLOCKS > 1:
         for block in range(BLOCKS):
-            grad_gate = tl.zeros([ROWS, BLOCK], scale.dtype)
+            grad_gate = grad_by_share(by_share, tl.zeros([ROWS, BLOCK], scale.dtype), block, GATES, BLOCK)
             for piece in range(0, CHUNK, PIECE):
                 at, mask = tile(o_row, m_row, block, piece, GATES, CHUNK, BLOCK, PIECE)
                 grad_uni, grad_paired = load(p_grad_uni, at, mask, scale), load(p_grad_paired, at, mask, scale)

@@ -12,9 +12,12 @@ import triton.language as tl
 from torch import Tensor
 
 from .gates import (
+    empty_share,
     gates,
     gather,
+    grad_by_share,
     load,
+    mean_of_block,
     plan,
     read_scale,
     scale_argument,
@@ -25,7 +28,7 @@ from .gates import (
     tile,
 )
 
-__all__ = ["backward", "forward"]
+__all__ = ["backward", "forward", "forward_with_share"]
 
 # Gates of the longest row that a program keeps in registers whole. Compiled for sm_90 by triton 3.9, registers per
 # thread: forward 56 at 1024 bf16 (4 warps), 79 at 4096 bf16 (16 warps, of at most 128); backward 108 and 109. Blocks of
@@ -37,6 +40,21 @@ LONGEST_BACKWARD = 4096
 def forward(h: Tensor, z_uni: Tensor, z_paired: Tensor, temperature: float) -> tuple[Tensor, Tensor, Tensor]:
     """``(uni_only, paired_only, shared)`` of contiguous ``h[..., d]``, ``z_uni`` and ``z_paired[..., d/c]``, in the
     dtype of ``h``."""
+    return _forward(h, z_uni, z_paired, None, temperature)
+
+
+def forward_with_share(
+    h: Tensor, z_uni: Tensor, z_paired: Tensor, temperature: float
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """As :func:`forward`, and the mean gate mass of the three and of what nobody takes per row ``[..., 4]``, fp32 (fp64
+    for fp64)."""
+    share = empty_share(z_uni, 4)
+    return *_forward(h, z_uni, z_paired, share, temperature), share
+
+
+def _forward(
+    h: Tensor, z_uni: Tensor, z_paired: Tensor, share: Tensor | None, temperature: float
+) -> tuple[Tensor, Tensor, Tensor]:
     uni_only, paired_only, shared = (torch.empty_like(h) for _ in range(3))
     if h.numel():
         grid, constants, options = plan(h, z_uni, LONGEST_FORWARD)
@@ -47,6 +65,7 @@ def forward(h: Tensor, z_uni: Tensor, z_paired: Tensor, temperature: float) -> t
             uni_only,
             paired_only,
             shared,
+            share,
             h.numel() // h.shape[-1],
             scale_argument(temperature, h.dtype),
             **constants,
@@ -59,6 +78,7 @@ def backward(
     grad_uni: Tensor,
     grad_paired: Tensor,
     grad_shared: Tensor,
+    grad_share: Tensor | None,
     h: Tensor,
     z_uni: Tensor,
     z_paired: Tensor,
@@ -73,6 +93,7 @@ def backward(
             grad_uni,
             grad_paired,
             grad_shared,
+            grad_share,
             h,
             z_uni,
             z_paired,
@@ -95,6 +116,7 @@ def partition_dual_forward_kernel(
     p_uni_only,
     p_paired_only,
     p_shared,
+    p_share,
     rows,
     scale,
     GATES: tl.constexpr,
@@ -104,7 +126,7 @@ def partition_dual_forward_kernel(
     BLOCKS: tl.constexpr,
     PIECE: tl.constexpr,
 ):
-    """A program owns ROWS rows. Writes uni_only, paired_only and shared."""
+    """A program owns ROWS rows. Writes uni_only, paired_only and shared, and the shares where p_share is not None."""
     scale = read_scale(scale, p_h)
     first = tl.program_id(0).to(tl.int64) * ROWS
     o_row = tl.arange(0, ROWS)[:, None]
@@ -117,15 +139,28 @@ def partition_dual_forward_kernel(
     p_shared += first * (GATES * CHUNK)
     peak_e, inverse_e, sums_e = softmax_statistics(p_z_uni, o_row, m_row, scale, GATES, BLOCK, BLOCKS)
     peak_r, inverse_r, sums_r = softmax_statistics(p_z_paired, o_row, m_row, scale, GATES, BLOCK, BLOCKS)
+    of_uni, of_paired = tl.zeros_like(peak_e), tl.zeros_like(peak_e)
+    of_shared, of_none = tl.zeros_like(peak_e), tl.zeros_like(peak_e)
     for block in range(BLOCKS):
         ne, e, _ = gates(p_z_uni, o_row, m_row, block, peak_e, inverse_e, sums_e, scale, GATES, BLOCK, BLOCKS)
         r, nr, _ = gates(p_z_paired, o_row, m_row, block, peak_r, inverse_r, sums_r, scale, GATES, BLOCK, BLOCKS)
+        if p_share is not None:
+            of_uni += mean_of_block(e * nr, block, GATES, BLOCK)
+            of_paired += mean_of_block(r * ne, block, GATES, BLOCK)
+            of_shared += mean_of_block(e * r, block, GATES, BLOCK)
+            of_none += mean_of_block(ne * nr, block, GATES, BLOCK)
         for piece in range(0, CHUNK, PIECE):
             at, mask = tile(o_row, m_row, block, piece, GATES, CHUNK, BLOCK, PIECE)
             h = load(p_h, at, mask, scale)
             tl.store(p_uni_only + at, spread(e * nr, CHUNK) * h, mask)
             tl.store(p_paired_only + at, spread(r * ne, CHUNK) * h, mask)
             tl.store(p_shared + at, spread(e * r, CHUNK) * h, mask)
+    if p_share is not None:
+        p_share += first * 4 + o_row * 4
+        tl.store(p_share, of_uni, m_row)
+        tl.store(p_share + 1, of_paired, m_row)
+        tl.store(p_share + 2, of_shared, m_row)
+        tl.store(p_share + 3, of_none, m_row)
 
 
 @triton.jit
@@ -142,14 +177,20 @@ def grad_of_products(
     ne,
     r,
     nr,
+    share_uni,
+    share_paired,
+    share_shared,
     scale,
     GATES: tl.constexpr,
     CHUNK: tl.constexpr,
     BLOCK: tl.constexpr,
     PIECE: tl.constexpr,
 ):
-    """Gradients of one block with respect to cumsoftmax(z_uni) = 1 - e and to r; writes that of h."""
-    by_uni, by_paired, by_shared = tl.zeros_like(e), tl.zeros_like(e), tl.zeros_like(e)
+    """Gradients of one block with respect to cumsoftmax(z_uni) = 1 - e and to r, given those of a row's shares; writes
+    that of h."""
+    by_uni = grad_by_share(share_uni, e, block, GATES, BLOCK)
+    by_paired = grad_by_share(share_paired, e, block, GATES, BLOCK)
+    by_shared = grad_by_share(share_shared, e, block, GATES, BLOCK)
     for piece in range(0, CHUNK, PIECE):
         at, mask = tile(o_row, m_row, block, piece, GATES, CHUNK, BLOCK, PIECE)
         grad_uni, grad_paired = load(p_grad_uni, at, mask, scale), load(p_grad_paired, at, mask, scale)
@@ -167,6 +208,7 @@ def partition_dual_backward_kernel(
     p_grad_uni,
     p_grad_paired,
     p_grad_shared,
+    p_grad_share,
     p_h,
     p_z_uni,
     p_z_paired,
@@ -182,7 +224,8 @@ def partition_dual_backward_kernel(
     BLOCKS: tl.constexpr,
     PIECE: tl.constexpr,
 ):
-    """Gradients of h and, through those of both gates, of the logits.
+    """Gradients of h and, through those of both gates, of the logits. A gradient of the shares adds constants for each
+    row to those of what each gate gives to a part.
 
     A program owns ROWS rows. Writes grad_h, grad_z_uni and grad_z_paired. A row of one block is read once; of more
     blocks twice, for gradients of logits take sums over the whole row.
@@ -202,6 +245,14 @@ def partition_dual_backward_kernel(
     p_grad_h += first * (GATES * CHUNK)
     peak_e, inverse_e, sums_e = softmax_statistics(p_z_uni, o_row, m_row, scale, GATES, BLOCK, BLOCKS)
     peak_r, inverse_r, sums_r = softmax_statistics(p_z_paired, o_row, m_row, scale, GATES, BLOCK, BLOCKS)
+    share_uni, share_paired, share_shared = tl.zeros_like(peak_e), tl.zeros_like(peak_e), tl.zeros_like(peak_e)
+    if p_grad_share is not None:
+        # what nobody takes is what the others leave of 1
+        p_grad_share += first * 4
+        of_none = load(p_grad_share, o_row * 4 + 3, m_row, scale)
+        share_uni = (load(p_grad_share, o_row * 4, m_row, scale) - of_none) / GATES
+        share_paired = (load(p_grad_share, o_row * 4 + 1, m_row, scale) - of_none) / GATES
+        share_shared = (load(p_grad_share, o_row * 4 + 2, m_row, scale) - of_none) / GATES
     o_block = tl.arange(0, sums_e.shape[1])[None, :]
     totals_e, totals_r = tl.zeros_like(sums_e), tl.zeros_like(sums_r)
     dot_e, dot_r = tl.zeros_like(peak_e), tl.zeros_like(peak_r)
@@ -210,7 +261,8 @@ def partition_dual_backward_kernel(
         r, nr, p_r = gates(p_z_paired, o_row, m_row, block, peak_r, inverse_r, sums_r, scale, GATES, BLOCK, BLOCKS)
         grad_ne, grad_r = grad_of_products(
             p_grad_uni, p_grad_paired, p_grad_shared, p_h, p_grad_h,
-            o_row, m_row, block, e, ne, r, nr, scale, GATES, CHUNK, BLOCK, PIECE,
+            o_row, m_row, block, e, ne, r, nr, share_uni, share_paired, share_shared,
+            scale, GATES, CHUNK, BLOCK, PIECE,
         )  # fmt: skip
         dot_e += tl.sum(ne * grad_ne, 1, keep_dims=True)
         dot_r += tl.sum(r * grad_r, 1, keep_dims=True)
@@ -226,7 +278,8 @@ def partition_dual_backward_kernel(
             r, nr, p_r = gates(p_z_paired, o_row, m_row, block, peak_r, inverse_r, sums_r, scale, GATES, BLOCK, BLOCKS)
             grad_ne, grad_r = grad_of_products(
                 p_grad_uni, p_grad_paired, p_grad_shared, p_h, p_grad_h,
-                o_row, m_row, block, e, ne, r, nr, scale, GATES, CHUNK, BLOCK, PIECE,
+                o_row, m_row, block, e, ne, r, nr, share_uni, share_paired, share_shared,
+                scale, GATES, CHUNK, BLOCK, PIECE,
             )  # fmt: skip
             after_e, after_r = sum_where(totals_e, o_block > block), sum_where(totals_r, o_block > block)
             store_grad_z(p_grad_z_uni, o_row, m_row, block, p_e, grad_ne, after_e, dot_e, scale, GATES, BLOCK)

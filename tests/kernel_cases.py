@@ -45,15 +45,19 @@ def _meta(*shape: int, dtype: torch.dtype) -> torch.Tensor:
     return torch.empty(shape, dtype=dtype, device="meta")
 
 
-def _split(op: str, gates: int, d: int, dtype: torch.dtype, z_dtype: torch.dtype) -> None:
+def _split(op: str, share: bool, gates: int, d: int, dtype: torch.dtype, z_dtype: torch.dtype) -> None:
     kernels = importlib.import_module(f"pgm_fast.kernels.{op}")
     count = 1 if op == "partition" else 2
     h, logits = _meta(4096, d, dtype=dtype), [_meta(4096, gates, dtype=z_dtype) for _ in range(count)]
-    kernels.forward(h, *logits, 0.5)
-    kernels.backward(*[h] * (count + 1), h, *logits, 0.5)
+    grad_share = None
+    if share:
+        *_, grad_share = kernels.forward_with_share(h, *logits, 0.5)
+    else:
+        kernels.forward(h, *logits, 0.5)
+    kernels.backward(*[h] * (count + 1), grad_share, h, *logits, 0.5)
 
 
-def _split_cases(op: str) -> list[Case]:
+def _split_cases(op: str, share: bool) -> list[Case]:
     """A row kept whole, several rows per program, the longest row kept whole, blocks, chunks, an odd width, mixed and
     double precision."""
     half, single, double = torch.bfloat16, torch.float32, torch.float64
@@ -71,8 +75,8 @@ def _split_cases(op: str) -> list[Case]:
     ]
     return [
         Case(
-            f"{op}-{gates}x{d // gates}-{str(dtype)[6:]}-{str(z_dtype)[6:]}",
-            partial(_split, op, gates, d, dtype, z_dtype),
+            f"{op}{'-share' * share}-{gates}x{d // gates}-{str(dtype)[6:]}-{str(z_dtype)[6:]}",
+            partial(_split, op, share, gates, d, dtype, z_dtype),
             wide=wide,
             double=dtype == double,
         )
@@ -289,8 +293,10 @@ CASES: list[Case] = [
     *_gaussian_cases(),
     *_mixture_cases(),
     *_certainty_cases(),
-    *_split_cases("partition"),
-    *_split_cases("partition_dual"),
+    *_split_cases("partition", False),
+    *_split_cases("partition", True),
+    *_split_cases("partition_dual", False),
+    *_split_cases("partition_dual", True),
     *_product_cases(),
     *_optimizer_cases(),
 ]

@@ -10,6 +10,7 @@ import os
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 
 import pytest
 import torch
@@ -19,6 +20,13 @@ from noise import normals
 from pgm_fast import backends, ops
 
 SEED = torch.tensor([0x0123456789ABCDEF])
+# op -> the function that calls it, and of how many gates it takes logits
+PARTITIONS = {
+    "partition": (ops.partition, 1),
+    "partition_with_share": (partial(ops.partition, return_share=True), 1),
+    "partition_dual": (ops.partition_dual, 2),
+    "partition_dual_with_share": (partial(ops.partition_dual, return_share=True), 2),
+}
 
 
 @dataclass(frozen=True)
@@ -70,6 +78,14 @@ def _plain_share(z, temperature=1.0):
 def _plain_dual_share(z_uni, z_paired, temperature=1.0):
     e, r = 1 - _gate(z_uni, temperature), _gate(z_paired, temperature)
     return torch.stack([(e - e * r).mean(-1), (r - e * r).mean(-1), (e * r).mean(-1), ((1 - e) * (1 - r)).mean(-1)], -1)
+
+
+def _plain_partition_with_share(h, z, temperature=1.0):
+    return *_plain_partition(h, z, temperature), _plain_share(z, temperature)
+
+
+def _plain_dual_with_share(h, z_uni, z_paired, temperature=1.0):
+    return *_plain_dual(h, z_uni, z_paired, temperature), _plain_dual_share(z_uni, z_paired, temperature)
 
 
 def _plain_linear(h, z, w_uni, b_uni, w_paired, b_paired, temperature=1.0, activation=None):
@@ -216,8 +232,14 @@ def _plain_grouped(*x, temperature=1.0):
 
 
 _OPS = [
-    Case("partition", lambda n, d: [(n, d), (n, d)], ops.partition, _plain_partition, (True, True)),
-    Case("partition_dual", lambda n, d: [(n, d)] * 3, ops.partition_dual, _plain_dual, (True,) * 3),
+    *(
+        Case(name, lambda n, d, count=count: [(n, d)] * (count + 1), run, plain, (True,) * (count + 1))
+        for (name, (run, count)), plain in zip(
+            PARTITIONS.items(),
+            (_plain_partition, _plain_partition_with_share, _plain_dual, _plain_dual_with_share),
+            strict=True,
+        )
+    ),
     Case(
         "partition_share",
         lambda n, d: [(n, d)],

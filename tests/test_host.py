@@ -30,10 +30,10 @@ PROGRAM = """
 import torch, pgm_fast
 from pgm_fast import backends, ops
 sys.path.insert(0, {tests!r})
-from op_cases import CASES, forward_and_gradients
+from op_cases import CASES, PARTITIONS, forward_and_gradients
 found = {{}}
 for case in CASES:
-    if case.name in ("partition", "partition_dual"):
+    if case.name in PARTITIONS:
         for dtype in (torch.float32, torch.bfloat16):
             with pgm_fast.backend(case.backend):
                 for again in range(2):
@@ -138,9 +138,10 @@ def test_operands_that_do_not_fit_raise_instead_of_reading_past_their_end():
     for wrong in ((h, z[:2]), (h, z[:, :3]), (h[:, :0], z)):
         with pytest.raises(RuntimeError, match="pgm_fast's kernels take"):
             bare.partition(*wrong, 1.0)
-    backends.select("partition_backward", (h, h, h, z, 1.0))
-    with pytest.raises(RuntimeError, match="pgm_fast's kernels take"):
-        bare.partition_backward(h[:2], h, h, z, 1.0)
+    backends.select("partition_backward", (h, h, None, h, z, 1.0))
+    for wrong in ((h[:2], h, None), (h, h, h[:2, :2]), (h, h, h)):
+        with pytest.raises(RuntimeError, match="pgm_fast's kernels take"):
+            bare.partition_backward(*wrong, h, z, 1.0)
 
 
 def test_only_what_is_used_gets_a_gradient():

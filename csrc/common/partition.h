@@ -3,7 +3,8 @@
 // V is anything with + - *: float, double, or a CPU vector of them.
 //   single gate: g = cumsoftmax(z), c = 1 - g (its own scan);   uni = c h, paired = g h
 //   dual gate:   e = 1 - cumsoftmax(z_uni), r = cumsoftmax(z_paired), ne = 1 - e, nr = 1 - r (own scans)
-//                uni_only = e nr h, paired_only = r ne h, shared = e r h
+//                uni_only = e nr h, paired_only = r ne h, shared = e r h; nobody takes ne nr
+// The share of a partition is the mean over a row's gates of what it takes. It adds a constant to the gradient of what is taken.
 #pragma once
 
 #if defined(__CUDACC__)
@@ -20,10 +21,16 @@ PGM_FAST_HOST_DEVICE V single_grad_h(V gate, V complement, V grad_uni, V grad_pa
   return complement * grad_uni + gate * grad_paired;
 }
 
-// d loss / d g for the single gate.
+// d loss / d g for the single gate, without what the share adds.
 template <class V>
 PGM_FAST_HOST_DEVICE V single_grad_gate(V h, V grad_uni, V grad_paired) {
   return (grad_paired - grad_uni) * h;
+}
+
+// What the gradient of a row's share (uni, paired) adds to that of each of its gates.
+template <class T>
+PGM_FAST_HOST_DEVICE T single_grad_share(const T (&grad)[2], T gates) {
+  return (grad[1] - grad[0]) / gates;
 }
 
 // d loss / d h for the dual gate.
@@ -32,13 +39,20 @@ PGM_FAST_HOST_DEVICE V dual_grad_h(V e, V ne, V r, V nr, V grad_uni, V grad_pair
   return e * (nr * grad_uni + r * grad_shared) + (r * ne) * grad_paired;
 }
 
-// d loss / d cumsoftmax(z_uni) = -d loss / d e, per gate, from gradients that are already multiplied by h.
+// What the gradient of a row's share (uni-only, paired-only, shared, unused) adds to that of what each of its gates gives to the n-th part:
+// the fourth takes what the others leave of 1.
+template <class T>
+PGM_FAST_HOST_DEVICE T dual_grad_share(const T (&grad)[4], int n, T gates) {
+  return (grad[n] - grad[3]) / gates;
+}
+
+// d loss / d cumsoftmax(z_uni) = -d loss / d e, per gate, from gradients with respect to what the parts take, e nr, r ne and e r.
 template <class V>
 PGM_FAST_HOST_DEVICE V dual_grad_uni_gate(V r, V nr, V by_uni, V by_paired, V by_shared) {
   return (by_paired - by_shared) * r - by_uni * nr;
 }
 
-// d loss / d r, per gate, from gradients that are already multiplied by h.
+// d loss / d r, per gate, from the same.
 template <class V>
 PGM_FAST_HOST_DEVICE V dual_grad_paired_gate(V e, V ne, V by_uni, V by_paired, V by_shared) {
   return by_paired * ne + (by_shared - by_uni) * e;

@@ -20,6 +20,7 @@ struct RunningSum {
   static constexpr int64_t kBlock = 16;
   V high = V::set(0), low = V::set(0);
 
+  void add(V x) { low = low + x; }
   void add_product(V x, V y) { low = V::fma(x, y, low); }
   void settle() {
     const V sum = high + low;

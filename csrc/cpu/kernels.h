@@ -12,14 +12,19 @@ namespace pgm_fast::cpu {
 using pgm_fast::Dtype;
 using pgm_fast::Matrix;
 
+// share: [rows, 2], of the dual gate [rows, 4], float, or double for double. grad_share, of any type, may be null.
 void partition(int64_t rows, Matrix h, Matrix z, double temperature, Matrix uni, Matrix paired, int threads);
-void partition_backward(int64_t rows, Matrix grad_uni, Matrix grad_paired, Matrix h, Matrix z, double temperature, Matrix grad_h,
-                        Matrix grad_z, int threads);
+void partition_with_share(int64_t rows, Matrix h, Matrix z, double temperature, Matrix uni, Matrix paired, Matrix share, int threads);
+void partition_backward(int64_t rows, Matrix grad_uni, Matrix grad_paired, Matrix grad_share, Matrix h, Matrix z, double temperature,
+                        Matrix grad_h, Matrix grad_z, int threads);
 
 void partition_dual(int64_t rows, Matrix h, Matrix z_uni, Matrix z_paired, double temperature, Matrix uni_only, Matrix paired_only,
                     Matrix shared, int threads);
-void partition_dual_backward(int64_t rows, Matrix grad_uni, Matrix grad_paired, Matrix grad_shared, Matrix h, Matrix z_uni,
-                             Matrix z_paired, double temperature, Matrix grad_h, Matrix grad_z_uni, Matrix grad_z_paired, int threads);
+void partition_dual_with_share(int64_t rows, Matrix h, Matrix z_uni, Matrix z_paired, double temperature, Matrix uni_only,
+                               Matrix paired_only, Matrix shared, Matrix share, int threads);
+void partition_dual_backward(int64_t rows, Matrix grad_uni, Matrix grad_paired, Matrix grad_shared, Matrix grad_share, Matrix h,
+                             Matrix z_uni, Matrix z_paired, double temperature, Matrix grad_h, Matrix grad_z_uni, Matrix grad_z_paired,
+                             int threads);
 
 // products holds <student, teacher> and is multiplied by factor; weight and lse are of its dtype.
 void duc_log_sum_exp(int64_t rows, Matrix products, const void* weight, int64_t first, double factor, void* lse, double* losses,

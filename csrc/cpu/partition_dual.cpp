@@ -4,6 +4,7 @@
 
 #include "gates.h"
 #include "kernels.h"
+#include "shares.h"
 
 namespace pgm_fast::cpu {
 namespace {
@@ -12,6 +13,11 @@ namespace {
 template <class V>
 struct Gates {
   V e, ne, r, nr;
+
+  template <class Share>
+  void add_to(Share& taken) const {
+    taken.add({e * nr, r * ne, e * r, ne * nr});
+  }
 };
 
 // Both gates of one row after another.
@@ -61,6 +67,11 @@ struct DualGate {
 
 void partition_dual(int64_t rows, Matrix h, Matrix z_uni, Matrix z_paired, double temperature, Matrix uni_only, Matrix paired_only,
                     Matrix shared, int threads) {
+  partition_dual_with_share(rows, h, z_uni, z_paired, temperature, uni_only, paired_only, shared, {}, threads);
+}
+
+void partition_dual_with_share(int64_t rows, Matrix h, Matrix z_uni, Matrix z_paired, double temperature, Matrix uni_only,
+                               Matrix paired_only, Matrix shared, Matrix share, int threads) {
   const int64_t d = h.width, gates = z_uni.width;
   const bool bypass = bypasses_cache(rows, {h, z_uni, z_paired, uni_only, paired_only, shared});
   dispatch(h.dtype, [&](auto vector) {
@@ -81,16 +92,23 @@ void partition_dual(int64_t rows, Matrix h, Matrix z_uni, Matrix z_paired, doubl
             store(part, at.r * value * at.ne, p + k);
             store(part, by_e * at.r, s + k);
           };
-          if (gates == d) {
-            gate.from_right([&](int64_t k, auto part, const Gates<V>& at) {
-              prefetch(x + d + k);
-              split(k, part, at);
-            });
-            return;
-          }
-          gate.store(gates);
-          gate.expand(gates, d);
-          for_each_vector<V>(d, [&](int64_t k, auto part) { split(k, part, gate.stored(k, part)); });
+          with_share<V, 4>(share, [&](auto taken) {
+            if (gates == d) {
+              gate.from_right(
+                  [&](int64_t k, auto part, const Gates<V>& at) {
+                    prefetch(x + d + k);
+                    split(k, part, at);
+                    at.add_to(taken);
+                  },
+                  taken);
+            } else {
+              gate.store(gates);
+              from_left<V>(gates, [&](int64_t k, auto part) { gate.stored(k, part).add_to(taken); }, taken);
+              gate.expand(gates, d);
+              for_each_vector<V>(d, [&](int64_t k, auto part) { split(k, part, gate.stored(k, part)); });
+            }
+            taken.store(share, row, gates);
+          });
         });
         finish(uni_only, row, u);
         finish(paired_only, row, p);
@@ -101,8 +119,9 @@ void partition_dual(int64_t rows, Matrix h, Matrix z_uni, Matrix z_paired, doubl
   });
 }
 
-void partition_dual_backward(int64_t rows, Matrix grad_uni, Matrix grad_paired, Matrix grad_shared, Matrix h, Matrix z_uni,
-                             Matrix z_paired, double temperature, Matrix grad_h, Matrix grad_z_uni, Matrix grad_z_paired, int threads) {
+void partition_dual_backward(int64_t rows, Matrix grad_uni, Matrix grad_paired, Matrix grad_shared, Matrix grad_share, Matrix h,
+                             Matrix z_uni, Matrix z_paired, double temperature, Matrix grad_h, Matrix grad_z_uni, Matrix grad_z_paired,
+                             int threads) {
   const int64_t d = h.width, gates = z_uni.width;
   const bool bypass =
       bypasses_cache(rows, {grad_uni, grad_paired, grad_shared, h, z_uni, z_paired, grad_h, grad_z_uni, grad_z_paired});
@@ -121,10 +140,14 @@ void partition_dual_backward(int64_t rows, Matrix grad_uni, Matrix grad_paired, 
         T* dz_uni = target(grad_z_uni, row, scratch[5]);
         T* dz_paired = target(grad_z_paired, row, scratch[6]);
         T *suffix_uni = scratch[7], *suffix_paired = scratch[8];
+        const GradShare<T, 4> of_share(grad_share, row);
+        const auto by_share = [&](int n) { return V::set(dual_grad_share(of_share.by, n, T(gates))); };
+        const V share_uni = by_share(0), share_paired = by_share(1), share_shared = by_share(2);
         with_stores(bypass, [&](auto store) {
           GateGradient<V> gradient_uni, gradient_paired;
-          // from what each part's gradient, times h, adds to a gate's
+          // from each part's gradient times h
           const auto scan = [&](int64_t k, auto part, const Gates<V>& at, V u, V p, V s) {
+            u = u + part.clear(share_uni), p = p + part.clear(share_paired), s = s + part.clear(share_shared);
             const V by_uni = dual_grad_uni_gate(at.r, at.nr, u, p, s), by_paired = dual_grad_paired_gate(at.e, at.ne, u, p, s);
             part.store(gradient_uni.step(by_uni, part.load(gate.softmax[0].e + k)), suffix_uni + k);
             part.store(gradient_paired.step(by_paired, part.load(gate.softmax[1].e + k)), suffix_paired + k);

@@ -57,11 +57,14 @@ PYBIND11_MODULE(_cuda, m) {
   m.doc() = "CUDA kernels of pgm_fast. Addresses in, nothing checked: call pgm_fast.ops instead.";
   m.attr("architectures") = PGM_FAST_CUDA_ARCHITECTURES;
   m.def("partition", on_stream<int64_t, Matrix, Matrix, double, Matrix, Matrix>(&cuda::partition));
+  m.def("partition_with_share", on_stream<int64_t, Matrix, Matrix, double, Matrix, Matrix, Matrix>(&cuda::partition_with_share));
   m.def("partition_backward",
-        on_stream<int64_t, Matrix, Matrix, Matrix, Matrix, double, Matrix, Matrix>(&cuda::partition_backward));
+        on_stream<int64_t, Matrix, Matrix, Matrix, Matrix, Matrix, double, Matrix, Matrix>(&cuda::partition_backward));
   m.def("partition_dual", on_stream<int64_t, Matrix, Matrix, Matrix, double, Matrix, Matrix, Matrix>(&cuda::partition_dual));
+  m.def("partition_dual_with_share",
+        on_stream<int64_t, Matrix, Matrix, Matrix, double, Matrix, Matrix, Matrix, Matrix>(&cuda::partition_dual_with_share));
   m.def("partition_dual_backward",
-        on_stream<int64_t, Matrix, Matrix, Matrix, Matrix, Matrix, Matrix, double, Matrix, Matrix, Matrix>(
+        on_stream<int64_t, Matrix, Matrix, Matrix, Matrix, Matrix, Matrix, Matrix, double, Matrix, Matrix, Matrix>(
             &cuda::partition_dual_backward));
   // a launch is the address of its words
   m.def("multi_rate_squares", [](uintptr_t launch, uintptr_t partials, uintptr_t sums, int device, uintptr_t stream) {

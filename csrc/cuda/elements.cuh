@@ -86,6 +86,20 @@ __device__ __forceinline__ void store_sixteen(const float (&x)[N], void* base, i
   *reinterpret_cast<uint4*>(static_cast<S*>(base) + row + k) = sixteen.words;
 }
 
+// Two or four floats at a multiple of their size.
+__device__ __forceinline__ void load_floats(const void* from, float (&x)[2]) {
+  const float2 pair = *static_cast<const float2*>(from);
+  x[0] = pair.x;
+  x[1] = pair.y;
+}
+__device__ __forceinline__ void load_floats(const void* from, float (&x)[4]) { Sixteen<float>{*static_cast<const uint4*>(from)}.unpack(x); }
+__device__ __forceinline__ void store_floats(const float (&x)[2], void* to) { *static_cast<float2*>(to) = make_float2(x[0], x[1]); }
+__device__ __forceinline__ void store_floats(const float (&x)[4], void* to) {
+  Sixteen<float> sixteen;
+  sixteen.pack(x);
+  *static_cast<uint4*>(to) = sixteen.words;
+}
+
 // One element of a matrix whose dtype is known at run time only; double for float64 matrices, float for the others.
 template <class T>
 __device__ __forceinline__ T load_one(const Matrix& from, int64_t element);

@@ -9,7 +9,7 @@ namespace {
 
 // Gate 0 is the cumulative softmax of z_uni, so e is its complement; gate 1 that of z_paired.
 struct Dual {
-  static constexpr int kGates = 2, kParts = 3, kProducts = 3;
+  static constexpr int kGates = 2, kParts = 3, kProducts = 3, kShares = 4;
 
   template <class T>
   static __device__ __forceinline__ void split(const T (&gate)[2], const T (&complement)[2], T h, T (&part)[3]) {
@@ -18,14 +18,27 @@ struct Dual {
     part[1] = r * ne * h;
     part[2] = e * r * h;
   }
+  // What each partition takes of both gates at one place; its mean over the gates of a row is the partition's share.
+  template <class T>
+  static __device__ __forceinline__ void masses(const T (&gate)[2], const T (&complement)[2], T (&mass)[4]) {
+    const T e = complement[0], ne = gate[0], r = gate[1], nr = complement[1];
+    mass[0] = e * nr;
+    mass[1] = r * ne;
+    mass[2] = e * r;
+    mass[3] = ne * nr;
+  }
   template <class T>
   static __device__ __forceinline__ T grad_h(const T (&gate)[2], const T (&complement)[2], const T (&grad)[3]) {
     return dual_grad_h(complement[0], gate[0], gate[1], complement[1], grad[0], grad[1], grad[2]);
   }
-  // What is summed over the neighbours of a gate, and the gates' gradients from that.
+  // What is summed over the neighbours of a gate, what the share's gradient adds to the sums, and the gates' gradients from those.
   template <class T>
   static __device__ __forceinline__ void products(T h, const T (&grad)[3], T (&product)[3]) {
     for (int n = 0; n < 3; ++n) product[n] = grad[n] * h;
+  }
+  template <class T>
+  static __device__ __forceinline__ void grad_share(const T (&grad)[4], T gates, T (&product)[3]) {
+    for (int n = 0; n < 3; ++n) product[n] = dual_grad_share(grad, n, gates);
   }
   template <class T>
   static __device__ __forceinline__ void grad_gates(const T (&gate)[2], const T (&complement)[2], const T (&product)[3],
@@ -40,15 +53,20 @@ struct Dual {
 
 cudaError_t partition_dual(int64_t rows, Matrix h, Matrix z_uni, Matrix z_paired, double temperature, Matrix uni_only,
                            Matrix paired_only, Matrix shared, cudaStream_t stream) {
-  const Call<Dual> call{rows, temperature, h, {z_uni, z_paired}, {uni_only, paired_only, shared}, {}, {}};
+  return partition_dual_with_share(rows, h, z_uni, z_paired, temperature, uni_only, paired_only, shared, {}, stream);
+}
+
+cudaError_t partition_dual_with_share(int64_t rows, Matrix h, Matrix z_uni, Matrix z_paired, double temperature, Matrix uni_only,
+                                      Matrix paired_only, Matrix shared, Matrix share, cudaStream_t stream) {
+  const Call<Dual> call{rows, temperature, h, {z_uni, z_paired}, {uni_only, paired_only, shared}, share, {}, {}};
   return launch_partition<false>(call, stream);
 }
 
-cudaError_t partition_dual_backward(int64_t rows, Matrix grad_uni, Matrix grad_paired, Matrix grad_shared, Matrix h, Matrix z_uni,
-                                    Matrix z_paired, double temperature, Matrix grad_h, Matrix grad_z_uni, Matrix grad_z_paired,
-                                    cudaStream_t stream) {
-  const Call<Dual> call{rows, temperature, h, {z_uni, z_paired}, {grad_uni, grad_paired, grad_shared}, grad_h,
-                        {grad_z_uni, grad_z_paired}};
+cudaError_t partition_dual_backward(int64_t rows, Matrix grad_uni, Matrix grad_paired, Matrix grad_shared, Matrix grad_share, Matrix h,
+                                    Matrix z_uni, Matrix z_paired, double temperature, Matrix grad_h, Matrix grad_z_uni,
+                                    Matrix grad_z_paired, cudaStream_t stream) {
+  const Call<Dual> call{rows,       temperature, h, {z_uni, z_paired}, {grad_uni, grad_paired, grad_shared},
+                        grad_share, grad_h,      {grad_z_uni, grad_z_paired}};
   return launch_partition<true>(call, stream);
 }
 

@@ -28,6 +28,7 @@ struct RowTensors {
   const void* h;
   const void* z[Split::kGates];
   void* part[Split::kParts];             // forward: outputs; backward: their gradients
+  float* share;                          // the same, [rows, kShares]; kernels with kShare only
   void* grad_h;                          // backward only
   void* grad_z[Split::kGates];           // backward only
 };
@@ -50,6 +51,20 @@ struct RowThreads {
       __syncthreads();
 #pragma unroll
       for (int n = 0; n < N; ++n) x[n] = lanes_maximum(lane_index() < warps ? board[n][lane_index()] : -INFINITY);
+    }
+  }
+
+  template <int N>
+  __device__ __forceinline__ void sums(float (&x)[N], int slot) const {
+#pragma unroll
+    for (int n = 0; n < N; ++n) {
+      x[n] = lanes_sum(x[n]);
+      if (kBlock && lane_index() == 0) board[slot + n][warp] = x[n];
+    }
+    if constexpr (kBlock) {
+      __syncthreads();
+#pragma unroll
+      for (int n = 0; n < N; ++n) x[n] = lanes_sum(lane_index() < warps ? board[slot + n][lane_index()] : 0.0f);
     }
   }
 };
@@ -219,11 +234,11 @@ struct RowGates {
   static __device__ __forceinline__ float at_most_one(float x) { return x > 1.0f ? 1.0f : x; }
 };
 
-template <class Split, class S, bool kBlock>
+template <class Split, class S, bool kBlock, bool kShare>
 __global__ void __launch_bounds__(kBlock ? kMaxWarpsPerRow* kWarp : kNarrowRowsPerBlock* kWarp)
     partition_row_forward(const __grid_constant__ RowTensors<Split> t) {
-  constexpr int kSize = Sixteen<S>::size, kItems = (kBlock ? kWide : kNarrow) / kSize;
-  __shared__ float board[2 * Split::kGates][kWarp];
+  constexpr int kSize = Sixteen<S>::size, kItems = (kBlock ? kWide : kNarrow) / kSize, kShares = Split::kShares;
+  __shared__ float board[2 * Split::kGates + (kShare ? kShares : 0)][kWarp];
   const int warp = static_cast<int>(threadIdx.x) / kWarp, warps = static_cast<int>(blockDim.x) / kWarp;
   const RowThreads<kBlock> threads{kBlock ? warp : 0, kBlock ? warps : 1, board};
   const int first = (threads.warp * kItems * kWarp + lane_index()) * kSize;
@@ -238,6 +253,9 @@ __global__ void __launch_bounds__(kBlock ? kMaxWarpsPerRow* kWarp : kNarrowRowsP
     }
     RowGates<Split, S, kItems, kBlock> held;
     held.compute(t, threads, base, first);
+    float share[kShares];
+#pragma unroll
+    for (int n = 0; n < kShares; ++n) share[n] = 0;
 #pragma unroll
     for (int i = 0; i < kItems; ++i) {
       const int k = first + i * kWarp * kSize;
@@ -251,14 +269,28 @@ __global__ void __launch_bounds__(kBlock ? kMaxWarpsPerRow* kWarp : kNarrowRowsP
         Split::split(gate[j], complement[j], x[j], of_one);
 #pragma unroll
         for (int n = 0; n < Split::kParts; ++n) part[n][j] = of_one[n];
+        if constexpr (kShare) {
+          float mass[kShares];
+          Split::masses(gate[j], complement[j], mass);
+#pragma unroll
+          for (int n = 0; n < kShares; ++n) share[n] += mass[n];
+        }
       }
 #pragma unroll
       for (int n = 0; n < Split::kParts; ++n) store_sixteen<S>(part[n], t.part[n], base, k);
     }
+    if constexpr (kShare) {
+      threads.sums(share, 2 * Split::kGates);
+      if (threads.warp == 0 && lane_index() == 0) {
+#pragma unroll
+        for (int n = 0; n < kShares; ++n) share[n] /= static_cast<float>(t.width);
+        store_floats(share, t.share + row * kShares);
+      }
+    }
   }
 }
 
-template <class Split, class S, bool kBlock>
+template <class Split, class S, bool kBlock, bool kShare>
 __global__ void __launch_bounds__(kBlock ? kMaxWarpsPerRow* kWarp : kNarrowRowsPerBlock* kWarp)
     partition_row_backward(const __grid_constant__ RowTensors<Split> t) {
   constexpr int kSize = Sixteen<S>::size, kItems = (kBlock ? kWide : kNarrow) / kSize, kGates = Split::kGates, kParts = Split::kParts;
@@ -271,6 +303,12 @@ __global__ void __launch_bounds__(kBlock ? kMaxWarpsPerRow* kWarp : kNarrowRowsP
     const int64_t base = row * t.width;
     RowGates<Split, S, kItems, kBlock> held;
     held.compute(t, threads, base, first);
+    float by_share[Split::kProducts];
+    if constexpr (kShare) {
+      float grad[Split::kShares];
+      load_floats(t.share + row * Split::kShares, grad);
+      Split::grad_share(grad, static_cast<float>(t.width), by_share);
+    }
 
     // gradients of h, and of the gates by dimension
     float by_gate[kGates][kItems][kSize], dot[kGates];
@@ -303,6 +341,10 @@ __global__ void __launch_bounds__(kBlock ? kMaxWarpsPerRow* kWarp : kNarrowRowsP
         for (int n = 0; n < kParts; ++n) of_one[n] = grad[n][j];
         grad_h[j] = Split::grad_h(gate[j], complement[j], of_one);
         Split::products(x[j], of_one, product);
+        if constexpr (kShare) {
+#pragma unroll
+          for (int n = 0; n < Split::kProducts; ++n) product[n] += by_share[n];
+        }
         Split::grad_gates(gate[j], complement[j], product, of_gate);
 #pragma unroll
         for (int n = 0; n < kGates; ++n) {
@@ -350,22 +392,22 @@ inline unsigned grid_for(int64_t blocks) {
   return static_cast<unsigned>(blocks < std::numeric_limits<int>::max() ? blocks : std::numeric_limits<int>::max());
 }
 
-template <class Split, class S, bool kBackward>
+template <class Split, class S, bool kBackward, bool kShare>
 cudaError_t launch_row_kernel(const RowTensors<Split>& t, cudaStream_t stream) {
   const bool narrow = t.width <= kNarrow * kWarp;
   const unsigned grid = grid_for(narrow ? (t.rows + kNarrowRowsPerBlock - 1) / kNarrowRowsPerBlock : t.rows);
   const unsigned threads = (narrow ? kNarrowRowsPerBlock : (t.width + kWide * kWarp - 1) / (kWide * kWarp)) * kWarp;
   if constexpr (kBackward) {
     if (narrow) {
-      partition_row_backward<Split, S, false><<<grid, threads, 0, stream>>>(t);
+      partition_row_backward<Split, S, false, kShare><<<grid, threads, 0, stream>>>(t);
     } else {
-      partition_row_backward<Split, S, true><<<grid, threads, 0, stream>>>(t);
+      partition_row_backward<Split, S, true, kShare><<<grid, threads, 0, stream>>>(t);
     }
   } else {
     if (narrow) {
-      partition_row_forward<Split, S, false><<<grid, threads, 0, stream>>>(t);
+      partition_row_forward<Split, S, false, kShare><<<grid, threads, 0, stream>>>(t);
     } else {
-      partition_row_forward<Split, S, true><<<grid, threads, 0, stream>>>(t);
+      partition_row_forward<Split, S, true, kShare><<<grid, threads, 0, stream>>>(t);
     }
   }
   return cudaGetLastError();

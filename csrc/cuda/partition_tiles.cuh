@@ -33,6 +33,7 @@ struct TileTensors {
   Matrix h;
   Matrix z[Split::kGates];
   Matrix part[Split::kParts];     // forward: outputs; backward: their gradients
+  Matrix share;                   // the same, [rows, kShares]; kernels with kShare only
   Matrix grad_h;                  // backward only
   Matrix grad_z[Split::kGates];   // backward only
 };
@@ -40,15 +41,17 @@ struct TileTensors {
 // The warps of a row, and their shared memory.
 template <class Split, class T>
 struct TileRow {
-  static constexpr int kGates = Split::kGates;
+  static constexpr int kGates = Split::kGates, kShares = Split::kShares;
+  static constexpr int kBoards = 2 * kGates + kShares;
   const TileTensors<Split>& t;
   int warp;  // of the row
   int64_t row;
-  T (*board)[kTileWarps];  // [2 * kGates]
+  T (*board)[kTileWarps];  // [kBoards]
   T* before;               // [kGates][tiles]: sum of the softmax before a tile
   T* after;                // and after it
   T inverse_temperature;
   T largest[kGates], inverse_total[kGates];
+  T by_share[Split::kProducts];  // backward with kShare only
 
   __device__ void wait() const {
     if (t.warps_per_row == 1) {
@@ -161,13 +164,36 @@ struct TileRow {
     for (int n = 0; n < Split::kParts; ++n) grad[n] = load_one<T>(t.part[n], element);
   }
 
-  // The gradient of this lane's gate of a tile: the sum over its neighbours.
+  // What grad_gates() needs of the row.
+  __device__ void load_share() {
+    T grad[kShares];
+    for (int n = 0; n < kShares; ++n) grad[n] = load_one<T>(t.share, row * kShares + n);
+    Split::grad_share(grad, T(t.gates), by_share);
+  }
+
+  // Sums over the lanes and warps of the row become its share.
+  __device__ void store_share(const T (&mass)[kShares]) const {
+    for (int n = 0; n < kShares; ++n) {
+      const T sum = lanes_sum(mass[n]);
+      if (lane_index() == 0) board[2 * kGates + n][warp] = sum;
+    }
+    wait();
+    if (warp != 0 || lane_index() != 0) return;
+    for (int n = 0; n < kShares; ++n) {
+      T sum = 0;
+      for (int w = 0; w < t.warps_per_row; ++w) sum += board[2 * kGates + n][w];
+      store_one(sum / T(t.gates), t.share, row * kShares + n);
+    }
+  }
+
+  // The gradient of this lane's gate of a tile: the sum over its neighbours, and what the share adds.
+  template <bool kShare>
   __device__ void grad_gates(int tile, const T (&gate)[kGates], const T (&complement)[kGates], T (&of_gate)[kGates]) const {
     const int64_t k = int64_t{tile} * kWarp + lane_index();
     for (int n = 0; n < kGates; ++n) of_gate[n] = 0;
     if (k >= t.gates) return;
     T sum[Split::kProducts];
-    for (int n = 0; n < Split::kProducts; ++n) sum[n] = 0;
+    for (int n = 0; n < Split::kProducts; ++n) sum[n] = kShare ? by_share[n] : T(0);
     for (int64_t element = row * t.width + k * t.chunk; element < row * t.width + (k + 1) * t.chunk; ++element) {
       T grad[Split::kParts], product[Split::kProducts];
       load_parts(element, grad);
@@ -180,12 +206,12 @@ struct TileRow {
 
 // Which warp of which row this is. A block's rows, 1 or kTileWarps, each have their own stretch of the shared memory.
 template <class Split, class T>
-__device__ __forceinline__ TileRow<Split, T> tile_row(const TileTensors<Split>& t, T (*boards)[2 * Split::kGates][kTileWarps],
+__device__ __forceinline__ TileRow<Split, T> tile_row(const TileTensors<Split>& t, T (*boards)[TileRow<Split, T>::kBoards][kTileWarps],
                                                       unsigned char* memory, int arrays) {
   const int warp = static_cast<int>(threadIdx.x) / kWarp;
   const int slot = t.warps_per_row == 1 ? warp : 0;
   T* sums = reinterpret_cast<T*>(memory) + int64_t{slot} * arrays * Split::kGates * t.tiles;
-  return {t, t.warps_per_row == 1 ? 0 : warp, 0, boards[slot], sums, sums + Split::kGates * t.tiles, T(t.inverse_temperature), {}, {}};
+  return {t, t.warps_per_row == 1 ? 0 : warp, 0, boards[slot], sums, sums + Split::kGates * t.tiles, T(t.inverse_temperature), {}, {}, {}};
 }
 
 template <class Split>
@@ -197,35 +223,44 @@ __device__ __forceinline__ int64_t row_step(const TileTensors<Split>& t) {
   return int64_t{gridDim.x} * (kTileWarps / t.warps_per_row);
 }
 
-template <class Split, class T>
+template <class Split, class T, bool kShare>
 __global__ void __launch_bounds__(kTileWarps* kWarp, 1) partition_tile_forward(const __grid_constant__ TileTensors<Split> t) {
-  constexpr int kGates = Split::kGates, kParts = Split::kParts;
-  __shared__ T boards[kTileWarps][2 * kGates][kTileWarps];
+  constexpr int kGates = Split::kGates, kParts = Split::kParts, kShares = Split::kShares;
+  __shared__ T boards[kTileWarps][TileRow<Split, T>::kBoards][kTileWarps];
   extern __shared__ __align__(16) unsigned char memory[];
   TileRow<Split, T> r = tile_row<Split, T>(t, boards, memory, 2);
   for (r.row = first_row(t); r.row < t.rows; r.row += row_step(t)) {
     r.prepare();
+    T share[kShares];
+    for (int n = 0; n < kShares; ++n) share[n] = 0;
     for (int tile = r.warp; tile < t.tiles; tile += t.warps_per_row) {
       T p[kGates], gate[kGates], complement[kGates];
       r.gates(tile, p, gate, complement);
+      if (kShare && int64_t{tile} * kWarp + lane_index() < t.gates) {
+        T mass[kShares];
+        Split::masses(gate, complement, mass);
+        for (int n = 0; n < kShares; ++n) share[n] += mass[n];
+      }
       r.for_each_element(tile, gate, complement, [&](int64_t element, const T(&g)[kGates], const T(&c)[kGates]) {
         T part[kParts];
         Split::split(g, c, load_one<T>(t.h, element), part);
         for (int n = 0; n < kParts; ++n) store_one(part[n], t.part[n], element);
       });
     }
+    if constexpr (kShare) r.store_share(share);
   }
 }
 
-template <class Split, class T>
+template <class Split, class T, bool kShare>
 __global__ void __launch_bounds__(kTileWarps* kWarp, 1) partition_tile_backward(const __grid_constant__ TileTensors<Split> t) {
   constexpr int kGates = Split::kGates, kParts = Split::kParts;
-  __shared__ T boards[kTileWarps][2 * kGates][kTileWarps];
+  __shared__ T boards[kTileWarps][TileRow<Split, T>::kBoards][kTileWarps];
   extern __shared__ __align__(16) unsigned char memory[];
   TileRow<Split, T> r = tile_row<Split, T>(t, boards, memory, 3);
   T* by_tile = r.after + kGates * t.tiles;  // sum of the gates' gradients in a tile, then after it
   for (r.row = first_row(t); r.row < t.rows; r.row += row_step(t)) {
     r.prepare();
+    if constexpr (kShare) r.load_share();
     T dot[kGates];
     for (int n = 0; n < kGates; ++n) dot[n] = 0;
     for (int tile = r.warp; tile < t.tiles; tile += t.warps_per_row) {
@@ -236,7 +271,7 @@ __global__ void __launch_bounds__(kTileWarps* kWarp, 1) partition_tile_backward(
         r.load_parts(element, grad);
         store_one(Split::grad_h(g, c, grad), t.grad_h, element);
       });
-      r.grad_gates(tile, gate, complement, of_gate);
+      r.template grad_gates<kShare>(tile, gate, complement, of_gate);
       for (int n = 0; n < kGates; ++n) {
         dot[n] += of_gate[n] * gate[n];
         const T sum = lanes_sum(of_gate[n]);
@@ -258,7 +293,7 @@ __global__ void __launch_bounds__(kTileWarps* kWarp, 1) partition_tile_backward(
     for (int tile = r.warp; tile < t.tiles; tile += t.warps_per_row) {
       T p[kGates], gate[kGates], complement[kGates], of_gate[kGates];
       r.gates(tile, p, gate, complement);
-      r.grad_gates(tile, gate, complement, of_gate);
+      r.template grad_gates<kShare>(tile, gate, complement, of_gate);
       const int64_t k = int64_t{tile} * kWarp + lane_index();
       for (int n = 0; n < kGates; ++n) {
         const T s = by_tile[n * t.tiles + tile] + suffix_sum(of_gate[n]);
@@ -268,7 +303,7 @@ __global__ void __launch_bounds__(kTileWarps* kWarp, 1) partition_tile_backward(
   }
 }
 
-template <class Split, bool kBackward>
+template <class Split, bool kBackward, bool kShare>
 cudaError_t launch_tile_kernel(TileTensors<Split> t, bool in_double, cudaStream_t stream) {
   if (t.gates > (in_double ? kMaxGates<double> : kMaxGates<float>)) return cudaErrorInvalidValue;
   if (t.width / t.gates > kMaxChunk) return cudaErrorInvalidValue;
@@ -283,15 +318,15 @@ cudaError_t launch_tile_kernel(TileTensors<Split> t, bool in_double, cudaStream_
   constexpr int kThreads = kTileWarps * kWarp;
   if constexpr (kBackward) {
     if (in_double) {
-      partition_tile_backward<Split, double><<<grid, kThreads, bytes, stream>>>(t);
+      partition_tile_backward<Split, double, kShare><<<grid, kThreads, bytes, stream>>>(t);
     } else {
-      partition_tile_backward<Split, float><<<grid, kThreads, bytes, stream>>>(t);
+      partition_tile_backward<Split, float, kShare><<<grid, kThreads, bytes, stream>>>(t);
     }
   } else {
     if (in_double) {
-      partition_tile_forward<Split, double><<<grid, kThreads, bytes, stream>>>(t);
+      partition_tile_forward<Split, double, kShare><<<grid, kThreads, bytes, stream>>>(t);
     } else {
-      partition_tile_forward<Split, float><<<grid, kThreads, bytes, stream>>>(t);
+      partition_tile_forward<Split, float, kShare><<<grid, kThreads, bytes, stream>>>(t);
     }
   }
   return cudaGetLastError();

@@ -1,5 +1,7 @@
-// partition and partition_dual: CPU kernels behind the dispatcher, and their derivatives. Schemas, fakes and everything that is not
-// served here are defined in pgm_fast/ops.
+// partition and partition_dual, with and without shares: CPU kernels behind the dispatcher, and their derivatives. Schemas, fakes and
+// everything that is not served here are defined in pgm_fast/ops.
+#include <ATen/ops/empty.h>
+#include <ATen/ops/zeros_like.h>
 #include <torch/library.h>
 
 #include "autograd.h"
@@ -12,11 +14,29 @@ namespace {
 using at::Tensor;
 using torch::autograd::AutogradContext;
 using torch::autograd::variable_list;
+using MaybeTensor = std::optional<Tensor>;
 using Two = std::tuple<Tensor, Tensor>;
 using Three = std::tuple<Tensor, Tensor, Tensor>;
+using Four = std::tuple<Tensor, Tensor, Tensor, Tensor>;
 
-Op partition_op("partition"), partition_backward_op("partition_backward");
-Op dual_op("partition_dual"), dual_backward_op("partition_dual_backward");
+Op partition_op("partition"), partition_share_op("partition_with_share"), partition_backward_op("partition_backward");
+Op dual_op("partition_dual"), dual_share_op("partition_dual_with_share"), dual_backward_op("partition_dual_backward");
+
+// Memory for the shares of gates of these logits.
+Tensor empty_share(const Tensor& z, int64_t partitions) {
+  auto sizes = z.sizes().vec();
+  sizes.back() = partitions;
+  return at::empty(sizes, z.options().dtype(accumulation(z)));
+}
+
+// The gradient of a share as the kernels take it; contiguous, or none.
+MaybeTensor contiguous(const MaybeTensor& grad_share) { return grad_share ? MaybeTensor(grad_share->contiguous()) : MaybeTensor(); }
+cpu::Matrix input_share(const MaybeTensor& grad_share, int64_t rows, int64_t partitions) {
+  if (!grad_share) return {};
+  const auto found = input(*grad_share, rows);
+  TORCH_CHECK(found.width == partitions, "pgm_fast's kernels take gradients of ", partitions, " shares here, got ", found.width);
+  return found;
+}
 
 Two partition(const Tensor& h_, const Tensor& z_, double temperature) {
   if (!partition_op.serves(h_, z_)) return partition_op.in_python<Two>(h_, z_, temperature);
@@ -29,19 +49,34 @@ Two partition(const Tensor& h_, const Tensor& z_, double temperature) {
   return made;
 }
 
-Two partition_backward(const Tensor& grad_uni_, const Tensor& grad_paired_, const Tensor& h_, const Tensor& z_, double temperature) {
+Three partition_with_share(const Tensor& h_, const Tensor& z_, double temperature) {
+  if (!partition_share_op.serves(h_, z_)) return partition_share_op.in_python<Three>(h_, z_, temperature);
+  const Tensor h = h_.contiguous(), z = z_.contiguous();
+  const int64_t rows = rows_of(h);
+  const auto mh = input(h, rows), mz = input(z, rows);
+  check_gates(mh, mz);
+  Three made(at::empty_like(h), at::empty_like(h), empty_share(z, 2));
+  const auto& [uni, paired, share] = made;
+  cpu::partition_with_share(rows, mh, mz, temperature, output(uni, rows), output(paired, rows), output(share, rows), at::get_num_threads());
+  return made;
+}
+
+Two partition_backward(const Tensor& grad_uni_, const Tensor& grad_paired_, const MaybeTensor& grad_share_, const Tensor& h_,
+                       const Tensor& z_, double temperature) {
   // served or not by the first argument, as Python selects
-  if (!partition_backward_op.serves(grad_uni_, grad_paired_, h_, z_)) {
-    return partition_backward_op.in_python<Two>(grad_uni_, grad_paired_, h_, z_, temperature);
+  if (!partition_backward_op.serves(grad_uni_, grad_paired_, grad_share_, h_, z_)) {
+    return partition_backward_op.in_python<Two>(grad_uni_, grad_paired_, grad_share_, h_, z_, temperature);
   }
   const Tensor grad_uni = grad_uni_.contiguous(), grad_paired = grad_paired_.contiguous();
+  const MaybeTensor grad_share = contiguous(grad_share_);
   const Tensor h = h_.contiguous(), z = z_.contiguous();
   const int64_t rows = rows_of(h);
   const auto mu = input(grad_uni, rows), mp = input(grad_paired, rows), mh = input(h, rows), mz = input(z, rows);
+  const auto ms = input_share(grad_share, rows, 2);
   check_same_width(mh, mu, mp);
   check_gates(mh, mz);
   Two made(at::empty_like(h), at::empty_like(z));
-  cpu::partition_backward(rows, mu, mp, mh, mz, temperature, output(std::get<0>(made), rows), output(std::get<1>(made), rows),
+  cpu::partition_backward(rows, mu, mp, ms, mh, mz, temperature, output(std::get<0>(made), rows), output(std::get<1>(made), rows),
                           at::get_num_threads());
   return made;
 }
@@ -60,22 +95,39 @@ Three partition_dual(const Tensor& h_, const Tensor& z_uni_, const Tensor& z_pai
   return made;
 }
 
-Three partition_dual_backward(const Tensor& grad_uni_, const Tensor& grad_paired_, const Tensor& grad_shared_, const Tensor& h_,
-                              const Tensor& z_uni_, const Tensor& z_paired_, double temperature) {
-  if (!dual_backward_op.serves(grad_uni_, grad_paired_, grad_shared_, h_, z_uni_, z_paired_)) {
-    return dual_backward_op.in_python<Three>(grad_uni_, grad_paired_, grad_shared_, h_, z_uni_, z_paired_, temperature);
+Four partition_dual_with_share(const Tensor& h_, const Tensor& z_uni_, const Tensor& z_paired_, double temperature) {
+  if (!dual_share_op.serves(h_, z_uni_, z_paired_)) return dual_share_op.in_python<Four>(h_, z_uni_, z_paired_, temperature);
+  const Tensor h = h_.contiguous(), z_uni = z_uni_.contiguous(), z_paired = z_paired_.contiguous();
+  const int64_t rows = rows_of(h);
+  const auto mh = input(h, rows), mu = input(z_uni, rows), mp = input(z_paired, rows);
+  check_gates(mh, mu);
+  check_same_width(mu, mp);
+  Four made(at::empty_like(h), at::empty_like(h), at::empty_like(h), empty_share(z_uni, 4));
+  const auto& [uni_only, paired_only, shared, share] = made;
+  cpu::partition_dual_with_share(rows, mh, mu, mp, temperature, output(uni_only, rows), output(paired_only, rows), output(shared, rows),
+                                 output(share, rows), at::get_num_threads());
+  return made;
+}
+
+Three partition_dual_backward(const Tensor& grad_uni_, const Tensor& grad_paired_, const Tensor& grad_shared_,
+                              const MaybeTensor& grad_share_, const Tensor& h_, const Tensor& z_uni_, const Tensor& z_paired_,
+                              double temperature) {
+  if (!dual_backward_op.serves(grad_uni_, grad_paired_, grad_shared_, grad_share_, h_, z_uni_, z_paired_)) {
+    return dual_backward_op.in_python<Three>(grad_uni_, grad_paired_, grad_shared_, grad_share_, h_, z_uni_, z_paired_, temperature);
   }
   const Tensor grad_uni = grad_uni_.contiguous(), grad_paired = grad_paired_.contiguous(), grad_shared = grad_shared_.contiguous();
+  const MaybeTensor grad_share = contiguous(grad_share_);
   const Tensor h = h_.contiguous(), z_uni = z_uni_.contiguous(), z_paired = z_paired_.contiguous();
   const int64_t rows = rows_of(h);
   const auto gu = input(grad_uni, rows), gp = input(grad_paired, rows), gs = input(grad_shared, rows);
+  const auto by_share = input_share(grad_share, rows, 4);
   const auto mh = input(h, rows), mu = input(z_uni, rows), mp = input(z_paired, rows);
   check_same_width(mh, gu, gp, gs);
   check_gates(mh, mu);
   check_same_width(mu, mp);
   Three made(at::empty_like(h), at::empty_like(z_uni), at::empty_like(z_paired));
   const auto& [grad_h, grad_z_uni, grad_z_paired] = made;
-  cpu::partition_dual_backward(rows, gu, gp, gs, mh, mu, mp, temperature, output(grad_h, rows), output(grad_z_uni, rows),
+  cpu::partition_dual_backward(rows, gu, gp, gs, by_share, mh, mu, mp, temperature, output(grad_h, rows), output(grad_z_uni, rows),
                                output(grad_z_paired, rows), at::get_num_threads());
   return made;
 }
@@ -83,6 +135,10 @@ Three partition_dual_backward(const Tensor& grad_uni_, const Tensor& grad_paired
 // The ops as the dispatcher has them, whatever serves them. Schemas are defined by the time of the first call.
 const auto& dispatched_partition() {
   static const auto op = typed_op<decltype(partition)>("pgm_fast::partition");
+  return op;
+}
+const auto& dispatched_partition_with_share() {
+  static const auto op = typed_op<decltype(partition_with_share)>("pgm_fast::partition_with_share");
   return op;
 }
 const auto& dispatched_partition_backward() {
@@ -93,26 +149,43 @@ const auto& dispatched_dual() {
   static const auto op = typed_op<decltype(partition_dual)>("pgm_fast::partition_dual");
   return op;
 }
+const auto& dispatched_dual_with_share() {
+  static const auto op = typed_op<decltype(partition_dual_with_share)>("pgm_fast::partition_dual_with_share");
+  return op;
+}
 const auto& dispatched_dual_backward() {
   static const auto op = typed_op<decltype(partition_dual_backward)>("pgm_fast::partition_dual_backward");
   return op;
 }
 
-struct PartitionFunction : torch::autograd::Function<PartitionFunction> {
+// Ops with a share do without gradients of zeros where an output is not used: the share's is left out, those of the parts are made here.
+Tensor or_zeros(const Tensor& grad, const Tensor& h) { return grad.defined() ? grad : at::zeros_like(h); }
+MaybeTensor or_none(const Tensor& grad) { return grad.defined() ? MaybeTensor(grad) : MaybeTensor(); }
+
+template <bool kShare>
+struct PartitionFunction : torch::autograd::Function<PartitionFunction<kShare>> {
   static constexpr bool is_traceable = true;
 
   static variable_list forward(AutogradContext* ctx, const Tensor& h, const Tensor& z, double temperature) {
     ctx->save_for_backward({h, z});
     ctx->saved_data["temperature"] = temperature;
     const at::AutoDispatchBelowADInplaceOrView below;
-    auto [uni, paired] = dispatched_partition().call(h, z, temperature);
-    return {uni, paired};
+    if constexpr (kShare) {
+      ctx->set_materialize_grads(false);
+      auto [uni, paired, share] = dispatched_partition_with_share().call(h, z, temperature);
+      return {uni, paired, share};
+    } else {
+      auto [uni, paired] = dispatched_partition().call(h, z, temperature);
+      return {uni, paired};
+    }
   }
 
   static variable_list backward(AutogradContext* ctx, const variable_list& grads) {
     const auto saved = ctx->get_saved_variables();
     const BelowAutogradUnlessRecorded below;
-    auto [grad_h, grad_z] = dispatched_partition_backward().call(grads[0], grads[1], saved[0], saved[1],
+    const Tensor &h = saved[0], &z = saved[1];
+    auto [grad_h, grad_z] = dispatched_partition_backward().call(or_zeros(grads[0], h), or_zeros(grads[1], h),
+                                                                 kShare ? or_none(grads[2]) : MaybeTensor(), h, z,
                                                                  ctx->saved_data["temperature"].toDouble());
     return {grad_h, grad_z, Tensor()};
   }
@@ -123,26 +196,44 @@ Two partition_autograd(const Tensor& h, const Tensor& z, double temperature) {
     const at::AutoDispatchBelowADInplaceOrView below;
     return dispatched_partition().call(h, z, temperature);
   }
-  const auto made = PartitionFunction::apply(h, z, temperature);
+  const auto made = PartitionFunction<false>::apply(h, z, temperature);
   return {made[0], made[1]};
 }
 
-struct DualFunction : torch::autograd::Function<DualFunction> {
+Three partition_with_share_autograd(const Tensor& h, const Tensor& z, double temperature) {
+  if (!recorded(h, z)) {
+    const at::AutoDispatchBelowADInplaceOrView below;
+    return dispatched_partition_with_share().call(h, z, temperature);
+  }
+  const auto made = PartitionFunction<true>::apply(h, z, temperature);
+  return {made[0], made[1], made[2]};
+}
+
+template <bool kShare>
+struct DualFunction : torch::autograd::Function<DualFunction<kShare>> {
   static constexpr bool is_traceable = true;
 
   static variable_list forward(AutogradContext* ctx, const Tensor& h, const Tensor& z_uni, const Tensor& z_paired, double temperature) {
     ctx->save_for_backward({h, z_uni, z_paired});
     ctx->saved_data["temperature"] = temperature;
     const at::AutoDispatchBelowADInplaceOrView below;
-    auto [uni_only, paired_only, shared] = dispatched_dual().call(h, z_uni, z_paired, temperature);
-    return {uni_only, paired_only, shared};
+    if constexpr (kShare) {
+      ctx->set_materialize_grads(false);
+      auto [uni_only, paired_only, shared, share] = dispatched_dual_with_share().call(h, z_uni, z_paired, temperature);
+      return {uni_only, paired_only, shared, share};
+    } else {
+      auto [uni_only, paired_only, shared] = dispatched_dual().call(h, z_uni, z_paired, temperature);
+      return {uni_only, paired_only, shared};
+    }
   }
 
   static variable_list backward(AutogradContext* ctx, const variable_list& grads) {
     const auto saved = ctx->get_saved_variables();
     const BelowAutogradUnlessRecorded below;
+    const Tensor& h = saved[0];
     auto [grad_h, grad_z_uni, grad_z_paired] = dispatched_dual_backward().call(
-        grads[0], grads[1], grads[2], saved[0], saved[1], saved[2], ctx->saved_data["temperature"].toDouble());
+        or_zeros(grads[0], h), or_zeros(grads[1], h), or_zeros(grads[2], h), kShare ? or_none(grads[3]) : MaybeTensor(), h, saved[1],
+        saved[2], ctx->saved_data["temperature"].toDouble());
     return {grad_h, grad_z_uni, grad_z_paired, Tensor()};
   }
 };
@@ -152,8 +243,17 @@ Three partition_dual_autograd(const Tensor& h, const Tensor& z_uni, const Tensor
     const at::AutoDispatchBelowADInplaceOrView below;
     return dispatched_dual().call(h, z_uni, z_paired, temperature);
   }
-  const auto made = DualFunction::apply(h, z_uni, z_paired, temperature);
+  const auto made = DualFunction<false>::apply(h, z_uni, z_paired, temperature);
   return {made[0], made[1], made[2]};
+}
+
+Four partition_dual_with_share_autograd(const Tensor& h, const Tensor& z_uni, const Tensor& z_paired, double temperature) {
+  if (!recorded(h, z_uni, z_paired)) {
+    const at::AutoDispatchBelowADInplaceOrView below;
+    return dispatched_dual_with_share().call(h, z_uni, z_paired, temperature);
+  }
+  const auto made = DualFunction<true>::apply(h, z_uni, z_paired, temperature);
+  return {made[0], made[1], made[2], made[3]};
 }
 
 }  // namespace
@@ -174,11 +274,15 @@ namespace {
 // The backward ops keep Python's derivative, which refuses: it is reached only where a second derivative is recorded.
 void implement_partitions(torch::Library& cpu, torch::Library& autograd) {
   cpu.impl("partition", TORCH_FN(partition));
+  cpu.impl("partition_with_share", TORCH_FN(partition_with_share));
   cpu.impl("partition_backward", TORCH_FN(partition_backward));
   cpu.impl("partition_dual", TORCH_FN(partition_dual));
+  cpu.impl("partition_dual_with_share", TORCH_FN(partition_dual_with_share));
   cpu.impl("partition_dual_backward", TORCH_FN(partition_dual_backward));
   autograd.impl("partition", TORCH_FN(partition_autograd));
+  autograd.impl("partition_with_share", TORCH_FN(partition_with_share_autograd));
   autograd.impl("partition_dual", TORCH_FN(partition_dual_autograd));
+  autograd.impl("partition_dual_with_share", TORCH_FN(partition_dual_with_share_autograd));
 }
 
 void implement() {

@@ -144,7 +144,7 @@ Four backward_whole(const Tensor& g_uni, const Tensor& g_paired, const Operands&
   Tensor grad_w_uni = at::mm(g_uni.t(), grad_h), grad_w_paired = at::mm(g_paired.t(), second);
   at::mm_out(grad_h, g_uni, x.w_uni);
   at::mm_out(second, g_paired, x.w_paired);
-  cpu::partition_backward(rows, first_rows, second_rows, mh, mz, x.temperature, first_rows, output(grad_z, rows), x.threads);
+  cpu::partition_backward(rows, first_rows, second_rows, {}, mh, mz, x.temperature, first_rows, output(grad_z, rows), x.threads);
   return {grad_h, grad_z, grad_w_uni, grad_w_paired};
 }
 
@@ -174,7 +174,7 @@ Four backward_in_blocks(const Tensor& g_uni, const Tensor& g_paired, const Opera
         at::addmm_out(sum_paired, sum_paired, p.t(), paired_n, before);
         at::mm_out(uni_n, u, x.w_uni);
         at::mm_out(paired_n, p, x.w_paired);
-        cpu::partition_backward(n, mu, mp, mh, mz, x.temperature, output(blocks.part(grad_h, block), n),
+        cpu::partition_backward(n, mu, mp, {}, mh, mz, x.temperature, output(blocks.part(grad_h, block), n),
                                 output(blocks.part(grad_z, block), n), 1);
       }
     }

@@ -1,6 +1,8 @@
-"""The cumulative softmax and its derivative, in plain PyTorch: the definition every kernel is held against.
+"""The cumulative softmax, what the partitions take of its gates, and the derivatives, in plain PyTorch: the definition
+every kernel is held against.
 
-Source: ON-LSTM, Shen et al., ICLR 2019 (cumulative softmax, chunked gates).
+Source: ON-LSTM, Shen et al., ICLR 2019 (cumulative softmax, chunked gates). The share of a partition is the mean of what
+it takes over the gates of a row.
 """
 
 from __future__ import annotations
@@ -10,7 +12,21 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-__all__ = ["Gate", "accumulation_dtype", "chunk_sum", "cumsoftmax", "cumsoftmax_backward", "expand_gate"]
+__all__ = [
+    "Gate",
+    "accumulation_dtype",
+    "chunk_sum",
+    "cumsoftmax",
+    "cumsoftmax_backward",
+    "dual_grad_gates",
+    "dual_masses",
+    "dual_share",
+    "dual_share_backward",
+    "empty_share",
+    "expand_gate",
+    "single_share",
+    "single_share_backward",
+]
 
 
 class Gate(NamedTuple):
@@ -54,3 +70,49 @@ def expand_gate(gate: Tensor, d: int) -> Tensor:
 def chunk_sum(x: Tensor, gates: int) -> Tensor:
     """The adjoint of :func:`expand_gate`: ``[..., d]`` to ``[..., gates]``."""
     return x if x.shape[-1] == gates else x.unflatten(-1, (gates, -1)).sum(-1)
+
+
+def single_share(gate: Gate) -> Tensor:
+    """``[..., 2]``: uni, paired. Each has its own sum, for the reason that the complement has its own scan."""
+    return torch.stack([gate.complement.mean(-1), gate.gate.mean(-1)], dim=-1)
+
+
+def single_share_backward(grad_share: Tensor, gates: int) -> Tensor:
+    """What the share's gradient adds to that of each gate: ``[..., 1]``."""
+    return (grad_share[..., 1:] - grad_share[..., :1]) / gates
+
+
+def dual_masses(uni: Gate, paired: Gate) -> tuple[Tensor, Tensor, Tensor]:
+    """What uni-only, paired-only and shared take, per gate: e nr, r ne, e r with e = 1 - cumsoftmax(z_uni),
+    r = cumsoftmax(z_paired), ne = 1 - e, nr = 1 - r."""
+    ne, e, _ = uni
+    r, nr, _ = paired
+    return e * nr, r * ne, e * r
+
+
+def dual_grad_gates(
+    uni: Gate, paired: Gate, by_uni: Tensor, by_paired: Tensor, by_shared: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Gradients with respect to both cumulative softmaxes, of z_uni and of z_paired, from those with respect to
+    :func:`dual_masses`."""
+    ne, e, _ = uni
+    r, nr, _ = paired
+    grad_e = by_uni * nr + (by_shared - by_paired) * r
+    return -grad_e, by_paired * ne + (by_shared - by_uni) * e
+
+
+def dual_share(uni: Gate, paired: Gate) -> Tensor:
+    """``[..., 4]``: uni-only, paired-only, shared, unused (ne nr)."""
+    unused = uni.gate * paired.complement
+    return torch.stack([mass.mean(-1) for mass in (*dual_masses(uni, paired), unused)], dim=-1)
+
+
+def dual_share_backward(grad_share: Tensor, gates: int) -> tuple[Tensor, Tensor, Tensor]:
+    """What the share's gradient adds to that of the three masses of each gate, ``[..., 1]`` each: what nobody takes is what
+    they leave of 1."""
+    return ((grad_share[..., :3] - grad_share[..., 3:]) / gates).unsqueeze(-2).unbind(-1)
+
+
+def empty_share(z: Tensor, partitions: int) -> Tensor:
+    """Memory for the share of gates of these logits ``[..., g]``: ``[..., partitions]`` in the accumulation dtype."""
+    return z.new_empty((*z.shape[:-1], partitions), dtype=accumulation_dtype(z.dtype))

@@ -22,12 +22,12 @@ CUDA_MAX_GATES_ELSE = 32768
 CUDA_MAX_CHUNK = 2**31 // 32 - 2
 
 
-def register_native(op: str, outputs: tuple[int, ...]) -> None:
+def register_native(op: str, outputs: Callable[..., tuple[Tensor, ...]]) -> None:
     """Registers the compiled kernels of ``op`` as its ``native`` backend on the CPU and on CUDA devices.
 
     Args:
-        op: its arguments are tensors, then a temperature.
-        outputs: positions of the arguments whose shapes and dtypes the outputs have.
+        op: its arguments are tensors, which may be None, of which the last one holds gate logits, then a temperature.
+        outputs: memory for its outputs, given its arguments; the op's fake.
     """
 
     def loader(make_call: Callable[[str], Callable]) -> Callable:
@@ -36,8 +36,8 @@ def register_native(op: str, outputs: tuple[int, ...]) -> None:
 
             def run(*arguments):
                 *tensors, temperature = arguments
-                tensors = [x.contiguous() for x in tensors]
-                made = tuple(torch.empty_like(tensors[position]) for position in outputs)
+                tensors = [None if x is None else x.contiguous() for x in tensors]
+                made = outputs(*arguments)
                 call(tensors, temperature, made)
                 return made
 
@@ -93,8 +93,8 @@ def _cuda_kernel(op: str) -> Callable:
     return call
 
 
-def _matrix(x: Tensor) -> tuple[int, int, int]:
-    return x.data_ptr(), NATIVE_DTYPES[x.dtype], x.shape[-1]
+def _matrix(x: Tensor | None) -> tuple[int, int, int]:
+    return (0, 0, 0) if x is None else (x.data_ptr(), NATIVE_DTYPES[x.dtype], x.shape[-1])
 
 
 def _rows(x: Tensor) -> int:
@@ -113,10 +113,10 @@ def refuse_mixed_precision(*arguments) -> str | None:
 
 def _refuse_on_cuda(*arguments) -> str | None:
     """Sums of a row of gates wait in the shared memory of a block."""
-    widths = [x.shape[-1] for x in arguments if isinstance(x, Tensor)]
-    gates, largest = min(widths), CUDA_MAX_GATES.get(arguments[0].dtype, CUDA_MAX_GATES_ELSE)
+    width, gates = arguments[0].shape[-1], arguments[-2].shape[-1]
+    largest = CUDA_MAX_GATES.get(arguments[0].dtype, CUDA_MAX_GATES_ELSE)
     if gates > largest:
         return f"takes at most {largest} gates of {arguments[0].dtype}, not {gates}"
-    if max(widths) > gates * CUDA_MAX_CHUNK:
-        return f"takes at most {CUDA_MAX_CHUNK} neighbours of one gate, not {max(widths) // gates}"
+    if width > gates * CUDA_MAX_CHUNK:
+        return f"takes at most {CUDA_MAX_CHUNK} neighbours of one gate, not {width // gates}"
     return refuse_mixed_precision(*arguments)

@@ -1,16 +1,25 @@
 """How much of a representation each partition takes: the mean gate mass per row.
 
 Sums over dimensions of the gates of ``partition`` and ``partition_dual``, divided by their number. At random
-initialisation the expectation is 1/2, 1/2 for the single gate and 1/3, 1/3, 1/6, 1/6 for the dual one.
+initialisation the expectation is 1/2, 1/2 for the single gate and 1/3, 1/3, 1/6, 1/6 for the dual one. Where a
+representation is split as well, those ops give the same from the pass that they make anyway (``return_share``).
 """
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from .checks import check_features, check_gate, check_temperature
-from .gates import accumulation_dtype, cumsoftmax, cumsoftmax_backward
+from .gates import (
+    cumsoftmax,
+    cumsoftmax_backward,
+    dual_grad_gates,
+    dual_share,
+    dual_share_backward,
+    empty_share,
+    single_share,
+    single_share_backward,
+)
 from .registration import define, define_autograd, define_backward
 
 __all__ = ["partition_share"]
@@ -43,44 +52,33 @@ def partition_share(z: Tensor, z_paired: Tensor | None = None, temperature: floa
 
 
 def _reference(z: Tensor, temperature: float) -> Tensor:
-    gate, complement, _ = cumsoftmax(z, temperature)
-    return torch.stack([complement.mean(-1), gate.mean(-1)], dim=-1)
+    return single_share(cumsoftmax(z, temperature))
 
 
 def _reference_backward(grad: Tensor, z: Tensor, temperature: float) -> Tensor:
-    p = cumsoftmax(z, temperature).p
-    grad_gate = (grad[..., 1:] - grad[..., :1]).expand(z.shape) / z.shape[-1]
-    return cumsoftmax_backward(grad_gate, p, temperature).to(z.dtype)
+    grad_gate = single_share_backward(grad, z.shape[-1]).expand(z.shape)
+    return cumsoftmax_backward(grad_gate, cumsoftmax(z, temperature).p, temperature).to(z.dtype)
 
 
 def _dual_reference(z_uni: Tensor, z_paired: Tensor, temperature: float) -> Tensor:
-    not_e, e, _ = cumsoftmax(z_uni, temperature)
-    r, not_r, _ = cumsoftmax(z_paired, temperature)
-    return torch.stack([(e * not_r).mean(-1), (r * not_e).mean(-1), (e * r).mean(-1), (not_e * not_r).mean(-1)], dim=-1)
+    return dual_share(cumsoftmax(z_uni, temperature), cumsoftmax(z_paired, temperature))
 
 
 def _dual_reference_backward(
     grad: Tensor, z_uni: Tensor, z_paired: Tensor, temperature: float
 ) -> tuple[Tensor, Tensor]:
-    not_e, e, p_uni = cumsoftmax(z_uni, temperature)
-    r, not_r, p_paired = cumsoftmax(z_paired, temperature)
-    by_uni, by_paired, by_shared, by_unused = (grad / z_uni.shape[-1]).unsqueeze(-2).unbind(-1)
-    grad_e = (by_uni - by_unused) * not_r + (by_shared - by_paired) * r
-    grad_r = (by_paired - by_unused) * not_e + (by_shared - by_uni) * e
+    uni, paired = cumsoftmax(z_uni, temperature), cumsoftmax(z_paired, temperature)
+    grad_uni, grad_paired = dual_grad_gates(uni, paired, *dual_share_backward(grad, z_uni.shape[-1]))
     return (
-        cumsoftmax_backward(-grad_e, p_uni, temperature).to(z_uni.dtype),
-        cumsoftmax_backward(grad_r, p_paired, temperature).to(z_paired.dtype),
+        cumsoftmax_backward(grad_uni, uni.p, temperature).to(z_uni.dtype),
+        cumsoftmax_backward(grad_paired, paired.p, temperature).to(z_paired.dtype),
     )
-
-
-def _fake_share(z: Tensor, partitions: int) -> Tensor:
-    return z.new_empty((*z.shape[:-1], partitions), dtype=accumulation_dtype(z.dtype))
 
 
 _partition_share = define(
     "partition_share(Tensor z, float temperature) -> Tensor",
     _reference,
-    lambda z, temperature: _fake_share(z, 2),
+    lambda z, temperature: empty_share(z, 2),
 )
 _partition_share_backward = define_backward(
     "partition_share_backward(Tensor grad, Tensor z, float temperature) -> Tensor",
@@ -90,7 +88,7 @@ _partition_share_backward = define_backward(
 _partition_dual_share = define(
     "partition_dual_share(Tensor z_uni, Tensor z_paired, float temperature) -> Tensor",
     _dual_reference,
-    lambda z_uni, z_paired, temperature: _fake_share(z_uni, 4),
+    lambda z_uni, z_paired, temperature: empty_share(z_uni, 4),
 )
 _partition_dual_share_backward = define_backward(
     "partition_dual_share_backward(Tensor grad, Tensor z_uni, Tensor z_paired, float temperature) -> (Tensor, Tensor)",

@@ -18,7 +18,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from op_cases import forward_and_gradients
+from op_cases import PARTITIONS, forward_and_gradients
 from optimizer_cases import OPTIMIZERS, STORAGE, stepped
 from tolerances import EPS, FP32, NATIVE_TIMES_EPS, OPTIMIZER_MOVE
 
@@ -35,7 +35,6 @@ pytestmark = pytest.mark.skipif(
 EMULATOR = Path(__file__).resolve().parent / "emulator"
 KERNEL = r"(\w+(?:<[^<>;]*>)?)<<<([^;]*?)>>>\(([^;]*?)\);"
 DYNAMIC = "extern __shared__ __align__(16) unsigned char memory[];"
-OPS = {"partition": (ops.partition, 1), "partition_dual": (ops.partition_dual, 2)}
 dtypes = st.sampled_from([torch.float64, torch.float32, torch.float16, torch.bfloat16])
 
 
@@ -82,26 +81,25 @@ def run_emulated(emulated, op, tensors, temperature, directions):
     """Outputs and gradients, with outputs poisoned before."""
 
     def matrix(x):
-        return x.data_ptr(), native.NATIVE_DTYPES[x.dtype], x.shape[-1]
+        return (0, 0, 0) if x is None else (x.data_ptr(), native.NATIVE_DTYPES[x.dtype], x.shape[-1])
 
     def call(name, inputs, outputs):
         made = [torch.full_like(x, float("nan")) for x in outputs]
-        getattr(emulated, name)(h.shape[0], *map(matrix, inputs), temperature, *map(matrix, made), 0, 0)
+        getattr(emulated, name)(len(tensors[0]), *map(matrix, inputs), temperature, *map(matrix, made), 0, 0)
         return made
 
-    h = tensors[0]
-    parts = call(op, tensors, [h] * len(tensors) if op == "partition" else [h] * 3)
-    return [*parts, *call(f"{op}_backward", [*directions, *tensors], tensors)]
+    plain = op.removesuffix("_with_share")
+    gradients = [*directions, None] if op == plain else directions
+    return [*call(op, tensors, directions), *call(f"{plain}_backward", [*gradients, *tensors], tensors)]
 
 
 def compare(emulated, op, tensors, temperature):
-    run, count = OPS[op]
+    run, _ = PARTITIONS[op]
     generator = torch.Generator().manual_seed(1)
-    directions = [
-        torch.randn(tensors[0].shape, generator=generator, dtype=torch.float64).to(tensors[0]) for _ in range(count + 1)
-    ]
     with pgm_fast.backend("torch"):
-        want = sum(forward_and_gradients(run, tensors, temperature=temperature), [])
+        results, gradients = forward_and_gradients(run, tensors, temperature=temperature)
+    want = results + gradients
+    directions = [torch.randn(x.shape, generator=generator, dtype=torch.float64).to(x) for x in results]
     for a, b in zip(run_emulated(emulated, op, tensors, temperature, directions), want, strict=True):
         scale = max(1.0, b.abs().max().item()) if b.numel() else 1.0
         bound = NATIVE_TIMES_EPS * max(EPS[a.dtype], EPS[torch.float32] * (a.dtype != torch.float64)) * scale
@@ -110,7 +108,7 @@ def compare(emulated, op, tensors, temperature):
 
 @settings(deadline=None, max_examples=60, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
-    op=st.sampled_from(sorted(OPS)),
+    op=st.sampled_from(sorted(PARTITIONS)),
     rows=st.integers(0, 9),
     gates=st.one_of(st.integers(1, 70), st.sampled_from([128, 256, 264, 300, 520])),
     chunk=st.sampled_from([1, 1, 1, 2, 5]),
@@ -129,25 +127,25 @@ def test_equals_the_reference_on_every_shape_and_dtype(
     generator = torch.Generator().manual_seed(seed)
     d = gates * chunk
     h = torch.randn(rows * d + offset, generator=generator).to(dtype)[offset:].view(rows, d)
-    logits = [(spread * torch.randn(rows, gates, generator=generator)).to(z_dtype) for _ in range(OPS[op][1])]
+    logits = [(spread * torch.randn(rows, gates, generator=generator)).to(z_dtype) for _ in range(PARTITIONS[op][1])]
     compare(emulated, op, [h, *logits], 0.7)
 
 
-@pytest.mark.parametrize("op", OPS)
+@pytest.mark.parametrize("op", PARTITIONS)
 @pytest.mark.parametrize("d", [1024, 2600, 8192, 8200], ids="d={}".format)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_wide_rows_of_a_whole_block(emulated, op, d, dtype):
     """Several warps to a row, one of them not full; the widest that registers hold; and past that."""
-    compare(emulated, op, [torch.randn(2, d).to(dtype) for _ in range(OPS[op][1] + 1)], 1.0)
+    compare(emulated, op, [torch.randn(2, d).to(dtype) for _ in range(PARTITIONS[op][1] + 1)], 1.0)
 
 
 @pytest.mark.parametrize("d", [40, 520, 1023])
 def test_nan_reaches_the_outputs(emulated, d):
     h, z = torch.randn(2, d), torch.randn(2, d)
     z[1, d - 1] = float("nan")
-    uni, paired, *_ = run_emulated(emulated, "partition", [h, z], 1.0, [h, h])
-    assert uni[0].isfinite().all() and paired[0].isfinite().all()
-    assert uni[1, :-1].isnan().all() and paired[1].isnan().all()
+    uni, paired, share, *_ = run_emulated(emulated, "partition_with_share", [h, z], 1.0, [h, h, torch.ones(2, 2)])
+    assert uni[0].isfinite().all() and paired[0].isfinite().all() and share[0].isfinite().all()
+    assert uni[1, :-1].isnan().all() and paired[1].isnan().all() and share[1].isnan().all()
 
 
 @pytest.fixture

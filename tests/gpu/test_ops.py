@@ -7,7 +7,7 @@ from itertools import product
 
 import pytest
 import torch
-from op_cases import CASES, forward_and_gradients
+from op_cases import CASES, PARTITIONS, forward_and_gradients
 from tolerances import EPS, NATIVE_TIMES_EPS, TIMES_TORCH_ERROR
 from torch.autograd import DeviceType
 
@@ -16,7 +16,6 @@ from pgm_fast import backends, ops
 
 CUDA_CASES = {case.name: case for case in CASES if case.backend == "torch"}
 BACKENDS = ("native", "triton")
-OPS = {"partition": (ops.partition, 1), "partition_dual": (ops.partition_dual, 2)}
 # gates, neighbours per gate: rows of one warp, of a block, of the largest block, past it; odd, chunked
 WIDTHS = [
     (8, 1),
@@ -76,11 +75,11 @@ def test_error_is_at_most_twice_that_of_plain_torch(name, dtype, backend):
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("op", OPS)
+@pytest.mark.parametrize("op", PARTITIONS)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_partitions_equal_the_reference_at_every_width(op, dtype, backend):
     require(op, backend, dtype)
-    run, count = OPS[op]
+    run, count = PARTITIONS[op]
     mixed = [dtype] if dtype == torch.float64 else [torch.float32, torch.bfloat16]
     for (gates, chunk), z_dtype, misaligned in product(WIDTHS, mixed, (False, True)):
         generator = torch.Generator().manual_seed(gates)
@@ -102,10 +101,10 @@ def test_partitions_equal_the_reference_at_every_width(op, dtype, backend):
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("op", OPS)
+@pytest.mark.parametrize("op", PARTITIONS)
 def test_two_calls_agree_bitwise_and_inputs_are_left_alone(op, backend):
     require(op, backend)
-    run, count = OPS[op]
+    run, count = PARTITIONS[op]
     for d in (96, 1024, 8192, 8195):
         tensors = [torch.randn(300, d, device="cuda") for _ in range(count + 1)]
         before = [x.clone() for x in tensors]

@@ -6,7 +6,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from op_cases import forward_and_gradients
+from op_cases import PARTITIONS, forward_and_gradients
 from tolerances import EPS, FP32, FP64, NATIVE_TIMES_EPS, ROW_OF_40_UNDERFLOWS, SUM_OF_2500_ROWS_FP64
 
 import pgm_fast
@@ -15,13 +15,12 @@ from pgm_fast import backends, host, ops
 _reason = backends.implementations()["partition"]["native"]
 pytestmark = pytest.mark.skipif(_reason is not None, reason=f"compiled kernels: {_reason}")
 
-OPS = {"partition": (ops.partition, 1), "partition_dual": (ops.partition_dual, 2)}
 dtypes = st.sampled_from([torch.float64, torch.float32, torch.float16, torch.bfloat16])
 
 
 @settings(deadline=None, max_examples=150)
 @given(
-    op=st.sampled_from(sorted(OPS)),
+    op=st.sampled_from(sorted(PARTITIONS)),
     rows=st.integers(0, 40),
     gates=st.integers(1, 70),
     chunk=st.integers(1, 5),
@@ -34,7 +33,7 @@ dtypes = st.sampled_from([torch.float64, torch.float32, torch.float16, torch.bfl
 def test_equals_the_reference_on_every_shape_and_dtype(op, rows, gates, chunk, dtype, z_dtype, spread, threads, seed):
     if (dtype == torch.float64) != (z_dtype == torch.float64):
         z_dtype = dtype
-    run, count = OPS[op]
+    run, count = PARTITIONS[op]
     generator = torch.Generator().manual_seed(seed)
     h = torch.randn(rows, gates * chunk, generator=generator).to(dtype)
     logits = [(spread * torch.randn(rows, gates, generator=generator)).to(z_dtype) for _ in range(count)]
@@ -80,9 +79,10 @@ def test_nan_reaches_the_outputs():
     h, z = torch.randn(2, 40), torch.randn(2, 40)
     z[1, 39] = float("nan")
     with pgm_fast.backend("native"):
-        uni, paired = ops.partition(h, z)
-    assert uni[0].isfinite().all() and paired[0].isfinite().all()
+        uni, paired, share = ops.partition(h, z, return_share=True)
+    assert uni[0].isfinite().all() and paired[0].isfinite().all() and share[0].isfinite().all()
     assert uni[1, :-1].isnan().all() and paired[1].isnan().all()  # the last uni gate is 0 by definition
+    assert share[1].isnan().all()
 
 
 def test_mixed_double_and_single_precision_falls_back():
@@ -123,10 +123,10 @@ def test_projections_in_blocks_equal_the_reference(activation, d, n_uni, n_paire
         torch.testing.assert_close(a, b, rtol=FP64, atol=SUM_OF_2500_ROWS_FP64)
 
 
-@pytest.mark.parametrize("op", sorted(OPS))
+@pytest.mark.parametrize("op", sorted(PARTITIONS))
 def test_logits_past_the_range_of_exp_share_the_row_as_the_formula_does(op):
     """Masked logits, ties, and distances that leave nothing of the smaller ones."""
-    run, count = OPS[op]
+    run, count = PARTITIONS[op]
     rows = [
         [0.0, -float("inf"), 1.0, -float("inf")] * 10,
         [1e30, -1e30, 1e30, 0.0] * 10,

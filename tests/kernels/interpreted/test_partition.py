@@ -8,18 +8,17 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from op_cases import forward_and_gradients
+from op_cases import PARTITIONS, forward_and_gradients
 from tolerances import EPS, NATIVE_TIMES_EPS
 
 import pgm_fast
 from pgm_fast import ops
 
-OPS = {"partition": (ops.partition, 1), "partition_dual": (ops.partition_dual, 2)}
 dtypes = st.sampled_from([torch.float64, torch.float32, torch.float16, torch.bfloat16])
 
 
 def _compare(op, h, logits, temperature):
-    run, _ = OPS[op]
+    run, _ = PARTITIONS[op]
     with pgm_fast.backend("triton"):
         got = sum(forward_and_gradients(run, [h, *logits], temperature=temperature), [])
     with pgm_fast.backend("torch"):
@@ -32,7 +31,7 @@ def _compare(op, h, logits, temperature):
 
 @settings(deadline=None, max_examples=15)
 @given(
-    op=st.sampled_from(sorted(OPS)),
+    op=st.sampled_from(sorted(PARTITIONS)),
     rows=st.integers(0, 12),
     gates=st.integers(1, 70),
     chunk=st.integers(1, 5),
@@ -46,24 +45,24 @@ def test_equals_the_reference_on_every_shape_and_dtype(op, rows, gates, chunk, d
         z_dtype = dtype
     generator = torch.Generator().manual_seed(seed)
     h = torch.randn(rows, gates * chunk, generator=generator).to(dtype)
-    logits = [torch.randn(rows, gates, generator=generator).to(z_dtype) for _ in range(OPS[op][1])]
+    logits = [torch.randn(rows, gates, generator=generator).to(z_dtype) for _ in range(PARTITIONS[op][1])]
     _compare(op, h, logits, temperature)
 
 
-@pytest.mark.parametrize("op", sorted(OPS))
+@pytest.mark.parametrize("op", sorted(PARTITIONS))
 @pytest.mark.parametrize(("gates", "chunk"), [(33, 1), (64, 1), (40, 3), (17, 300), (1, 2500)])
 def test_rows_longer_than_a_block_carry_their_sums(op, gates, chunk, monkeypatch):
     """With blocks of 8 gates, so that every carry is used; the last shapes take a gate's entries in pieces."""
-    kernels = importlib.import_module(f"pgm_fast.kernels.{op}")
+    kernels = importlib.import_module(f"pgm_fast.kernels.{op.removesuffix('_with_share')}")
     monkeypatch.setattr(kernels, "LONGEST_FORWARD", 16)
     monkeypatch.setattr(kernels, "LONGEST_BACKWARD", 16)
-    h, *logits = (torch.randn(3, n) for n in (gates * chunk, *[gates] * OPS[op][1]))
+    h, *logits = (torch.randn(3, n) for n in (gates * chunk, *[gates] * PARTITIONS[op][1]))
     _compare(op, h, logits, 0.7)
 
 
-@pytest.mark.parametrize("op", sorted(OPS))
+@pytest.mark.parametrize("op", sorted(PARTITIONS))
 def test_what_lies_around_the_tensors_is_neither_read_nor_written(op):
-    run, count = OPS[op]
+    run, count = PARTITIONS[op]
     whole = [torch.full((9, 37), float("nan")) for _ in range(count + 1)]
     for x in whole:
         x[2:7] = torch.randn(5, 37)
@@ -92,9 +91,9 @@ def test_nan_reaches_the_outputs():
     h, z = torch.randn(2, 40), torch.randn(2, 40)
     z[1, 39] = float("nan")
     with pgm_fast.backend("triton"):
-        uni, paired = ops.partition(h, z)
-    assert uni[0].isfinite().all() and paired[0].isfinite().all()
-    assert uni[1, :-1].isnan().all() and paired[1].isnan().all()
+        uni, paired, share = ops.partition(h, z, return_share=True)
+    assert uni[0].isfinite().all() and paired[0].isfinite().all() and share[0].isfinite().all()
+    assert uni[1, :-1].isnan().all() and paired[1].isnan().all() and share[1].isnan().all()
 
 
 def test_a_row_has_the_same_bits_in_every_batch():
