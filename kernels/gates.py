@@ -188,10 +188,10 @@ def load(pointer, at, mask, scale):
 
 
 @triton.jit
-def mean_of_block(x, block, GATES: tl.constexpr, BLOCK: tl.constexpr):
-    """What the gates of one block add to the mean of x over all: ``[ROWS, 1]``."""
+def sum_of_block(x, block, GATES: tl.constexpr, BLOCK: tl.constexpr):
+    """The sum of x over the gates of one block: ``[ROWS, 1]``."""
     o_gate = block * BLOCK + tl.arange(0, BLOCK)[None, :]
-    return tl.sum(tl.where(o_gate < GATES, x, 0.0), 1, keep_dims=True) / GATES
+    return tl.sum(tl.where(o_gate < GATES, x, 0.0), 1, keep_dims=True)
 
 
 @triton.jit

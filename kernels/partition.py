@@ -17,13 +17,13 @@ from .gates import (
     gather,
     grad_by_share,
     load,
-    mean_of_block,
     plan,
     read_scale,
     scale_argument,
     softmax_statistics,
     spread,
     store_grad_z,
+    sum_of_block,
     sum_where,
     tile,
 )
@@ -102,18 +102,18 @@ def partition_forward_kernel(
     of_uni, of_paired = tl.zeros_like(peak), tl.zeros_like(peak)
     for block in range(BLOCKS):
         gate, complement, _ = gates(p_z, o_row, m_row, block, peak, inverse, sums, scale, GATES, BLOCK, BLOCKS)
-        if p_share is not None:
-            of_uni += mean_of_block(complement, block, GATES, BLOCK)
-            of_paired += mean_of_block(gate, block, GATES, BLOCK)
         for piece in range(0, CHUNK, PIECE):
             at, mask = tile(o_row, m_row, block, piece, GATES, CHUNK, BLOCK, PIECE)
             h = load(p_h, at, mask, scale)
             tl.store(p_uni + at, spread(complement, CHUNK) * h, mask)
             tl.store(p_paired + at, spread(gate, CHUNK) * h, mask)
+        if p_share is not None:
+            of_uni += sum_of_block(complement, block, GATES, BLOCK)
+            of_paired += sum_of_block(gate, block, GATES, BLOCK)
     if p_share is not None:
         p_share += first * 2 + o_row * 2
-        tl.store(p_share, of_uni, m_row)
-        tl.store(p_share + 1, of_paired, m_row)
+        tl.store(p_share, of_uni / GATES, m_row)
+        tl.store(p_share + 1, of_paired / GATES, m_row)
 
 
 @triton.jit(do_not_specialize=["rows", "scale"])

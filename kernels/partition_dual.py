@@ -17,13 +17,13 @@ from .gates import (
     gather,
     grad_by_share,
     load,
-    mean_of_block,
     plan,
     read_scale,
     scale_argument,
     softmax_statistics,
     spread,
     store_grad_z,
+    sum_of_block,
     sum_where,
     tile,
 )
@@ -144,23 +144,23 @@ def partition_dual_forward_kernel(
     for block in range(BLOCKS):
         ne, e, _ = gates(p_z_uni, o_row, m_row, block, peak_e, inverse_e, sums_e, scale, GATES, BLOCK, BLOCKS)
         r, nr, _ = gates(p_z_paired, o_row, m_row, block, peak_r, inverse_r, sums_r, scale, GATES, BLOCK, BLOCKS)
-        if p_share is not None:
-            of_uni += mean_of_block(e * nr, block, GATES, BLOCK)
-            of_paired += mean_of_block(r * ne, block, GATES, BLOCK)
-            of_shared += mean_of_block(e * r, block, GATES, BLOCK)
-            of_none += mean_of_block(ne * nr, block, GATES, BLOCK)
         for piece in range(0, CHUNK, PIECE):
             at, mask = tile(o_row, m_row, block, piece, GATES, CHUNK, BLOCK, PIECE)
             h = load(p_h, at, mask, scale)
             tl.store(p_uni_only + at, spread(e * nr, CHUNK) * h, mask)
             tl.store(p_paired_only + at, spread(r * ne, CHUNK) * h, mask)
             tl.store(p_shared + at, spread(e * r, CHUNK) * h, mask)
+        if p_share is not None:
+            of_uni += sum_of_block(e * nr, block, GATES, BLOCK)
+            of_paired += sum_of_block(r * ne, block, GATES, BLOCK)
+            of_shared += sum_of_block(e * r, block, GATES, BLOCK)
+            of_none += sum_of_block(ne * nr, block, GATES, BLOCK)
     if p_share is not None:
         p_share += first * 4 + o_row * 4
-        tl.store(p_share, of_uni, m_row)
-        tl.store(p_share + 1, of_paired, m_row)
-        tl.store(p_share + 2, of_shared, m_row)
-        tl.store(p_share + 3, of_none, m_row)
+        tl.store(p_share, of_uni / GATES, m_row)
+        tl.store(p_share + 1, of_paired / GATES, m_row)
+        tl.store(p_share + 2, of_shared / GATES, m_row)
+        tl.store(p_share + 3, of_none / GATES, m_row)
 
 
 @triton.jit

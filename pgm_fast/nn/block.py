@@ -172,9 +172,10 @@ class PgMBlock(nn.Module):
             partitioner, learners = self.partitioners[m], self.learners[m]
             context = self._context(m, inputs, presence) if self.condition_on_others else None
             z = partitioner.logits(h, context)
-            uni, paired = learners(h, z, partitioner)
             if shares:
-                out.shares[m] = partitioner.shares_of(h, z)
+                uni, paired, out.shares[m] = learners(h, z, partitioner, return_shares=True)
+            else:
+                uni, paired = learners(h, z, partitioner)
             decoded, loss = self._decode(m, h, uni, paired, modality_weight.get(m, weight))
             out.representations[m] = _hide(decoded, present)
             if loss is not None:

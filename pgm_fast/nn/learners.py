@@ -56,25 +56,27 @@ class UniPairedLearners(nn.Module):
         self.dropout = nn.Dropout(dropout)
 
     def forward(
-        self, h: Tensor, z: Tensor | None, partitioner: ModalPartitioner
-    ) -> tuple[Tensor | None, Tensor | None]:
+        self, h: Tensor, z: Tensor | None, partitioner: ModalPartitioner, return_shares: bool = False
+    ) -> tuple[Tensor | None, ...]:
         """``(f^u, f^p)``, each ``[..., features]``, None for a learner that does not exist.
 
         Args:
             h: ``[..., dim]``.
             z: what ``partitioner.logits`` gave.
             partitioner: says how z splits h.
+            return_shares: also return ``partitioner.shares_of(h, z)``, from the pass that splits h where there is one.
         """
-        if self.split is None:
-            uni, paired = partitioner.split(h, z)
-            if self.paired is None:
-                return self._uni(F.gelu(self.first(uni))), None
-            return None, self._paired(F.gelu(self.first(paired)))
-        if partitioner.gate == "single":
+        if self.split is not None and partitioner.gate == "single":
             u, p = self.split(h, z)
-        else:
-            u, p = self.split.from_parts(*partitioner.split(h, z))
-        return self._uni(u), self._paired(p)
+            shares = [partitioner.shares_of(h, z)] if return_shares else []
+            return self._uni(u), self._paired(p), *shares
+        uni, paired, *shares = partitioner.split(h, z, return_shares)
+        if self.split is not None:
+            u, p = self.split.from_parts(uni, paired)
+            return self._uni(u), self._paired(p), *shares
+        if self.paired is None:
+            return self._uni(F.gelu(self.first(uni))), None, *shares
+        return None, self._paired(F.gelu(self.first(paired))), *shares
 
     def uni_alone(self, h: Tensor, z: Tensor | None, partitioner: ModalPartitioner) -> Tensor:
         """f^u only, for logits that differ from those of the paired side."""

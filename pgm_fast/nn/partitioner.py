@@ -76,22 +76,29 @@ class ModalPartitioner(nn.Module):
             h = torch.cat((h, torch.zeros_like(h) if context is None else context), dim=-1)
         return self.projection(h)
 
-    def split(self, h: Tensor, z: Tensor | None) -> tuple[Tensor, Tensor]:
-        """``(uni, paired)`` for logits that :meth:`logits` gave."""
+    def split(self, h: Tensor, z: Tensor | None, return_shares: bool = False) -> tuple[Tensor, ...]:
+        """``(uni, paired)`` for logits that :meth:`logits` gave; with ``return_shares`` also what :meth:`shares_of` gives,
+        for ``single`` and ``dual`` from the same pass."""
+        if self.gate == "single":
+            return ops.partition(h, z, self.temperature, return_share=return_shares)
+        if self.gate == "dual":
+            z_uni, z_paired = z.chunk(2, dim=-1)
+            uni_only, paired_only, shared, *shares = ops.partition_dual(
+                h, z_uni, z_paired, self.temperature, return_share=return_shares
+            )
+            return uni_only + shared, paired_only + shared, *shares
+        parts = self._split_plainly(h, z)
+        return (*parts, self.shares_of(h, z)) if return_shares else parts
+
+    def _split_plainly(self, h: Tensor, z: Tensor | None) -> tuple[Tensor, Tensor]:
         if self.gate == "none":
             return h, h
         if self.gate == "fixed":
             first = torch.arange(self.dim, device=h.device) < self.dim // 2
             return torch.where(first, h, 0), torch.where(first, 0, h)
-        if self.gate == "sigmoid":
-            gate = torch.sigmoid(z / self.temperature).repeat_interleave(self.chunk, dim=-1).to(h.dtype)
-            paired = gate * h
-            return h - paired, paired
-        if self.gate == "single":
-            return ops.partition(h, z, self.temperature)
-        z_uni, z_paired = z.chunk(2, dim=-1)
-        uni_only, paired_only, shared = ops.partition_dual(h, z_uni, z_paired, self.temperature)
-        return uni_only + shared, paired_only + shared
+        gate = torch.sigmoid(z / self.temperature).repeat_interleave(self.chunk, dim=-1).to(h.dtype)
+        paired = gate * h
+        return h - paired, paired
 
     def forward(self, h: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """``(uni, paired)``, each ``[..., dim]``.

@@ -22,6 +22,9 @@ def test_features_are_two_layers_on_the_part(gate, uni, paired):
     z = partitioner.logits(h)
     f_uni, f_paired = learners(h, z, partitioner)
     assert (f_uni is not None) == uni and (f_paired is not None) == paired
+    with_shares = learners(h, z, partitioner, return_shares=True)
+    for a, b in zip(with_shares, (f_uni, f_paired, partitioner.shares_of(h, z)), strict=True):
+        torch.testing.assert_close(a, b, rtol=FP32, atol=FP32)
     part_uni, part_paired = partitioner.split(h, z)
     if uni:
         first = learners.split.uni if paired else learners.first

@@ -76,6 +76,20 @@ def test_shares_are_the_mass_that_a_row_of_ones_would_split_into(gate):
     torch.testing.assert_close(shares, torch.stack((uni.mean(-1), paired.mean(-1)), -1), rtol=FP64, atol=FP64)
 
 
+@pytest.mark.parametrize("gate", GATES)
+@pytest.mark.parametrize("chunk", [1, 3])
+def test_shares_of_the_pass_that_splits_are_the_same_and_train_the_gate_alike(gate, chunk):
+    module, h = partitioner(gate, chunk=chunk), representation(4, 2, 12)
+    z = module.logits(h)
+    uni, paired, shares = module.split(h, z, return_shares=True)
+    for a, b in zip((uni, paired, shares), (*module.split(h, z), module.shares_of(h, z)), strict=True):
+        torch.testing.assert_close(a, b, rtol=FP64, atol=FP64)
+    if z is not None:
+        direction = representation(*shares.shape)
+        both = [torch.autograd.grad((x * direction).sum(), z)[0] for x in (shares, module.shares_of(h, z))]
+        torch.testing.assert_close(*both, rtol=FP64, atol=FP64)
+
+
 def test_a_fresh_single_gate_splits_in_the_middle():
     h = representation(200, 12)
     assert abs(partitioner("single").shares(h)[..., 1].mean() - 0.5) < FRESH_GATE_12
