@@ -62,10 +62,10 @@ def test_partitions_are_bitwise_the_same_without_it(tmp_path, repository):
 
 def test_every_op_works_without_it(repository):
     """The contract of all ops, on the backends that are left."""
-    program = WITHOUT + (
-        "import pytest\n"
-        f"sys.exit(pytest.main(['-q', '-p', 'no:cacheprovider', '-k', 'plain_formula or opcheck or second_derivative', "
-        f"{str(repository / 'tests' / 'ops' / 'test_op_contract.py')!r}]))"
+    tests = [str(repository / "tests" / "ops" / f"test_{name}.py") for name in ("op_contract", "partition_share")]
+    chosen = "plain_formula or opcheck or second_derivative or output_alone or unused_share"
+    program = (
+        WITHOUT + f"import pytest\nsys.exit(pytest.main(['-q', '-p', 'no:cacheprovider', '-k', {chosen!r}, *{tests}]))"
     )
     done = run(program)
     assert done.returncode == 0, done.stdout[-3000:]

@@ -29,8 +29,17 @@ PGM_FAST_HOST_DEVICE V single_grad_gate(V h, V grad_uni, V grad_paired) {
 
 // What the gradient of a row's share (uni, paired) adds to that of each of its gates.
 template <class T>
-PGM_FAST_HOST_DEVICE T single_grad_share(const T (&grad)[2], T gates) {
-  return (grad[1] - grad[0]) / gates;
+PGM_FAST_HOST_DEVICE void spread_grad_share(const T (&grad)[2], T gates, T (&by_gate)[1]) {
+  by_gate[0] = (grad[1] - grad[0]) / gates;
+}
+
+// What the partitions of the dual gate take: uni-only, paired-only, shared, and what is left.
+template <class V>
+PGM_FAST_HOST_DEVICE void dual_masses(V e, V ne, V r, V nr, V (&mass)[4]) {
+  mass[0] = e * nr;
+  mass[1] = r * ne;
+  mass[2] = e * r;
+  mass[3] = ne * nr;
 }
 
 // d loss / d h for the dual gate.
@@ -39,14 +48,14 @@ PGM_FAST_HOST_DEVICE V dual_grad_h(V e, V ne, V r, V nr, V grad_uni, V grad_pair
   return e * (nr * grad_uni + r * grad_shared) + (r * ne) * grad_paired;
 }
 
-// What the gradient of a row's share (uni-only, paired-only, shared, unused) adds to that of what each of its gates gives to the n-th part:
-// the fourth takes what the others leave of 1.
+// What the gradient of a row's share adds to those with respect to the first three masses of each of its gates: the fourth is what they
+// leave of 1.
 template <class T>
-PGM_FAST_HOST_DEVICE T dual_grad_share(const T (&grad)[4], int n, T gates) {
-  return (grad[n] - grad[3]) / gates;
+PGM_FAST_HOST_DEVICE void spread_grad_share(const T (&grad)[4], T gates, T (&by_mass)[3]) {
+  for (int n = 0; n < 3; ++n) by_mass[n] = (grad[n] - grad[3]) / gates;
 }
 
-// d loss / d cumsoftmax(z_uni) = -d loss / d e, per gate, from gradients with respect to what the parts take, e nr, r ne and e r.
+// d loss / d cumsoftmax(z_uni) = -d loss / d e, per gate, from gradients with respect to the first three masses.
 template <class V>
 PGM_FAST_HOST_DEVICE V dual_grad_uni_gate(V r, V nr, V by_uni, V by_paired, V by_shared) {
   return (by_paired - by_shared) * r - by_uni * nr;

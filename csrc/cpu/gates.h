@@ -51,7 +51,7 @@ struct SuffixSum : RunningSum<V> {
 
 // Calls body(k, part) for the whole vectors of [0, size) from the left and then for the rest; settles the running sums.
 template <class V, class Body, class... Sums>
-inline void from_left(int64_t size, Body&& body, Sums&... sums) {
+PGM_FAST_INLINE inline void from_left(int64_t size, Body&& body, Sums&... sums) {
   constexpr int64_t block = RunningSum<V>::kBlock * V::width;
   const int64_t whole = size / V::width * V::width;
   for (int64_t begin = 0; begin < whole; begin += block) {
@@ -64,7 +64,7 @@ inline void from_left(int64_t size, Body&& body, Sums&... sums) {
 
 // The same from the right; the lanes past the end are zero.
 template <class V, class Body, class... Sums>
-inline void from_right(int64_t size, Body&& body, Sums&... sums) {
+PGM_FAST_INLINE inline void from_right(int64_t size, Body&& body, Sums&... sums) {
   constexpr int64_t block = RunningSum<V>::kBlock * V::width;
   const int64_t whole = size / V::width * V::width;
   if (whole < size) body(whole, Partial<V>{size - whole});
@@ -78,7 +78,7 @@ inline void from_right(int64_t size, Body&& body, Sums&... sums) {
 // Calls left(k, part) from the left and right(k, part) from the right, in turn, so that one's latencies are hidden behind the other's
 // arithmetic; `sums` belong to either.
 template <class V, class Left, class Right, class... Sums>
-inline void from_both(int64_t size, Left&& left, Right&& right, Sums&... sums) {
+PGM_FAST_INLINE inline void from_both(int64_t size, Left&& left, Right&& right, Sums&... sums) {
   constexpr int64_t block = RunningSum<V>::kBlock * V::width;
   const int64_t whole = size / V::width * V::width;
   if (whole < size) right(whole, Partial<V>{size - whole});
@@ -196,9 +196,9 @@ class SoftmaxRows {
 
   // Calls body(k, part) for the current row from the right, and computes the next row beside it.
   template <class Body, class... Sums>
-  void from_right(Body&& body, Sums&... sums) {
+  PGM_FAST_INLINE void from_right(Body&& body, Sums&... sums) {
     if (start()) {
-      from_both<V>(width(), [&](int64_t k, auto part) { step(k, part); }, body, *this, sums...);
+      from_both<V>(width(), [&](int64_t k, auto part) PGM_FAST_INLINE { step(k, part); }, body, *this, sums...);
       finish();
     } else {
       cpu::from_right<V>(width(), body, sums...);
@@ -208,7 +208,7 @@ class SoftmaxRows {
   // Moves on to the next row.
   void advance() {
     if (!computed_ && start()) {
-      from_left<V>(width(), [&](int64_t k, auto part) { step(k, part); }, *this);
+      from_left<V>(width(), [&](int64_t k, auto part) PGM_FAST_INLINE { step(k, part); }, *this);
       finish();
     }
     computed_ = false;
@@ -233,7 +233,7 @@ class SoftmaxRows {
     return true;
   }
   template <class Part>
-  void step(int64_t k, Part part) {
+  PGM_FAST_INLINE void step(int64_t k, Part part) {
     for (int g = 0; g < kGates; ++g) {
       prefetch(z_[g] + width() + k);
       next_[g].step(z_[g], k, part);

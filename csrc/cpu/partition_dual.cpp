@@ -16,7 +16,9 @@ struct Gates {
 
   template <class Share>
   void add_to(Share& taken) const {
-    taken.add({e * nr, r * ne, e * r, ne * nr});
+    V mass[4];
+    dual_masses(e, ne, r, nr, mass);
+    taken.add(mass);
   }
 };
 
@@ -30,10 +32,10 @@ struct DualGate {
 
   // Where there is a gate per dimension: calls body(k, part, gates) from the right.
   template <class Body, class... Sums>
-  void from_right(Body&& body, Sums&... sums) {
+  PGM_FAST_INLINE void from_right(Body&& body, Sums&... sums) {
     Complement<V> after_uni, after_paired;
     softmax.from_right(
-        [&](int64_t k, auto part) {
+        [&](int64_t k, auto part) PGM_FAST_INLINE {
           body(k, part,
                Gates<V>{after_uni.step(softmax[0], k, part), softmax[0].gate(k, part), softmax[1].gate(k, part),
                         after_paired.step(softmax[1], k, part)});
@@ -63,134 +65,149 @@ struct DualGate {
   Scratch<T> rows;
 };
 
+template <class V, class Share>
+void split_rows(int64_t rows, Matrix h, Matrix z_uni, Matrix z_paired, double temperature, Matrix uni_only, Matrix paired_only,
+                Matrix shared, Matrix share, int threads) {
+  using T = typename V::value;
+  const int64_t d = h.width, gates = z_uni.width;
+  const bool bypass = bypasses_cache(rows, {h, z_uni, z_paired, uni_only, paired_only, shared});
+  parallel_rows(rows, 2 * d, threads, [&](int64_t begin, int64_t end) {
+    DualGate<V> gate(z_uni, z_paired, begin, end, temperature, d);
+    Scratch<T> scratch(4, d);
+    for (int64_t row = begin; row < end; ++row, gate.softmax.advance()) {
+      const T* x = read(h, row, scratch[0]);
+      T* u = target(uni_only, row, scratch[1]);
+      T* p = target(paired_only, row, scratch[2]);
+      T* s = target(shared, row, scratch[3]);
+      with_stores(bypass, [&](auto store) {
+        Share taken;
+        const auto split = [&](int64_t k, auto part, const Gates<V>& at) PGM_FAST_INLINE {
+          const V value = part.load(x + k), by_e = at.e * value;
+          store(part, by_e * at.nr, u + k);
+          store(part, at.r * value * at.ne, p + k);
+          store(part, by_e * at.r, s + k);
+        };
+        if (gates == d) {
+          gate.from_right(
+              [&](int64_t k, auto part, const Gates<V>& at) PGM_FAST_INLINE {
+                prefetch(x + d + k);
+                split(k, part, at);
+                at.add_to(taken);
+              },
+              taken);
+        } else {
+          gate.store(gates);
+          from_left<V>(gates, [&](int64_t k, auto part) PGM_FAST_INLINE { gate.stored(k, part).add_to(taken); }, taken);
+          gate.expand(gates, d);
+          for_each_vector<V>(d, [&](int64_t k, auto part) { split(k, part, gate.stored(k, part)); });
+        }
+        taken.store(share, row, gates);
+      });
+      finish(uni_only, row, u);
+      finish(paired_only, row, p);
+      finish(shared, row, s);
+    }
+    stream_fence();
+  });
+}
+
+template <class V, class Share>
+void gradient_rows(int64_t rows, Matrix grad_uni, Matrix grad_paired, Matrix grad_shared, Matrix grad_share, Matrix h, Matrix z_uni,
+                   Matrix z_paired, double temperature, Matrix grad_h, Matrix grad_z_uni, Matrix grad_z_paired, int threads) {
+  using T = typename V::value;
+  const int64_t d = h.width, gates = z_uni.width;
+  const bool bypass =
+      bypasses_cache(rows, {grad_uni, grad_paired, grad_shared, h, z_uni, z_paired, grad_h, grad_z_uni, grad_z_paired});
+  parallel_rows(rows, 2 * d, threads, [&](int64_t begin, int64_t end) {
+    DualGate<V> gate(z_uni, z_paired, begin, end, temperature, d);
+    Scratch<T> scratch(12, d);
+    for (int64_t row = begin; row < end; ++row, gate.softmax.advance()) {
+      const T* x = read(h, row, scratch[0]);
+      const T* du = read(grad_uni, row, scratch[1]);
+      const T* dp = read(grad_paired, row, scratch[2]);
+      const T* ds = read(grad_shared, row, scratch[3]);
+      T* dh = target(grad_h, row, scratch[4]);
+      T* dz_uni = target(grad_z_uni, row, scratch[5]);
+      T* dz_paired = target(grad_z_paired, row, scratch[6]);
+      T *suffix_uni = scratch[7], *suffix_paired = scratch[8];
+      const Share of_share(grad_share, row, gates);
+      with_stores(bypass, [&](auto store) {
+        GateGradient<V> gradient_uni, gradient_paired;
+        // from each part's gradient times h
+        const auto scan = [&](int64_t k, auto part, const Gates<V>& at, V u, V p, V s) PGM_FAST_INLINE {
+          V by[3] = {u, p, s};
+          of_share.add_to(by, part);
+          const V by_uni = dual_grad_uni_gate(at.r, at.nr, by[0], by[1], by[2]);
+          const V by_paired = dual_grad_paired_gate(at.e, at.ne, by[0], by[1], by[2]);
+          part.store(gradient_uni.step(by_uni, part.load(gate.softmax[0].e + k)), suffix_uni + k);
+          part.store(gradient_paired.step(by_paired, part.load(gate.softmax[1].e + k)), suffix_paired + k);
+        };
+        if (gates == d) {
+          gate.from_right(
+              [&](int64_t k, auto part, const Gates<V>& at) PGM_FAST_INLINE {
+                for (const T* row_of : {x, du, dp, ds}) prefetch(row_of + d + k);
+                const V value = part.load(x + k), u = part.load(du + k), p = part.load(dp + k), s = part.load(ds + k);
+                store(part, dual_grad_h(at.e, at.ne, at.r, at.nr, u, p, s), dh + k);
+                scan(k, part, at, u * value, p * value, s * value);
+              },
+              gradient_uni, gradient_paired);
+        } else {
+          T *by_uni = scratch[9], *by_paired = scratch[10], *by_shared = scratch[11];
+          gate.store(gates);
+          gate.expand(gates, d);
+          for_each_vector<V>(d, [&](int64_t k, auto part) {
+            const V value = part.load(x + k), u = part.load(du + k), p = part.load(dp + k), s = part.load(ds + k);
+            const Gates<V> at = gate.stored(k, part);
+            store(part, dual_grad_h(at.e, at.ne, at.r, at.nr, u, p, s), dh + k);
+            part.store(u * value, by_uni + k);
+            part.store(p * value, by_paired + k);
+            part.store(s * value, by_shared + k);
+          });
+          chunk_sum(by_uni, gates, d);
+          chunk_sum(by_paired, gates, d);
+          chunk_sum(by_shared, gates, d);
+          gate.from_right(
+              [&](int64_t k, auto part, const Gates<V>& at) PGM_FAST_INLINE {
+                scan(k, part, at, part.load(by_uni + k), part.load(by_paired + k), part.load(by_shared + k));
+              },
+              gradient_uni, gradient_paired);
+        }
+        gradient_uni.finish(suffix_uni, gate.softmax[0], gates, T(temperature), store, dz_uni);
+        gradient_paired.finish(suffix_paired, gate.softmax[1], gates, T(temperature), store, dz_paired);
+      });
+      finish(grad_h, row, dh);
+      finish(grad_z_uni, row, dz_uni);
+      finish(grad_z_paired, row, dz_paired);
+    }
+    stream_fence();
+  });
+}
+
 }  // namespace
 
 void partition_dual(int64_t rows, Matrix h, Matrix z_uni, Matrix z_paired, double temperature, Matrix uni_only, Matrix paired_only,
                     Matrix shared, int threads) {
-  partition_dual_with_share(rows, h, z_uni, z_paired, temperature, uni_only, paired_only, shared, {}, threads);
+  dispatch(h.dtype, [&](auto vector) {
+    using V = decltype(vector);
+    split_rows<V, NoShare<V, 4>>(rows, h, z_uni, z_paired, temperature, uni_only, paired_only, shared, {}, threads);
+  });
 }
 
 void partition_dual_with_share(int64_t rows, Matrix h, Matrix z_uni, Matrix z_paired, double temperature, Matrix uni_only,
                                Matrix paired_only, Matrix shared, Matrix share, int threads) {
-  const int64_t d = h.width, gates = z_uni.width;
-  const bool bypass = bypasses_cache(rows, {h, z_uni, z_paired, uni_only, paired_only, shared});
   dispatch(h.dtype, [&](auto vector) {
     using V = decltype(vector);
-    using T = typename V::value;
-    parallel_rows(rows, 2 * d, threads, [&](int64_t begin, int64_t end) {
-      DualGate<V> gate(z_uni, z_paired, begin, end, temperature, d);
-      Scratch<T> scratch(4, d);
-      for (int64_t row = begin; row < end; ++row, gate.softmax.advance()) {
-        const T* x = read(h, row, scratch[0]);
-        T* u = target(uni_only, row, scratch[1]);
-        T* p = target(paired_only, row, scratch[2]);
-        T* s = target(shared, row, scratch[3]);
-        with_stores(bypass, [&](auto store) {
-          const auto split = [&](int64_t k, auto part, const Gates<V>& at) {
-            const V value = part.load(x + k), by_e = at.e * value;
-            store(part, by_e * at.nr, u + k);
-            store(part, at.r * value * at.ne, p + k);
-            store(part, by_e * at.r, s + k);
-          };
-          with_share<V, 4>(share, [&](auto taken) {
-            if (gates == d) {
-              gate.from_right(
-                  [&](int64_t k, auto part, const Gates<V>& at) {
-                    prefetch(x + d + k);
-                    split(k, part, at);
-                    at.add_to(taken);
-                  },
-                  taken);
-            } else {
-              gate.store(gates);
-              from_left<V>(gates, [&](int64_t k, auto part) { gate.stored(k, part).add_to(taken); }, taken);
-              gate.expand(gates, d);
-              for_each_vector<V>(d, [&](int64_t k, auto part) { split(k, part, gate.stored(k, part)); });
-            }
-            taken.store(share, row, gates);
-          });
-        });
-        finish(uni_only, row, u);
-        finish(paired_only, row, p);
-        finish(shared, row, s);
-      }
-      stream_fence();
-    });
+    split_rows<V, RowShare<V, 4>>(rows, h, z_uni, z_paired, temperature, uni_only, paired_only, shared, share, threads);
   });
 }
 
 void partition_dual_backward(int64_t rows, Matrix grad_uni, Matrix grad_paired, Matrix grad_shared, Matrix grad_share, Matrix h,
                              Matrix z_uni, Matrix z_paired, double temperature, Matrix grad_h, Matrix grad_z_uni, Matrix grad_z_paired,
                              int threads) {
-  const int64_t d = h.width, gates = z_uni.width;
-  const bool bypass =
-      bypasses_cache(rows, {grad_uni, grad_paired, grad_shared, h, z_uni, z_paired, grad_h, grad_z_uni, grad_z_paired});
   dispatch(h.dtype, [&](auto vector) {
     using V = decltype(vector);
-    using T = typename V::value;
-    parallel_rows(rows, 2 * d, threads, [&](int64_t begin, int64_t end) {
-      DualGate<V> gate(z_uni, z_paired, begin, end, temperature, d);
-      Scratch<T> scratch(12, d);
-      for (int64_t row = begin; row < end; ++row, gate.softmax.advance()) {
-        const T* x = read(h, row, scratch[0]);
-        const T* du = read(grad_uni, row, scratch[1]);
-        const T* dp = read(grad_paired, row, scratch[2]);
-        const T* ds = read(grad_shared, row, scratch[3]);
-        T* dh = target(grad_h, row, scratch[4]);
-        T* dz_uni = target(grad_z_uni, row, scratch[5]);
-        T* dz_paired = target(grad_z_paired, row, scratch[6]);
-        T *suffix_uni = scratch[7], *suffix_paired = scratch[8];
-        const GradShare<T, 4> of_share(grad_share, row);
-        const auto by_share = [&](int n) { return V::set(dual_grad_share(of_share.by, n, T(gates))); };
-        const V share_uni = by_share(0), share_paired = by_share(1), share_shared = by_share(2);
-        with_stores(bypass, [&](auto store) {
-          GateGradient<V> gradient_uni, gradient_paired;
-          // from each part's gradient times h
-          const auto scan = [&](int64_t k, auto part, const Gates<V>& at, V u, V p, V s) {
-            u = u + part.clear(share_uni), p = p + part.clear(share_paired), s = s + part.clear(share_shared);
-            const V by_uni = dual_grad_uni_gate(at.r, at.nr, u, p, s), by_paired = dual_grad_paired_gate(at.e, at.ne, u, p, s);
-            part.store(gradient_uni.step(by_uni, part.load(gate.softmax[0].e + k)), suffix_uni + k);
-            part.store(gradient_paired.step(by_paired, part.load(gate.softmax[1].e + k)), suffix_paired + k);
-          };
-          if (gates == d) {
-            gate.from_right(
-                [&](int64_t k, auto part, const Gates<V>& at) {
-                  for (const T* row_of : {x, du, dp, ds}) prefetch(row_of + d + k);
-                  const V value = part.load(x + k), u = part.load(du + k), p = part.load(dp + k), s = part.load(ds + k);
-                  store(part, dual_grad_h(at.e, at.ne, at.r, at.nr, u, p, s), dh + k);
-                  scan(k, part, at, u * value, p * value, s * value);
-                },
-                gradient_uni, gradient_paired);
-          } else {
-            T *by_uni = scratch[9], *by_paired = scratch[10], *by_shared = scratch[11];
-            gate.store(gates);
-            gate.expand(gates, d);
-            for_each_vector<V>(d, [&](int64_t k, auto part) {
-              const V value = part.load(x + k), u = part.load(du + k), p = part.load(dp + k), s = part.load(ds + k);
-              const Gates<V> at = gate.stored(k, part);
-              store(part, dual_grad_h(at.e, at.ne, at.r, at.nr, u, p, s), dh + k);
-              part.store(u * value, by_uni + k);
-              part.store(p * value, by_paired + k);
-              part.store(s * value, by_shared + k);
-            });
-            chunk_sum(by_uni, gates, d);
-            chunk_sum(by_paired, gates, d);
-            chunk_sum(by_shared, gates, d);
-            gate.from_right(
-                [&](int64_t k, auto part, const Gates<V>& at) {
-                  scan(k, part, at, part.load(by_uni + k), part.load(by_paired + k), part.load(by_shared + k));
-                },
-                gradient_uni, gradient_paired);
-          }
-          gradient_uni.finish(suffix_uni, gate.softmax[0], gates, T(temperature), store, dz_uni);
-          gradient_paired.finish(suffix_paired, gate.softmax[1], gates, T(temperature), store, dz_paired);
-        });
-        finish(grad_h, row, dh);
-        finish(grad_z_uni, row, dz_uni);
-        finish(grad_z_paired, row, dz_paired);
-      }
-      stream_fence();
-    });
+    const auto run = grad_share.data == nullptr ? gradient_rows<V, NoGradShare<V, 4, 3>> : gradient_rows<V, GradShare<V, 4, 3>>;
+    run(rows, grad_uni, grad_paired, grad_shared, grad_share, h, z_uni, z_paired, temperature, grad_h, grad_z_uni, grad_z_paired, threads);
   });
 }
 

@@ -1,10 +1,13 @@
-// The share of each partition in a row, the mean over the row's gates of what it takes, summed up as the gates form.
+// The share of each partition in a row, the mean over the row's gates of what it takes, summed up as the gates form; and its gradient,
+// added as theirs form. Kernels are compiled with and without, so that who asks for no share pays for none.
 #pragma once
 
+#include "../common/partition.h"
 #include "gates.h"
 
 namespace pgm_fast::cpu {
 
+// Of one row after another.
 template <class V, int kPartitions>
 struct RowShare {
   using T = typename V::value;
@@ -22,8 +25,6 @@ struct RowShare {
     for (int n = 0; n < kPartitions; ++n) to[n] = sums[n].total() / static_cast<T>(gates);
   }
 };
-
-// The same where no share is asked for.
 template <class V, int kPartitions>
 struct NoShare {
   void add(const V (&)[kPartitions]) {}
@@ -31,25 +32,28 @@ struct NoShare {
   void store(const Matrix&, int64_t, int64_t) const {}
 };
 
-template <class V, int kPartitions, class Body>
-inline void with_share(const Matrix& share, Body&& body) {
-  if (share.data != nullptr) {
-    body(RowShare<V, kPartitions>{});
-  } else {
-    body(NoShare<V, kPartitions>{});
-  }
-}
-
-// The gradient of a row's share; zeros where there is none.
-template <class T, int kPartitions>
+// What the gradient of a row's share adds to each gate's products, from which the gates' gradients are made.
+template <class V, int kPartitions, int kProducts>
 struct GradShare {
-  T by[kPartitions] = {};
+  using T = typename V::value;
+  V by_product[kProducts];
 
-  GradShare(const Matrix& grad_share, int64_t row) {
-    if (grad_share.data == nullptr) return;
-    T converted[kPartitions];
-    std::copy_n(read(grad_share, row, converted), kPartitions, by);
+  GradShare(const Matrix& grad_share, int64_t row, int64_t gates) {
+    T converted[kPartitions], grad[kPartitions], by[kProducts];
+    std::copy_n(read(grad_share, row, converted), kPartitions, grad);
+    spread_grad_share(grad, static_cast<T>(gates), by);
+    for (int n = 0; n < kProducts; ++n) by_product[n] = V::set(by[n]);
   }
+  template <class Part>
+  void add_to(V (&products)[kProducts], Part part) const {
+    for (int n = 0; n < kProducts; ++n) products[n] = products[n] + part.clear(by_product[n]);
+  }
+};
+template <class V, int kPartitions, int kProducts>
+struct NoGradShare {
+  NoGradShare(const Matrix&, int64_t, int64_t) {}
+  template <class Part>
+  void add_to(V (&)[kProducts], Part) const {}
 };
 
 }  // namespace pgm_fast::cpu

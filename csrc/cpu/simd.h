@@ -12,6 +12,14 @@
 #include <immintrin.h>
 #endif
 
+// For functions and lambdas that carry sums from vector to vector, which stay in registers only if all of it is one function. Compilers
+// stop inlining by themselves where a file grows large.
+#if defined(__GNUC__)
+#define PGM_FAST_INLINE __attribute__((always_inline))
+#else
+#define PGM_FAST_INLINE
+#endif
+
 namespace pgm_fast::cpu {
 
 // One lane: T in memory, double in between, so that a scan of thousands of floats loses nothing without vectors either.
@@ -50,8 +58,9 @@ struct Lane {
   T largest() const { return static_cast<T>(v); }
 };
 
-// Asks for a cache line that will be read soon. The address need not be valid.
-inline void prefetch([[maybe_unused]] const void* address) {
+// Asks for a cache line that will be read soon. The address need not be valid. A call that is not inlined is dropped: it has no effect that
+// a compiler knows of.
+PGM_FAST_INLINE inline void prefetch([[maybe_unused]] const void* address) {
 #if defined(__GNUC__)
   __builtin_prefetch(address);
 #endif

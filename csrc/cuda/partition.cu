@@ -25,14 +25,10 @@ struct Single {
   static __device__ __forceinline__ T grad_h(const T (&gate)[1], const T (&complement)[1], const T (&grad)[2]) {
     return single_grad_h(gate[0], complement[0], grad[0], grad[1]);
   }
-  // What is summed over the neighbours of a gate, what the share's gradient adds to the sum, and the gate's gradient from that.
+  // What is summed over the neighbours of a gate, and the gate's gradient from that.
   template <class T>
   static __device__ __forceinline__ void products(T h, const T (&grad)[2], T (&product)[1]) {
     product[0] = single_grad_gate(h, grad[0], grad[1]);
-  }
-  template <class T>
-  static __device__ __forceinline__ void grad_share(const T (&grad)[2], T gates, T (&product)[1]) {
-    product[0] = single_grad_share(grad, gates);
   }
   template <class T>
   static __device__ __forceinline__ void grad_gates(const T (&)[1], const T (&)[1], const T (&product)[1], T (&of_gate)[1]) {

@@ -21,24 +21,16 @@ struct Dual {
   // What each partition takes of both gates at one place; its mean over the gates of a row is the partition's share.
   template <class T>
   static __device__ __forceinline__ void masses(const T (&gate)[2], const T (&complement)[2], T (&mass)[4]) {
-    const T e = complement[0], ne = gate[0], r = gate[1], nr = complement[1];
-    mass[0] = e * nr;
-    mass[1] = r * ne;
-    mass[2] = e * r;
-    mass[3] = ne * nr;
+    dual_masses(complement[0], gate[0], gate[1], complement[1], mass);
   }
   template <class T>
   static __device__ __forceinline__ T grad_h(const T (&gate)[2], const T (&complement)[2], const T (&grad)[3]) {
     return dual_grad_h(complement[0], gate[0], gate[1], complement[1], grad[0], grad[1], grad[2]);
   }
-  // What is summed over the neighbours of a gate, what the share's gradient adds to the sums, and the gates' gradients from those.
+  // What is summed over the neighbours of a gate, and the gates' gradients from that.
   template <class T>
   static __device__ __forceinline__ void products(T h, const T (&grad)[3], T (&product)[3]) {
     for (int n = 0; n < 3; ++n) product[n] = grad[n] * h;
-  }
-  template <class T>
-  static __device__ __forceinline__ void grad_share(const T (&grad)[4], T gates, T (&product)[3]) {
-    for (int n = 0; n < 3; ++n) product[n] = dual_grad_share(grad, n, gates);
   }
   template <class T>
   static __device__ __forceinline__ void grad_gates(const T (&gate)[2], const T (&complement)[2], const T (&product)[3],

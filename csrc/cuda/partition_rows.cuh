@@ -307,7 +307,7 @@ __global__ void __launch_bounds__(kBlock ? kMaxWarpsPerRow* kWarp : kNarrowRowsP
     if constexpr (kShare) {
       float grad[Split::kShares];
       load_floats(t.share + row * Split::kShares, grad);
-      Split::grad_share(grad, static_cast<float>(t.width), by_share);
+      spread_grad_share(grad, static_cast<float>(t.width), by_share);
     }
 
     // gradients of h, and of the gates by dimension

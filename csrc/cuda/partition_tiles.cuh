@@ -168,7 +168,7 @@ struct TileRow {
   __device__ void load_share() {
     T grad[kShares];
     for (int n = 0; n < kShares; ++n) grad[n] = load_one<T>(t.share, row * kShares + n);
-    Split::grad_share(grad, T(t.gates), by_share);
+    spread_grad_share(grad, T(t.gates), by_share);
   }
 
   // Sums over the lanes and warps of the row become its share.

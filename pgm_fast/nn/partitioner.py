@@ -77,8 +77,8 @@ class ModalPartitioner(nn.Module):
         return self.projection(h)
 
     def split(self, h: Tensor, z: Tensor | None, return_shares: bool = False) -> tuple[Tensor, ...]:
-        """``(uni, paired)`` for logits that :meth:`logits` gave; with ``return_shares`` also what :meth:`shares_of` gives,
-        for ``single`` and ``dual`` from the same pass."""
+        """``(uni, paired)`` for logits that :meth:`logits` gave; with ``return_shares`` also what :meth:`shares_of`
+        gives, for ``single`` and ``dual`` from the same pass."""
         if self.gate == "single":
             return ops.partition(h, z, self.temperature, return_share=return_shares)
         if self.gate == "dual":

@@ -1,8 +1,8 @@
 """The cumulative softmax, what the partitions take of its gates, and the derivatives, in plain PyTorch: the definition
 every kernel is held against.
 
-Source: ON-LSTM, Shen et al., ICLR 2019 (cumulative softmax, chunked gates). The share of a partition is the mean of what
-it takes over the gates of a row.
+Source: ON-LSTM, Shen et al., ICLR 2019 (cumulative softmax, chunked gates). The share of a partition is the mean of
+what it takes over the gates of a row.
 """
 
 from __future__ import annotations
@@ -108,8 +108,8 @@ def dual_share(uni: Gate, paired: Gate) -> Tensor:
 
 
 def dual_share_backward(grad_share: Tensor, gates: int) -> tuple[Tensor, Tensor, Tensor]:
-    """What the share's gradient adds to that of the three masses of each gate, ``[..., 1]`` each: what nobody takes is what
-    they leave of 1."""
+    """What the share's gradient adds to that of the three masses of each gate, ``[..., 1]`` each: what nobody takes is
+    what they leave of 1."""
     return ((grad_share[..., :3] - grad_share[..., 3:]) / gates).unsqueeze(-2).unbind(-1)
 
 

@@ -23,7 +23,6 @@ from optimizer_cases import OPTIMIZERS, STORAGE, stepped
 from tolerances import EPS, FP32, NATIVE_TIMES_EPS, OPTIMIZER_MOVE
 
 import pgm_fast
-from pgm_fast import ops
 from pgm_fast.ops import native
 from pgm_fast.optim import kernels as optimizer_kernels
 
