@@ -7,6 +7,9 @@ that a plain copy would take to move the bytes that the op must move (partition 
 and 9, times the element size). Memory is the most that a call holds above what was there before it; extra is what of it
 is no result.
 
+At a small and a large size the dual op is also measured with its shares, trained by them; ``apart`` is then the op
+without them and partition_share beside it.
+
 What limits the compiled kernels on the CPU, beside the floor:
 
 - The call. On one row of 16, the first size, nothing is left but that: 30 us forward and backward through
@@ -25,6 +28,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable
+from functools import partial
 
 import harness
 import torch
@@ -52,6 +56,7 @@ CASES = {  # rows, d, dtype
     ),
 }
 QUICK = (16, 64)
+SHARE_SIZES = {"cpu": ((64, 256), (8192, 768)), "cuda": ((64, 256), (65536, 1024))}  # rows, d
 PASSES = {"cpu": ("forward", "forward+backward"), "cuda": ("forward", "backward", "forward+backward")}
 CHECKED_ROWS = 512
 # rtol, atol against fp64: fp32 scans of thousands of terms; a bf16 result rounded once, gates times h of order 1
@@ -61,16 +66,27 @@ PLAIN_BOUND = {torch.float32: (1e-4, 1e-5), torch.bfloat16: (2**-5, 2**-4)}
 
 
 class Op:
-    """One op with what it must move."""
+    """One op with what it must move; ``apart``: two calls that give the same."""
 
-    def __init__(self, name: str, run: Callable, gates: int, forward: int, backward: int):
-        self.name, self.run, self.gates = name, run, gates
+    def __init__(
+        self, name: str, run: Callable, gates: int, forward: int, backward: int, apart: Callable | None = None
+    ):
+        self.name, self.run, self.gates, self.apart = name, run, gates, apart
         self.moves = {"forward": forward, "backward": backward, "forward+backward": forward + backward}
 
 
 OPS = (
     Op("partition", ops.partition, 1, 4, 6),
     Op("partition_dual", ops.partition_dual, 2, 6, 9),
+)
+# what it must move for the shares is four numbers a row, not counted
+WITH_SHARE = Op(
+    "partition_dual_with_share",
+    partial(ops.partition_dual, return_share=True),
+    2,
+    6,
+    9,
+    lambda h, z_uni, z_paired: (*ops.partition_dual(h, z_uni, z_paired), ops.partition_share(z_uni, z_paired)),
 )
 
 
@@ -89,6 +105,14 @@ def eager(op: Op) -> Callable:
         shared = e * r * h
         return e * h - shared, r * h - shared, shared
 
+    def dual_with_share(h, z_uni, z_paired):
+        e, r = 1 - gate(z_uni), gate(z_paired)
+        shared = e * r * h
+        share = torch.stack([mass.mean(-1) for mass in (e - e * r, r - e * r, e * r, (1 - e) * (1 - r))], -1)
+        return e * h - shared, r * h - shared, shared, share
+
+    if op is WITH_SHARE:
+        return dual_with_share
     return single if op.gates == 1 else dual
 
 
@@ -96,10 +120,14 @@ def variants(op: Op, device: torch.device, dtype: torch.dtype) -> dict[str, Call
     """name -> function of the tensors; the kernels under the names of their backends."""
     found = {"eager": eager(op), "torch.compile": torch.compile(eager(op)), "torch": op.run}
     reasons = backends.implementations(device.type, dtype)[op.name]
-    return found | {name: op.run for name in ("native", "triton") if reasons[name] is None}
+    found |= {name: op.run for name in ("native", "triton") if reasons[name] is None}
+    return found | ({"apart": op.apart} if op.apart else {})
 
 
-def backend_of(variant: str) -> str:
+def backend_of(variant: str) -> str | None:
+    """None is the automatic choice: partition_share has no kernel of its own."""
+    if variant == "apart":
+        return None
     return variant if variant in ("native", "triton") else "torch"
 
 
@@ -134,7 +162,7 @@ def check(op: Op, runs: dict[str, Callable], tensors: list[torch.Tensor], gradie
     by = [x[:CHECKED_ROWS] for x in gradients]
     expected = _all_results(eager(op), [x.double() for x in few], [x.double() for x in by])
     for name, run in runs.items():
-        bound = KERNEL_BOUND if run is op.run else PLAIN_BOUND
+        bound = KERNEL_BOUND if run in (op.run, op.apart) else PLAIN_BOUND
         rtol, atol = bound[few[0].dtype]
         with pgm_fast.backend(backend_of(name)):
             got = _all_results(run, few, by)
@@ -154,6 +182,8 @@ def measure(op: Op, n: int, d: int, dtype: torch.dtype, device: torch.device, ba
     torch.compiler.reset()  # each size compiled for itself, not for any
     tensors = [torch.randn(n, d, device=device).to(dtype) for _ in range(op.gates + 1)]
     gradients = [torch.randn(n, d, device=device).to(dtype) for _ in range(op.gates + 1)]
+    if op is WITH_SHARE:
+        gradients.append(torch.randn(n, 4, device=device))
     runs = variants(op, device, dtype)
     check(op, runs, tensors, gradients)
     rows = []
@@ -203,7 +233,8 @@ def main() -> None:
     print(f"copy {bandwidth / 1e6:.1f} GB/s")
     cases = CASES[device.type]
     for n, d, dtype in [(*QUICK, cases[0][2])] if arguments.quick else cases:
-        for op in OPS:
+        share = arguments.quick or (n, d) in SHARE_SIZES[device.type]
+        for op in (*OPS, WITH_SHARE) if share else OPS:
             rows += measure(op, n, d, dtype, device, bandwidth)
         if not arguments.quick:
             # at every size, so that a run that is stopped leaves what it measured

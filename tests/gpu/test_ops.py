@@ -121,9 +121,30 @@ def test_nan_reaches_the_outputs(backend):
         h, z = torch.randn(2, d, device="cuda"), torch.randn(2, d, device="cuda")
         z[1, d - 1] = float("nan")
         with pgm_fast.backend(backend):
-            uni, paired = ops.partition(h, z)
-        assert uni[0].isfinite().all() and paired[0].isfinite().all()
-        assert uni[1, :-1].isnan().all() and paired[1].isnan().all()
+            uni, paired, share = ops.partition(h, z, return_share=True)
+        assert uni[0].isfinite().all() and paired[0].isfinite().all() and share[0].isfinite().all()
+        assert uni[1, :-1].isnan().all() and paired[1].isnan().all() and share[1].isnan().all()
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("op", [name for name in PARTITIONS if name.endswith("_with_share")])
+def test_a_shares_gradient_may_lie_at_any_address(op, backend):
+    require(op, backend)
+    run, count = PARTITIONS[op]
+    for d in (256, 1024):
+        leaves = [torch.randn(5, d, device="cuda", requires_grad=True) for _ in range(count + 1)]
+        with pgm_fast.backend(backend):
+            *parts, share = run(*leaves)
+            gradients = [torch.randn_like(x) for x in parts]
+            aligned = torch.randn_like(share)
+            shifted = torch.cat([aligned.new_zeros(1), aligned.flatten()])[1:].view_as(aligned)
+            got, want = (
+                torch.autograd.grad([*parts, share], leaves, [*gradients, x], retain_graph=True)
+                for x in (shifted, aligned)
+            )
+        for a, b in zip(got, want, strict=True):
+            bound = NATIVE_TIMES_EPS * EPS[torch.float32] * max(1.0, b.abs().max().item())
+            torch.testing.assert_close(a, b, rtol=0, atol=bound)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
