@@ -18,8 +18,8 @@ pytest.importorskip("triton", reason="triton is not installed (Linux only): pip 
 HERE = Path(__file__).parent
 RUNS = {path.stem: [str(path)] for path in sorted((HERE / "interpreted").glob("test_*.py"))}
 # Left out: finite differences, which call a kernel a hundred times (gradients are held against the plain formula's in
-# fp64 as it is), rows of 5000, which the interpreter scans in one chain of fp32 additions as no GPU does, and the errors
-# of 96 with shares, where such a chain is at the bound against torch's scan on the CPU, which adds in fp64.
+# fp64 as it is), rows of 5000, which the interpreter scans in one chain of fp32 additions as no GPU does, and errors of
+# rows of 96 with shares, where such a chain is at the bound against torch's scan on the CPU, which adds in fp64.
 CONTRACT = "triton and not finite_differences and not 5000 and not (96-torch.float32 and with_share)"
 # Products have no fp64 kernel, and the interpreter multiplies the bit patterns of bf16.
 PRODUCTS = "linear or reconstruction or duc_loss"
