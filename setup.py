@@ -91,7 +91,8 @@ class BuildNative(build_ext):
         if ext.name == NATIVE:
             flags += ["-std=c++17", f"-I{pybind11.get_include()}"]
         else:
-            flags, libraries = _for_torch(ext, flags)
+            # without OpenMP at::parallel_for is a plain loop
+            flags, libraries = _for_torch(ext, [*flags, *self._openmp])
         kernels = set(_kernel_units())
         objects = self._compile({unit: flags for unit in ext.sources if unit not in kernels})
         output = Path(self.get_ext_fullpath(ext.name))

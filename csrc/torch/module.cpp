@@ -17,6 +17,11 @@ PYBIND11_MODULE(PGM_FAST_HOST_NAME, m) {
   if (!pgm_fast::cpu::cpu_has(built_for)) {
     throw py::import_error("was built for " + built_for + ", which this CPU lacks; install pgm_fast again on this machine");
   }
+#ifdef _OPENMP
+  m.attr("parallel") = true;
+#else
+  m.attr("parallel") = false;  // at::parallel_for is a plain loop then
+#endif
   pgm_fast::host::bind_ops(m);
   pgm_fast::host::bind_multi_rate(m);
 }
