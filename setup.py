@@ -39,7 +39,9 @@ KERNELS = [
     "duc_loss",
     "gated_mixture",
     "gaussian_sample_kl",
+    "gelu",
     "info_nce",
+    "layer_norm",
     "partition",
     "partition_dual",
     "reconstruction",
@@ -53,8 +55,10 @@ HOST = [
     "gated_mixture",
     "gaussian_sample_kl",
     "info_nce",
+    "mlp",
     "partitioned_linear",
     "reconstruction",
+    "uni_paired_block",
     "multi_rate",
 ]
 FLAGS = ["-O3", "-fPIC", "-fvisibility=hidden", "-fno-math-errno", "-ffp-contract=fast", "-DNDEBUG"]

@@ -21,6 +21,7 @@ import argparse
 import harness
 import torch
 import torch.nn.functional as F
+from plain_pgm import plain
 from torch import nn
 
 from pgm_fast import backends
@@ -61,7 +62,7 @@ class ByModules(nn.Module):
     def __init__(self, model):
         super().__init__()
         self.config, d = model.config, model.model_config.dim
-        self.encoders = model.encoders
+        self.encoders = plain(model.encoders)
         self.m = nn.ModuleDict({n: Gaussian(d, d) for n in NAMES})
         self.n = nn.ModuleDict({n: Gaussian(d, d) for n in NAMES})
         self.v = nn.ModuleDict({n: Gaussian(d, d) for n in NAMES})

@@ -10,9 +10,19 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pgm_fast.methods import PgM
-from pgm_fast.nn import mark_part
+from pgm_fast.nn import MLP, mark_part
 
-__all__ = ["PlainPgM"]
+__all__ = ["PlainPgM", "plain"]
+
+
+def plain(module: nn.Module) -> nn.Module:
+    """A copy whose layers are called one by one, as ``torch.nn`` has them."""
+    copied = copy.deepcopy(module)
+    for part in copied.modules():
+        if isinstance(part, MLP):
+            # which differs in how it is called, not in what it holds
+            part.__class__ = nn.Sequential
+    return copied
 
 
 class PlainPgM(nn.Module):
@@ -27,9 +37,9 @@ class PlainPgM(nn.Module):
     def __init__(self, model: PgM):
         super().__init__()
         self.config = model.config
-        self.encoders = copy.deepcopy(model.encoders)
-        self.head, self.uni_heads = copy.deepcopy(model.head), copy.deepcopy(model.uni_heads)
-        self.interaction, self.paired_head = copy.deepcopy(model.interaction), copy.deepcopy(model.paired_head)
+        self.encoders = plain(model.encoders)
+        self.head, self.uni_heads = plain(model.head), plain(model.uni_heads)
+        self.interaction, self.paired_head = plain(model.interaction), plain(model.paired_head)
         self.gates, self.uni, self.paired, self.decoders = (nn.ModuleDict() for _ in range(4))
         for name in self.encoders:
             learners = model.block.learners[name]

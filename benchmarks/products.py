@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import harness
 import torch
@@ -14,7 +14,7 @@ import pgm_fast
 from pgm_fast import backends
 
 DTYPES = {"cpu": torch.float32, "cuda": torch.bfloat16}
-QUICK = (16, 64, 32)
+QUICK = (16, 64, 32)  # as many of these as a shape has sizes
 # rtol and atol, the latter of the largest entry, against fp64: fp32 sums of thousands of terms; for bf16 a result that
 # is rounded once after gates that are
 BOUNDS = {torch.float32: (1e-4, 1e-4), torch.bfloat16: (2**-6, 2**-5)}
@@ -34,6 +34,7 @@ class Case:
         eager: the op as a user would write it.
         bare: its matrix products alone.
         ours: the op.
+        further: name -> other ways to compute the same with this project's ops.
     """
 
     op: str
@@ -42,6 +43,7 @@ class Case:
     eager: Callable
     bare: Callable
     ours: Callable
+    further: Mapping[str, Callable] = field(default_factory=dict)
 
     @property
     def device(self) -> torch.device:
@@ -58,6 +60,7 @@ class Case:
             "torch.compile": (torch.compile(self.eager), None),
             "bare": (self.bare, None),
             "torch": (self.ours, "torch"),
+            **{name: (run, None) for name, run in self.further.items()},
         }
         reasons = backends.implementations(self.device.type, self.dtype)[self.op]
         return found | {name: (self.ours, name) for name in ("native", "triton") if reasons[name] is None}
@@ -80,7 +83,8 @@ def main(
     torch.set_num_threads(arguments.threads)
     device = torch.device(arguments.device)
     rows: list[dict] = []
-    for shape in [QUICK] if arguments.quick else shapes[device.type]:
+    measured = shapes[device.type]
+    for shape in [QUICK[: len(measured[0])]] if arguments.quick else measured:
         torch.manual_seed(0)
         rows += measure(make(draw_on(device, DTYPES[device.type]), *shape))
         if not arguments.quick:

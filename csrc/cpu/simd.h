@@ -125,6 +125,8 @@ struct Simd {
     return {_mm512_castsi512_ps(_mm512_alignr_epi32(_mm512_castps_si512(next.v), _mm512_castps_si512(v), 1))};
   }
   static Simd sqrt(Simd a) { return {_mm512_sqrt_ps(a.v)}; }
+  // a in lanes below zero, b elsewhere
+  Simd pick_below_zero(Simd a, Simd b) const { return {_mm512_mask_blend_ps(_mm512_movepi32_mask(_mm512_castps_si512(v)), b.v, a.v)}; }
   float sum() const { return _mm512_reduce_add_ps(v); }
   float largest() const { return _mm512_reduce_max_ps(v); }
   static Simd exp(Simd a);
@@ -223,6 +225,8 @@ struct Simd {
     return {_mm256_permutevar8x32_ps(_mm256_blend_ps(v, next.v, 1), order)};
   }
   static Simd sqrt(Simd a) { return {_mm256_sqrt_ps(a.v)}; }
+  // a in lanes below zero, b elsewhere
+  Simd pick_below_zero(Simd a, Simd b) const { return {_mm256_blendv_ps(b.v, a.v, v)}; }
   float sum() const {
     const __m128 four = _mm_add_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps(v, 1));
     const __m128 two = _mm_add_ps(four, _mm_movehl_ps(four, four));

@@ -268,6 +268,10 @@ void implement_duc_loss(torch::Library& cpu, torch::Library& autograd);
 void implement_info_nce(torch::Library& cpu, torch::Library& autograd);
 void implement_gated_mixture(torch::Library& cpu, torch::Library& autograd);
 void implement_gaussian_sample_kl(torch::Library& cpu, torch::Library& autograd);
+void implement_mlp(torch::Library& cpu, torch::Library& autograd);
+void bind_mlp(py::module_& m);
+void implement_uni_paired_block(torch::Library& cpu, torch::Library& autograd);
+void bind_uni_paired_block(py::module_& m);
 
 namespace {
 
@@ -296,6 +300,8 @@ void implement() {
   implement_info_nce(cpu, autograd);
   implement_gated_mixture(cpu, autograd);
   implement_gaussian_sample_kl(cpu, autograd);
+  implement_mlp(cpu, autograd);
+  implement_uni_paired_block(cpu, autograd);
 }
 
 }  // namespace
@@ -310,6 +316,8 @@ void bind_ops(py::module_& m) {
   bind_reconstruction(m);
   bind_duc_loss(m);
   bind_info_nce(m);
+  bind_mlp(m);
+  bind_uni_paired_block(m);
 }
 
 }  // namespace pgm_fast::host

@@ -12,6 +12,7 @@ from ..data.batch import Batch
 from ..data.feature_set import DataSpec, ModalitySpec
 from ..errors import ConfigError
 from ..nn.encoders import ENCODERS, make_encoder
+from ..nn.mlp import MLP
 from ..nn.parts import mark_part, modality_dict
 from .base import ModelConfig
 
@@ -107,16 +108,11 @@ def encode(encoders: nn.ModuleDict, batch: Batch, spec: DataSpec, dim: int) -> d
     return encoded
 
 
-class Head(nn.Sequential):
+class Head(MLP):
     """One hidden layer and an output: the same form and width wherever a method predicts or embeds."""
 
     def __init__(self, in_features: int, out_features: int, model: ModelConfig, modality: str):
-        super().__init__(
-            nn.Linear(in_features, model.hidden),
-            nn.GELU(),
-            nn.Dropout(model.dropout),
-            nn.Linear(model.hidden, out_features),
-        )
+        super().__init__(in_features, model.hidden, out_features, model.dropout)
         mark_part(self, modality, "head")
 
 

@@ -8,12 +8,14 @@ from .encoders import GRUEncoder, MLPEncoder, TransformerEncoder, make_encoder
 from .gate import InteractionGate
 from .interaction import PairedInteraction
 from .learners import UniPairedLearners
+from .mlp import MLP
 from .partitioned_linear import PartitionedLinear
 from .partitioner import ModalPartitioner
 from .parts import PARTS, SHARED, mark_part, modality_dict, parameter_parts
 from .variational import Variational, VariationalLayer
 
 __all__ = [
+    "MLP",
     "PARTS",
     "SHARED",
     "BlockOutput",

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from ..errors import ConfigError
 from .contrastive import cross_modal_info_nce
 from .decoder import UniPairedDecoder
+from .fused_block import fused_block
 from .learners import UniPairedLearners
 from .partitioner import ModalPartitioner
 from .parts import mark_part, modality_dict
@@ -170,13 +171,16 @@ class PgMBlock(nn.Module):
         for m, h in inputs.items():
             present = presence.get(m)
             partitioner, learners = self.partitioners[m], self.learners[m]
-            context = self._context(m, inputs, presence) if self.condition_on_others else None
-            z = partitioner.logits(h, context)
-            if shares:
-                uni, paired, out.shares[m] = learners(h, z, partitioner, return_shares=True)
+            by = modality_weight.get(m, weight)
+            fused = None if shares or self.decoders is None else self._fused(m, h, by)
+            if fused is not None:
+                uni, paired, decoded, loss = fused
             else:
-                uni, paired = learners(h, z, partitioner)
-            decoded, loss = self._decode(m, h, uni, paired, modality_weight.get(m, weight))
+                context = self._context(m, inputs, presence) if self.condition_on_others else None
+                uni, paired, *found = learners(h, partitioner.logits(h, context), partitioner, shares)
+                if shares:
+                    out.shares[m] = found[0]
+                decoded, loss = self._decode(m, h, uni, paired, by)
             out.representations[m] = _hide(decoded, present)
             if loss is not None:
                 out.losses[f"reconstruction/{m}"] = loss
@@ -212,6 +216,10 @@ class PgMBlock(nn.Module):
         partitioner = self.partitioners[modality]
         uni, paired = self.learners[modality](representation, partitioner.logits(representation), partitioner)
         return self._decode(modality, representation, uni, paired, None)[0]
+
+    def _fused(self, modality: str, h: Tensor, weight: Tensor | None) -> tuple[Tensor, Tensor, Tensor, Tensor] | None:
+        modules = self.partitioners[modality], self.learners[modality], self.decoders[modality]
+        return fused_block(h, *modules, weight, self.reconstruct_through)
 
     def _decode(
         self, modality: str, h: Tensor, uni: Tensor | None, paired: Tensor | None, weight: Tensor | None

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..errors import ConfigError
+from .mlp import MLP
 
 __all__ = ["ENCODERS", "GRUEncoder", "MLPEncoder", "TransformerEncoder", "make_encoder"]
 
@@ -55,6 +56,9 @@ class MLPEncoder(nn.Module):
     ):
         super().__init__()
         self.per_step = per_step
+        if layers == 1:
+            self.net = MLP(in_dim, hidden, dim, dropout)
+            return
         modules: list[nn.Module] = []
         width = in_dim
         for _ in range(layers):

@@ -11,16 +11,19 @@ from .gated_mixture import gated_mixture, gated_mixture_loss
 from .gaussian_sample_kl import gaussian_sample_kl
 from .grouped_partitioned_linear import grouped_partitioned_linear
 from .info_nce import info_nce
+from .mlp import mlp
 from .partition import partition
 from .partition_dual import partition_dual
 from .partition_share import partition_share
 from .partitioned_linear import partitioned_linear
 from .reconstruction import reconstruction
 from .registration import connect_host
+from .uni_paired_block import LearnerParameters, uni_paired_block
 
 __all__ = [
     "CertaintyPrediction",
     "EffectiveDimensions",
+    "LearnerParameters",
     "certainty_weighted_logits",
     "certainty_weighted_prediction",
     "duc_loss",
@@ -30,11 +33,13 @@ __all__ = [
     "gaussian_sample_kl",
     "grouped_partitioned_linear",
     "info_nce",
+    "mlp",
     "partition",
     "partition_dual",
     "partition_share",
     "partitioned_linear",
     "reconstruction",
+    "uni_paired_block",
 ]
 
 connect_host()

@@ -49,10 +49,10 @@ def register_native(op: str, outputs: Callable[..., tuple[Tensor, ...]]) -> None
     _register(op, loader(_cuda_kernel), "cuda", _refuse_on_cuda)
 
 
-def register_host(op: str) -> None:
+def register_host(op: str, dtypes: tuple[torch.dtype, ...] = tuple(NATIVE_DTYPES)) -> None:
     """Registers ``<host path>.<op>``, which takes and returns tensors, as the ``native`` backend of ``op`` on the
     CPU."""
-    _register(op, lambda: _host_function(op), "cpu", refuse_mixed_precision)
+    _register(op, lambda: _host_function(op), "cpu", refuse_mixed_precision, dtypes)
 
 
 def _host_function(op: str) -> Callable:
@@ -63,8 +63,14 @@ def _host_function(op: str) -> Callable:
         raise ImportError(f"needs the compiled host path, which was built without {op}; install again") from error
 
 
-def _register(op: str, load: Callable[[], Callable], device: str, refuse: Callable[..., str | None]) -> None:
-    backends.register(op, "native", load, devices=(device,), dtypes=tuple(NATIVE_DTYPES), refuse=refuse)
+def _register(
+    op: str,
+    load: Callable[[], Callable],
+    device: str,
+    refuse: Callable[..., str | None],
+    dtypes: tuple[torch.dtype, ...] = tuple(NATIVE_DTYPES),
+) -> None:
+    backends.register(op, "native", load, devices=(device,), dtypes=dtypes, refuse=refuse)
 
 
 def _cpu_kernel(op: str) -> Callable:

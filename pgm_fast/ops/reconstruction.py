@@ -77,7 +77,7 @@ def _weights(row_weight: Tensor | None, decoded: Tensor, dtype: torch.dtype) -> 
     return row_weight.to(dtype).unsqueeze(1)
 
 
-def _reference(u, p, w_uni, w_paired, bias, target, row_weight):
+def reference(u, p, w_uni, w_paired, bias, target, row_weight):
     decoded = u @ w_uni.t() + p @ w_paired.t()
     if bias is not None:
         decoded = decoded + bias
@@ -87,7 +87,7 @@ def _reference(u, p, w_uni, w_paired, bias, target, row_weight):
     return decoded, loss.to(dtype)
 
 
-def _reference_backward(grad_decoded, grad_loss, u, p, w_uni, w_paired, decoded, target, row_weight, target_grad):
+def reference_backward(grad_decoded, grad_loss, u, p, w_uni, w_paired, decoded, target, row_weight, target_grad):
     dtype = accumulation_dtype(u.dtype)
     residual = decoded.to(dtype) - target
     by_loss = residual * (_weights(row_weight, decoded, dtype) * (2.0 / decoded.shape[1])) * grad_loss
@@ -105,7 +105,7 @@ def _reference_backward(grad_decoded, grad_loss, u, p, w_uni, w_paired, decoded,
 _reconstruction = define(
     "reconstruction(Tensor u, Tensor p, Tensor w_uni, Tensor w_paired, Tensor? bias, Tensor target, Tensor? "
     "row_weight) -> (Tensor, Tensor)",
-    _reference,
+    reference,
     lambda u, p, w_uni, w_paired, bias, target, row_weight: (
         u.new_empty((u.shape[0], w_uni.shape[0])),
         u.new_empty((), dtype=accumulation_dtype(u.dtype)),
@@ -115,7 +115,7 @@ _reconstruction_backward = define_backward(
     "reconstruction_backward(Tensor grad_decoded, Tensor grad_loss, Tensor u, Tensor p, Tensor w_uni, Tensor "
     "w_paired, Tensor decoded, "
     "Tensor target, Tensor? row_weight, bool target_grad) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
-    _reference_backward,
+    reference_backward,
     lambda grad_decoded, grad_loss, u, p, w_uni, w_paired, decoded, target, row_weight, target_grad: (
         *(x.new_empty(x.shape) for x in (u, p, w_uni, w_paired)),
         u.new_empty(w_uni.shape[0]),

@@ -36,7 +36,7 @@ SIZES = [(0, 3), (1, 1), (5, 7), (3, 64)]
 @by_op
 @pytest.mark.parametrize("temperature", TEMPERATURES)
 def test_equals_the_plain_formula_in_fp64(case, temperature):
-    case.skip_unless_double()
+    case.skip_unless_served(torch.float64)
     kwargs = {"temperature": temperature} if case.has_temperature else {}
     for rows, d in SIZES:
         tensors = case.tensors(rows, d, torch.float64)
@@ -48,7 +48,7 @@ def test_equals_the_plain_formula_in_fp64(case, temperature):
 
 @by_op
 def test_gradients_equal_finite_differences(case):
-    case.skip_unless_double()
+    case.skip_unless_served(torch.float64)
     tensors = [x.requires_grad_() for x in case.tensors(3, 5, torch.float64)]
     assert torch.autograd.gradcheck(case.run, tensors, rtol=0, atol=FINITE_DIFFERENCE)
 
@@ -58,6 +58,7 @@ def test_gradients_equal_finite_differences(case):
 @pytest.mark.parametrize("d", [96, 5000])
 def test_error_is_at_most_twice_that_of_plain_torch(case, dtype, d):
     """In root mean square over all entries: the largest error of either is a matter of luck."""
+    case.skip_unless_served(dtype)
     tensors = case.tensors(17, d, dtype)
     exact = forward_and_gradients(case.plain, [x.double() for x in tensors])
     plain = forward_and_gradients(case.plain, tensors)
@@ -134,10 +135,13 @@ def test_wide_rows_stay_finite(case):
 
 @by_op
 def test_autocast_gives_finite_outputs_and_gradients_in_the_parameters_dtype(case):
+    case.skip_unless_served(torch.bfloat16)
     leaves = [x.requires_grad_() for x in case.tensors(4, 6)]
     with torch.autocast(case.device, torch.bfloat16):
         result = outputs(case.run(*leaves))
-    products = case.name.startswith(("partitioned_linear", "grouped_partitioned_linear", "reconstruction"))
+    products = case.name.startswith(
+        ("partitioned_linear", "grouped_partitioned_linear", "reconstruction", "mlp", "uni_paired_block")
+    )
     assert result[0].dtype == (torch.bfloat16 if products else torch.float32)
     gradients = torch.autograd.grad(sum(x.float().sum() for x in result), leaves)
     assert all(g.dtype == torch.float32 and g.isfinite().all() for g in gradients)

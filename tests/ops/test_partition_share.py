@@ -74,7 +74,7 @@ ONE_OUTPUT = [(case, k) for case in WITH_SHARE for k in range(3 if PARTITIONS[ca
 @pytest.mark.parametrize(("case", "output"), ONE_OUTPUT, ids=[f"{case.id}-{k}" for case, k in ONE_OUTPUT])
 def test_every_output_alone_trains_what_it_depends_on(case, output, compiled):
     """Gradients of the other outputs do not exist then, where autograd would otherwise fill in zeros."""
-    case.skip_unless_double()
+    case.skip_unless_served(torch.float64)
     torch.compiler.reset()
     found = []
     for run in (

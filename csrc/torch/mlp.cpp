@@ -1,0 +1,163 @@
+// mlp: two linear layers with GELU and dropout between them, rows by rows. Formulas in pgm_fast/ops/mlp.py.
+#include <ATen/ops/addmm.h>
+#include <ATen/ops/empty.h>
+#include <ATen/ops/empty_like.h>
+#include <ATen/ops/mm.h>
+#include <ATen/ops/sum.h>
+#include <torch/library.h>
+
+#include "autograd.h"
+#include "operands.h"
+#include "row_blocks.h"
+#include "serving.h"
+
+namespace pgm_fast::host {
+namespace {
+
+using at::Tensor;
+using torch::autograd::AutogradContext;
+using torch::autograd::variable_list;
+using MaybeTensor = std::optional<Tensor>;
+using Two = std::tuple<Tensor, Tensor>;
+using Five = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor>;
+
+Op forward_op("mlp"), backward_op("mlp_backward");
+
+// What dropout keeps of a block's hidden features; a null matrix is all of them.
+cpu::Matrix kept(const Tensor& keep, const RowBlocks& blocks, int64_t block) {
+  if (!keep.defined()) return {nullptr, cpu::Dtype::float32, 1};
+  return input(blocks.part(keep, block), blocks.rows_of(block));
+}
+Tensor contiguous(const MaybeTensor& x) { return x ? x->contiguous() : Tensor(); }
+
+Two forward(const Tensor& x_, const Tensor& w_in_, const Tensor& b_in_, const Tensor& w_out_, const Tensor& b_out_,
+            const MaybeTensor& keep_) {
+  const Tensor x = x_.contiguous(), w_in = w_in_.contiguous(), w_out = w_out_.contiguous(), keep = contiguous(keep_), b_in = b_in_.contiguous(), b_out = b_out_.contiguous();
+  check_vector(b_in, w_in.size(0));
+  check_vector(b_out, w_out.size(0));
+  if (keep.defined()) check_same_width(input(keep, x.size(0)), cpu::Matrix{nullptr, dtype_of(x), w_in.size(0)});
+  const Tensor pre = at::empty({x.size(0), w_in.size(0)}, x.options()), y = at::empty({x.size(0), w_out.size(0)}, x.options());
+  const Tensor in_columns = w_in.t(), out_columns = w_out.t();
+  const RowBlocks blocks(x.size(0));
+  blocks.each([&](int64_t first, int64_t last) {
+    const Tensor memory = at::empty({blocks.size, w_in.size(0)}, x.options());
+    for (int64_t block = first; block < last; ++block) {
+      const int64_t n = blocks.rows_of(block);
+      Tensor pre_n = blocks.part(pre, block), y_n = blocks.part(y, block), hidden = blocks.memory(memory, block);
+      at::mm_out(pre_n, blocks.part(x, block), in_columns);
+      cpu::gelu(n, output(pre_n, n), input(b_in, 1), kept(keep, blocks, block), output(hidden, n));
+      at::mm_out(y_n, hidden, out_columns);
+      cpu::add_bias(n, output(y_n, n), input(b_out, 1));
+    }
+  });
+  return {y, pre};
+}
+
+Five backward(const Tensor& grad_, const Tensor& x_, const Tensor& pre_, const Tensor& w_in_, const Tensor& w_out_,
+              const MaybeTensor& keep_, bool x_grad) {
+  const Tensor grad = grad_.contiguous(), x = x_.contiguous(), pre = pre_.contiguous(), w_in = w_in_.contiguous();
+  const Tensor w_out = w_out_.contiguous(), keep = contiguous(keep_);
+  const Tensor at_pre = at::empty_like(pre), hidden = at::empty_like(pre);
+  const Tensor grad_x = x_grad ? at::empty_like(x) : at::empty({0}, x.options());
+  const RowBlocks blocks(x.size(0));
+  blocks.each([&](int64_t first, int64_t last) {
+    for (int64_t block = first; block < last; ++block) {
+      const int64_t n = blocks.rows_of(block);
+      Tensor hidden_n = blocks.part(hidden, block);
+      const Tensor at_pre_n = blocks.part(at_pre, block);
+      // hidden holds its gradient until that is used up
+      at::mm_out(hidden_n, blocks.part(grad, block), w_out);
+      cpu::gelu_backward(n, input(hidden_n, n), input(blocks.part(pre, block), n), kept(keep, blocks, block), output(at_pre_n, n),
+                         output(hidden_n, n));
+      if (x_grad) {
+        Tensor grad_x_n = blocks.part(grad_x, block);
+        at::mm_out(grad_x_n, at_pre_n, w_in);
+      }
+    }
+  });
+  Tensor grad_w_in = at::empty_like(w_in), grad_w_out = at::empty_like(w_out);
+  Tensor grad_b_in = at::empty({w_in.size(0)}, x.options()), grad_b_out = at::empty({w_out.size(0)}, x.options());
+  Tasks tasks;
+  tasks.add([&] {
+    at::mm_out(grad_w_in, at_pre.t(), x);
+    at::sum_out(grad_b_in, at_pre, 0);
+  });
+  tasks.add([&] {
+    at::mm_out(grad_w_out, grad.t(), hidden);
+    at::sum_out(grad_b_out, grad, 0);
+  });
+  tasks.run(x.size(0));
+  return {grad_x, grad_w_in, grad_b_in, grad_w_out, grad_b_out};
+}
+
+Two forward_cpu(const Tensor& x, const Tensor& w_in, const Tensor& b_in, const Tensor& w_out, const Tensor& b_out,
+                const MaybeTensor& keep) {
+  if (!forward_op.serves(x)) return forward_op.in_python<Two>(x, w_in, b_in, w_out, b_out, keep);
+  return forward(x, w_in, b_in, w_out, b_out, keep);
+}
+
+Five backward_cpu(const Tensor& grad, const Tensor& x, const Tensor& pre, const Tensor& w_in, const Tensor& w_out, const MaybeTensor& keep,
+                  bool x_grad) {
+  if (!backward_op.serves(grad)) return backward_op.in_python<Five>(grad, x, pre, w_in, w_out, keep, x_grad);
+  return backward(grad, x, pre, w_in, w_out, keep, x_grad);
+}
+
+const auto& dispatched() {
+  static const auto op = typed_op<decltype(forward_cpu)>("pgm_fast::mlp");
+  return op;
+}
+const auto& dispatched_backward() {
+  static const auto op = typed_op<decltype(backward_cpu)>("pgm_fast::mlp_backward");
+  return op;
+}
+
+struct MLP : torch::autograd::Function<MLP> {
+  static constexpr bool is_traceable = true;
+
+  static variable_list forward(AutogradContext* ctx, const Tensor& x, const Tensor& w_in, const Tensor& b_in, const Tensor& w_out,
+                               const Tensor& b_out, const MaybeTensor& keep) {
+    const at::AutoDispatchBelowADInplaceOrView below;
+    auto [y, pre] = dispatched().call(x, w_in, b_in, w_out, b_out, keep);
+    ctx->save_for_backward({x, pre, w_in, w_out, keep.value_or(Tensor())});
+    ctx->mark_non_differentiable({pre});
+    ctx->set_materialize_grads(false);
+    return {y, pre};
+  }
+
+  static variable_list backward(AutogradContext* ctx, const variable_list& grads) {
+    if (!grads[0].defined()) return variable_list(6);
+    const auto saved = ctx->get_saved_variables();
+    const BelowAutogradUnlessRecorded below;
+    const bool x_grad = ctx->needs_input_grad(0);
+    auto [grad_x, grad_w_in, grad_b_in, grad_w_out, grad_b_out] =
+        dispatched_backward().call(grads[0], saved[0], saved[1], saved[2], saved[3],
+                                   saved[4].defined() ? MaybeTensor(saved[4]) : MaybeTensor(), x_grad);
+    return {x_grad ? grad_x : Tensor(), grad_w_in, grad_b_in, grad_w_out, grad_b_out, Tensor()};
+  }
+};
+
+Two forward_autograd(const Tensor& x, const Tensor& w_in, const Tensor& b_in, const Tensor& w_out, const Tensor& b_out,
+                     const MaybeTensor& keep) {
+  if (!recorded(x, w_in, b_in, w_out, b_out)) {
+    const at::AutoDispatchBelowADInplaceOrView below;
+    return dispatched().call(x, w_in, b_in, w_out, b_out, keep);
+  }
+  const auto made = MLP::apply(x, w_in, b_in, w_out, b_out, keep);
+  return {made[0], made[1]};
+}
+
+}  // namespace
+
+void bind_mlp(py::module_& m) {
+  const auto without_gil = py::call_guard<py::gil_scoped_release>();
+  m.def("mlp", &forward, without_gil);
+  m.def("mlp_backward", &backward, without_gil);
+}
+
+void implement_mlp(torch::Library& cpu, torch::Library& autograd) {
+  cpu.impl("mlp", TORCH_FN(forward_cpu));
+  cpu.impl("mlp_backward", TORCH_FN(backward_cpu));
+  autograd.impl("mlp", TORCH_FN(forward_autograd));
+}
+
+}  // namespace pgm_fast::host
