@@ -146,12 +146,13 @@ def forward(case: Case, run: Callable) -> Callable[[], tuple[Tensor, ...]]:
 
 
 def forward_backward(case: Case, run: Callable) -> Callable[[], tuple[Tensor, ...]]:
-    """Returns the gradients; of the outputs nothing is kept."""
+    """Returns the gradients, of what the run reads; of the outputs nothing is kept."""
     leaves = [x.detach().requires_grad_() for x in case.arguments]
     directions = [torch.randn_like(x) for x in run(*leaves)]
 
     def call():
-        return torch.autograd.grad(run(*leaves), leaves, directions)
+        gradients = torch.autograd.grad(run(*leaves), leaves, directions, allow_unused=True)
+        return tuple(x for x in gradients if x is not None)
 
     return call
 

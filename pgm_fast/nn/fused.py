@@ -6,11 +6,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-__all__ = ["are_plain", "keep_factors", "serves_small_batches"]
+__all__ = ["are_plain", "are_small", "keep_factors", "serves_small_batches"]
 
 # Up to here calls, and threads that wait for each other, cost more than the arithmetic, and the ops for small batches
 # win (benchmarks/bench_uni_paired_block.py, bench_mlp.py).
 MOST_ROWS = 256
+# Numbers of one layer's weights: every thread reads all of them for its few rows, which is slow where they are not in
+# its cache.
+MOST_WEIGHTS = 2**16
 _DTYPES = (torch.float32, torch.float64)
 
 
@@ -22,6 +25,10 @@ def serves_small_batches(x: Tensor) -> bool:
         and x.shape[:-1].numel() <= MOST_ROWS
         and not torch.is_autocast_enabled("cpu")
     )
+
+
+def are_small(*linears: nn.Linear) -> bool:
+    return all(m.in_features * m.out_features <= MOST_WEIGHTS for m in linears)
 
 
 def are_plain(kind: type[nn.Module], *modules: nn.Module) -> bool:

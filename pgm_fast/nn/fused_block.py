@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from .. import ops
 from .decoder import UniPairedDecoder
-from .fused import are_plain, keep_factors, serves_small_batches
+from .fused import are_plain, are_small, keep_factors, serves_small_batches
 from .learners import UniPairedLearners
 from .partitioned_linear import PartitionedLinear
 from .partitioner import ModalPartitioner
@@ -25,8 +25,8 @@ def fused_block(
     """``(f^u, f^p, decoded, loss)`` of these modules by :func:`pgm_fast.ops.uni_paired_block`, None where they are to
     be called one by one.
 
-    They are called one by one on devices other than the CPU, in 16-bit types and under autocast, for large batches,
-    with a part left out or a gate that the op does not know, and wherever somebody looks inside: a module with a hook,
+    They are called one by one on devices other than the CPU, in 16-bit types and under autocast, for large batches
+    or wide layers, with a part left out or a gate that the op does not know, and wherever somebody looks inside: a module with a hook,
     or one that was put in another's place.
     """
     if not serves_small_batches(h):
@@ -46,6 +46,7 @@ def fused_block(
         and are_plain(PartitionedLinear, split)
         and are_plain(UniPairedLearners, learners)
         and are_plain(UniPairedDecoder, decoder)
+        and are_small(*linears)
     ):
         return None
     return ops.uni_paired_block(

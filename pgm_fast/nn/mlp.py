@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from .. import ops
-from .fused import are_plain, keep_factors, serves_small_batches
+from .fused import are_plain, are_small, keep_factors, serves_small_batches
 
 __all__ = ["MLP"]
 
@@ -26,13 +26,13 @@ class MLP(nn.Sequential):
 
     def forward(self, x: Tensor) -> Tensor:
         """``[..., in_features]`` to ``[..., out_features]``."""
-        if serves_small_batches(x) and self._is_plain():
+        if serves_small_batches(x) and self._is_one_op():
             first, _, dropout, second = self
             keep = keep_factors(dropout, x, first.out_features)
             return ops.mlp(x, first.weight, first.bias, second.weight, second.bias, keep)
         return super().forward(x)
 
-    def _is_plain(self) -> bool:
+    def _is_one_op(self) -> bool:
         return (
             len(self) == 4
             and are_plain(nn.Linear, self[0], self[3])
@@ -41,4 +41,5 @@ class MLP(nn.Sequential):
             and are_plain(nn.Dropout, self[2])
             and self[0].bias is not None
             and self[3].bias is not None
+            and are_small(self[0], self[3])
         )

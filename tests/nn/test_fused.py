@@ -68,6 +68,7 @@ def test_a_large_batch_is_left_to_the_modules():
     assert fused.serves_small_batches(torch.empty(fused.MOST_ROWS, 4))
     assert not fused.serves_small_batches(torch.empty(fused.MOST_ROWS + 1, 4))
     assert not fused.serves_small_batches(torch.empty(2, 4, dtype=torch.bfloat16))
+    assert fused.are_small(nn.Linear(256, 256)) and not fused.are_small(nn.Linear(256, 257))
     with torch.autocast("cpu", torch.bfloat16):
         assert mlp(torch.randn(2, 4)).dtype == torch.bfloat16
 
