@@ -25,9 +25,9 @@ def fused_block(
     """``(f^u, f^p, decoded, loss)`` of these modules by :func:`pgm_fast.ops.uni_paired_block`, None where they are to
     be called one by one.
 
-    They are called one by one on devices other than the CPU, in 16-bit types and under autocast, for large batches
-    or wide layers, with a part left out or a gate that the op does not know, and wherever somebody looks inside: a module with a hook,
-    or one that was put in another's place.
+    They are called one by one on devices other than the CPU, in 16-bit types and under autocast, for large batches or
+    wide layers, with a part left out or a gate that the op does not know, and wherever somebody looks inside: a module
+    with a hook, or one that was put in another's place.
     """
     if not serves_small_batches(h):
         return None

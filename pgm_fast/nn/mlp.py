@@ -26,20 +26,21 @@ class MLP(nn.Sequential):
 
     def forward(self, x: Tensor) -> Tensor:
         """``[..., in_features]`` to ``[..., out_features]``."""
-        if serves_small_batches(x) and self._is_one_op():
-            first, _, dropout, second = self
-            keep = keep_factors(dropout, x, first.out_features)
-            return ops.mlp(x, first.weight, first.bias, second.weight, second.bias, keep)
-        return super().forward(x)
+        layers = tuple(self)
+        if not serves_small_batches(x) or len(layers) != 4 or not _are_one_op(*layers):
+            return super().forward(x)
+        first, _, dropout, second = layers
+        keep = keep_factors(dropout, x, first.out_features)
+        return ops.mlp(x, first.weight, first.bias, second.weight, second.bias, keep)
 
-    def _is_one_op(self) -> bool:
-        return (
-            len(self) == 4
-            and are_plain(nn.Linear, self[0], self[3])
-            and are_plain(nn.GELU, self[1])
-            and self[1].approximate == "none"
-            and are_plain(nn.Dropout, self[2])
-            and self[0].bias is not None
-            and self[3].bias is not None
-            and are_small(self[0], self[3])
-        )
+
+def _are_one_op(first: nn.Module, activation: nn.Module, dropout: nn.Module, second: nn.Module) -> bool:
+    return (
+        are_plain(nn.Linear, first, second)
+        and are_plain(nn.GELU, activation)
+        and activation.approximate == "none"
+        and are_plain(nn.Dropout, dropout)
+        and first.bias is not None
+        and second.bias is not None
+        and are_small(first, second)
+    )
