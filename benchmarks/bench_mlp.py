@@ -1,6 +1,6 @@
 """mlp: two layers with GELU between them, eager, under torch.compile and as one op, beside the bare products.
 
-    python benchmarks/bench_mlp.py [--device cpu] [--threads 2] [--quick]
+    python benchmarks/bench_mlp.py [--threads 2] [--quick]
 
 Bare is the two products with neither bias nor GELU. The shapes are those of encoders and heads; the largest is past
 the rows up to which modules take the op (pgm_fast/nn/fused.py).

@@ -1,6 +1,6 @@
 """uni_paired_block: one modality's gate, learners and decoder as one op, beside the ops and layers that it is made of.
 
-    python benchmarks/bench_uni_paired_block.py [--device cpu] [--threads 2] [--quick]
+    python benchmarks/bench_uni_paired_block.py [--threads 2] [--quick]
 
 Eager is plain PyTorch; apart is what modules call past the rows up to which they take the op (pgm_fast/nn/fused.py):
 partitioned_linear, linear layers, layer norms and reconstruction. Bare is the seven products alone.
