@@ -27,14 +27,18 @@ class MLP(nn.Sequential):
     def forward(self, x: Tensor) -> Tensor:
         """``[..., in_features]`` to ``[..., out_features]``."""
         layers = tuple(self)
-        if not serves_small_batches(x) or len(layers) != 4 or not _are_one_op(*layers):
+        # what does not fit the first layer is its to name
+        if not serves_small_batches(x) or not _are_one_op(*layers) or x.shape[-1] != layers[0].in_features:
             return super().forward(x)
         first, _, dropout, second = layers
         keep = keep_factors(dropout, x, first.out_features)
         return ops.mlp(x, first.weight, first.bias, second.weight, second.bias, keep)
 
 
-def _are_one_op(first: nn.Module, activation: nn.Module, dropout: nn.Module, second: nn.Module) -> bool:
+def _are_one_op(*layers: nn.Module) -> bool:
+    if len(layers) != 4:
+        return False
+    first, activation, dropout, second = layers
     return (
         are_plain(nn.Linear, first, second)
         and are_plain(nn.GELU, activation)

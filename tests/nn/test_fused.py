@@ -114,6 +114,11 @@ def test_a_module_in_anothers_place_is_called():
     assert not torch.allclose(before["text"], after["text"], rtol=FP32, atol=FP32)
 
 
+def test_an_input_that_does_not_fit_is_named_by_the_layer():
+    with pytest.raises(RuntimeError, match="2x5 and 6x4"):
+        MLP(6, 4, 2)(torch.randn(2, 5))
+
+
 def test_compiles_whole():
     block, mlp, x = PgMBlock({"text": 6, "audio": 6}), MLP(6, 4, 2), torch.randn(3, 6)
     for module, argument in ((block, {"text": x, "audio": x}), (mlp, x)):
