@@ -47,6 +47,8 @@ def fused_block(
         and are_plain(UniPairedLearners, learners)
         and are_plain(UniPairedDecoder, decoder)
         and are_small(*linears)
+        and _agree(partitioner, learners)
+        and all(part.weight is not None and part.bias is not None for part in (*linears, *norms))
     ):
         return None
     return ops.uni_paired_block(
@@ -64,6 +66,16 @@ def fused_block(
         row_weight=weight,
         through=through,
         eps=learners.uni_norm.eps,
+    )
+
+
+def _agree(partitioner: ModalPartitioner, learners: UniPairedLearners) -> bool:
+    """Whether settings that several modules hold, and that the op takes once, are still the same in all of them."""
+    split = learners.split
+    return (
+        split.activation == "gelu"
+        and split.temperature == partitioner.temperature
+        and learners.uni_norm.eps == learners.paired_norm.eps
     )
 
 

@@ -114,6 +114,37 @@ def test_a_module_in_anothers_place_is_called():
     assert not torch.allclose(before["text"], after["text"], rtol=FP32, atol=FP32)
 
 
+def _no_bias(block):
+    block.learners["text"].uni = nn.Linear(6, 6, bias=False)
+
+
+def _no_affine_norm(block):
+    block.learners["text"].paired_norm = nn.LayerNorm(6, elementwise_affine=False)
+
+
+def _another_eps(block):
+    block.learners["text"].paired_norm.eps = 0.5
+
+
+def _another_temperature(block):
+    block.learners["text"].split.temperature = 0.1
+
+
+def _another_activation(block):
+    block.learners["text"].split.activation = "relu"
+
+
+@pytest.mark.parametrize("change", [_no_bias, _no_affine_norm, _another_eps, _another_temperature, _another_activation])
+def test_a_changed_setting_means_what_it_means_to_the_modules(change, monkeypatch):
+    torch.manual_seed(0)
+    block, x = PgMBlock({"text": 6}), torch.randn(3, 6)
+    change(block)
+    small, _ = block({"text": x})
+    monkeypatch.setattr(fused, "MOST_ROWS", -1)
+    by_modules, _ = block({"text": x})
+    torch.testing.assert_close(small["text"], by_modules["text"], rtol=FP32, atol=FP32)
+
+
 def test_an_input_that_does_not_fit_is_named_by_the_layer():
     with pytest.raises(RuntimeError, match="2x5 and 6x4"):
         MLP(6, 4, 2)(torch.randn(2, 5))
