@@ -13,6 +13,7 @@
 
 #include "autograd.h"
 #include "operands.h"
+#include "registration.h"
 #include "serving.h"
 
 namespace pgm_fast::host {
@@ -241,16 +242,10 @@ Three forward_autograd(const Tensor& student, const Tensor& teacher, const Tenso
 
 }  // namespace
 
-void bind_duc_loss(py::module_& m) {
-  const auto without_gil = py::call_guard<py::gil_scoped_release>();
-  m.def("duc_loss", &forward, without_gil);
-  m.def("duc_loss_backward", &backward, without_gil);
-}
+void bind_duc_loss(py::module_& m) { bind_op<forward, backward>(m, "duc_loss"); }
 
 void implement_duc_loss(torch::Library& cpu, torch::Library& autograd) {
-  cpu.impl("duc_loss", TORCH_FN(forward_cpu));
-  cpu.impl("duc_loss_backward", TORCH_FN(backward_cpu));
-  autograd.impl("duc_loss", TORCH_FN(forward_autograd));
+  implement_op<forward_cpu, backward_cpu, forward_autograd>(cpu, autograd, "duc_loss");
 }
 
 }  // namespace pgm_fast::host

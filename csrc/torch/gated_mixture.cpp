@@ -9,6 +9,7 @@
 
 #include "autograd.h"
 #include "operands.h"
+#include "registration.h"
 #include "serving.h"
 
 namespace pgm_fast::host {
@@ -129,9 +130,7 @@ Three forward_autograd(const Tensor& gate, at::TensorList logits, const MaybeTen
 }  // namespace
 
 void implement_gated_mixture(torch::Library& cpu, torch::Library& autograd) {
-  cpu.impl("gated_mixture", TORCH_FN(forward_cpu));
-  cpu.impl("gated_mixture_backward", TORCH_FN(backward_cpu));
-  autograd.impl("gated_mixture", TORCH_FN(forward_autograd));
+  implement_op<forward_cpu, backward_cpu, forward_autograd>(cpu, autograd, "gated_mixture");
 }
 
 }  // namespace pgm_fast::host

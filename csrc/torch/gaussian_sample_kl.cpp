@@ -5,6 +5,7 @@
 
 #include "autograd.h"
 #include "operands.h"
+#include "registration.h"
 #include "serving.h"
 
 namespace pgm_fast::host {
@@ -139,9 +140,7 @@ Two forward_autograd(const Tensor& mu, const Tensor& logvar, const MaybeTensor& 
 }  // namespace
 
 void implement_gaussian_sample_kl(torch::Library& cpu, torch::Library& autograd) {
-  cpu.impl("gaussian_sample_kl", TORCH_FN(forward_cpu));
-  cpu.impl("gaussian_sample_kl_backward", TORCH_FN(backward_cpu));
-  autograd.impl("gaussian_sample_kl", TORCH_FN(forward_autograd));
+  implement_op<forward_cpu, backward_cpu, forward_autograd>(cpu, autograd, "gaussian_sample_kl");
 }
 
 }  // namespace pgm_fast::host

@@ -11,6 +11,7 @@
 
 #include "autograd.h"
 #include "operands.h"
+#include "registration.h"
 #include "serving.h"
 
 namespace pgm_fast::host {
@@ -165,16 +166,10 @@ Three forward_autograd(const Tensor& a, const Tensor& b, const MaybeTensor& weig
 
 }  // namespace
 
-void bind_info_nce(py::module_& m) {
-  const auto without_gil = py::call_guard<py::gil_scoped_release>();
-  m.def("info_nce", &forward, without_gil);
-  m.def("info_nce_backward", &backward, without_gil);
-}
+void bind_info_nce(py::module_& m) { bind_op<forward, backward>(m, "info_nce"); }
 
 void implement_info_nce(torch::Library& cpu, torch::Library& autograd) {
-  cpu.impl("info_nce", TORCH_FN(forward_cpu));
-  cpu.impl("info_nce_backward", TORCH_FN(backward_cpu));
-  autograd.impl("info_nce", TORCH_FN(forward_autograd));
+  implement_op<forward_cpu, backward_cpu, forward_autograd>(cpu, autograd, "info_nce");
 }
 
 }  // namespace pgm_fast::host

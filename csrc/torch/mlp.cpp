@@ -8,6 +8,7 @@
 
 #include "autograd.h"
 #include "operands.h"
+#include "registration.h"
 #include "row_blocks.h"
 #include "serving.h"
 
@@ -23,19 +24,14 @@ using Five = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor>;
 
 Op forward_op("mlp"), backward_op("mlp_backward");
 
-// What dropout keeps of a block's hidden features; a null matrix is all of them.
-cpu::Matrix kept(const Tensor& keep, const RowBlocks& blocks, int64_t block) {
-  if (!keep.defined()) return {nullptr, cpu::Dtype::float32, 1};
-  return input(blocks.part(keep, block), blocks.rows_of(block));
-}
-Tensor contiguous(const MaybeTensor& x) { return x ? x->contiguous() : Tensor(); }
-
 Two forward(const Tensor& x_, const Tensor& w_in_, const Tensor& b_in_, const Tensor& w_out_, const Tensor& b_out_,
             const MaybeTensor& keep_) {
-  const Tensor x = x_.contiguous(), w_in = w_in_.contiguous(), w_out = w_out_.contiguous(), keep = contiguous(keep_), b_in = b_in_.contiguous(), b_out = b_out_.contiguous();
+  const Tensor x = x_.contiguous(), w_in = w_in_.contiguous(), w_out = w_out_.contiguous();
+  const Tensor b_in = b_in_.contiguous(), b_out = b_out_.contiguous();
+  const MaybeTensor keep = contiguous(keep_);
   check_vector(b_in, w_in.size(0));
   check_vector(b_out, w_out.size(0));
-  if (keep.defined()) check_same_width(input(keep, x.size(0)), cpu::Matrix{nullptr, dtype_of(x), w_in.size(0)});
+  if (keep) check_same_width(input(*keep, x.size(0)), cpu::Matrix{nullptr, dtype_of(x), w_in.size(0)});
   const Tensor pre = at::empty({x.size(0), w_in.size(0)}, x.options()), y = at::empty({x.size(0), w_out.size(0)}, x.options());
   const Tensor in_columns = w_in.t(), out_columns = w_out.t();
   const RowBlocks blocks(x.size(0));
@@ -45,7 +41,7 @@ Two forward(const Tensor& x_, const Tensor& w_in_, const Tensor& b_in_, const Te
       const int64_t n = blocks.rows_of(block);
       Tensor pre_n = blocks.part(pre, block), y_n = blocks.part(y, block), hidden = blocks.memory(memory, block);
       at::mm_out(pre_n, blocks.part(x, block), in_columns);
-      cpu::gelu(n, output(pre_n, n), input(b_in, 1), kept(keep, blocks, block), output(hidden, n));
+      cpu::gelu(n, output(pre_n, n), input(b_in, 1), blocks.kept(keep, block), output(hidden, n));
       at::mm_out(y_n, hidden, out_columns);
       cpu::add_bias(n, output(y_n, n), input(b_out, 1));
     }
@@ -56,7 +52,8 @@ Two forward(const Tensor& x_, const Tensor& w_in_, const Tensor& b_in_, const Te
 Five backward(const Tensor& grad_, const Tensor& x_, const Tensor& pre_, const Tensor& w_in_, const Tensor& w_out_,
               const MaybeTensor& keep_, bool x_grad) {
   const Tensor grad = grad_.contiguous(), x = x_.contiguous(), pre = pre_.contiguous(), w_in = w_in_.contiguous();
-  const Tensor w_out = w_out_.contiguous(), keep = contiguous(keep_);
+  const Tensor w_out = w_out_.contiguous();
+  const MaybeTensor keep = contiguous(keep_);
   const Tensor at_pre = at::empty_like(pre), hidden = at::empty_like(pre);
   const Tensor grad_x = x_grad ? at::empty_like(x) : at::empty({0}, x.options());
   const RowBlocks blocks(x.size(0));
@@ -67,7 +64,7 @@ Five backward(const Tensor& grad_, const Tensor& x_, const Tensor& pre_, const T
       const Tensor at_pre_n = blocks.part(at_pre, block);
       // hidden holds its gradient until that is used up
       at::mm_out(hidden_n, blocks.part(grad, block), w_out);
-      cpu::gelu_backward(n, input(hidden_n, n), input(blocks.part(pre, block), n), kept(keep, blocks, block), output(at_pre_n, n),
+      cpu::gelu_backward(n, input(hidden_n, n), input(blocks.part(pre, block), n), blocks.kept(keep, block), output(at_pre_n, n),
                          output(hidden_n, n));
       if (x_grad) {
         Tensor grad_x_n = blocks.part(grad_x, block);
@@ -148,16 +145,10 @@ Two forward_autograd(const Tensor& x, const Tensor& w_in, const Tensor& b_in, co
 
 }  // namespace
 
-void bind_mlp(py::module_& m) {
-  const auto without_gil = py::call_guard<py::gil_scoped_release>();
-  m.def("mlp", &forward, without_gil);
-  m.def("mlp_backward", &backward, without_gil);
-}
+void bind_mlp(py::module_& m) { bind_op<forward, backward>(m, "mlp"); }
 
 void implement_mlp(torch::Library& cpu, torch::Library& autograd) {
-  cpu.impl("mlp", TORCH_FN(forward_cpu));
-  cpu.impl("mlp_backward", TORCH_FN(backward_cpu));
-  autograd.impl("mlp", TORCH_FN(forward_autograd));
+  implement_op<forward_cpu, backward_cpu, forward_autograd>(cpu, autograd, "mlp");
 }
 
 }  // namespace pgm_fast::host

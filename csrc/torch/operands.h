@@ -23,6 +23,10 @@ inline cpu::Dtype dtype_of(const at::Tensor& x) {
   }
 }
 
+inline std::optional<at::Tensor> contiguous(const std::optional<at::Tensor>& x) {
+  return x ? std::optional<at::Tensor>(x->contiguous()) : std::nullopt;
+}
+
 // What sums of numbers of this dtype are held in.
 inline at::ScalarType accumulation(const at::Tensor& x) { return x.scalar_type() == at::kDouble ? at::kDouble : at::kFloat; }
 

@@ -262,6 +262,8 @@ void bind_partitioned_linear(py::module_& m);
 void bind_reconstruction(py::module_& m);
 void bind_duc_loss(py::module_& m);
 void bind_info_nce(py::module_& m);
+void bind_mlp(py::module_& m);
+void bind_uni_paired_block(py::module_& m);
 void implement_partitioned_linear(torch::Library& cpu, torch::Library& autograd);
 void implement_reconstruction(torch::Library& cpu, torch::Library& autograd);
 void implement_duc_loss(torch::Library& cpu, torch::Library& autograd);
@@ -269,9 +271,7 @@ void implement_info_nce(torch::Library& cpu, torch::Library& autograd);
 void implement_gated_mixture(torch::Library& cpu, torch::Library& autograd);
 void implement_gaussian_sample_kl(torch::Library& cpu, torch::Library& autograd);
 void implement_mlp(torch::Library& cpu, torch::Library& autograd);
-void bind_mlp(py::module_& m);
 void implement_uni_paired_block(torch::Library& cpu, torch::Library& autograd);
-void bind_uni_paired_block(py::module_& m);
 
 namespace {
 

@@ -16,6 +16,7 @@
 
 #include "autograd.h"
 #include "operands.h"
+#include "registration.h"
 #include "serving.h"
 
 namespace pgm_fast::host {
@@ -276,16 +277,10 @@ Four forward_autograd(const Tensor& h, const Tensor& z, const Tensor& w_uni, con
 
 }  // namespace
 
-void bind_partitioned_linear(py::module_& m) {
-  const auto without_gil = py::call_guard<py::gil_scoped_release>();
-  m.def("partitioned_linear", &forward, without_gil);
-  m.def("partitioned_linear_backward", &backward, without_gil);
-}
+void bind_partitioned_linear(py::module_& m) { bind_op<forward, backward>(m, "partitioned_linear"); }
 
 void implement_partitioned_linear(torch::Library& cpu, torch::Library& autograd) {
-  cpu.impl("partitioned_linear", TORCH_FN(forward_cpu));
-  cpu.impl("partitioned_linear_backward", TORCH_FN(backward_cpu));
-  autograd.impl("partitioned_linear", TORCH_FN(forward_autograd));
+  implement_op<forward_cpu, backward_cpu, forward_autograd>(cpu, autograd, "partitioned_linear");
 }
 
 }  // namespace pgm_fast::host

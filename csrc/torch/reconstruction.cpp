@@ -10,6 +10,7 @@
 
 #include "autograd.h"
 #include "operands.h"
+#include "registration.h"
 #include "serving.h"
 
 namespace pgm_fast::host {
@@ -130,16 +131,10 @@ Two forward_autograd(const Tensor& u, const Tensor& p, const Tensor& w_uni, cons
 
 }  // namespace
 
-void bind_reconstruction(py::module_& m) {
-  const auto without_gil = py::call_guard<py::gil_scoped_release>();
-  m.def("reconstruction", &forward, without_gil);
-  m.def("reconstruction_backward", &backward, without_gil);
-}
+void bind_reconstruction(py::module_& m) { bind_op<forward, backward>(m, "reconstruction"); }
 
 void implement_reconstruction(torch::Library& cpu, torch::Library& autograd) {
-  cpu.impl("reconstruction", TORCH_FN(forward_cpu));
-  cpu.impl("reconstruction_backward", TORCH_FN(backward_cpu));
-  autograd.impl("reconstruction", TORCH_FN(forward_autograd));
+  implement_op<forward_cpu, backward_cpu, forward_autograd>(cpu, autograd, "reconstruction");
 }
 
 }  // namespace pgm_fast::host

@@ -6,6 +6,7 @@
 
 #include <algorithm>
 #include <functional>
+#include <optional>
 #include <vector>
 
 #include "operands.h"
@@ -43,6 +44,11 @@ struct RowBlocks {
   at::Tensor memory(const at::Tensor& x, int64_t block) const {
     const int64_t n = rows_of(block);
     return x.size(0) == n ? x : host::rows_of(x, 0, n);
+  }
+  // What dropout keeps of a block's hidden features; a null matrix is all of them.
+  cpu::Matrix kept(const std::optional<at::Tensor>& keep, int64_t block) const {
+    if (!keep) return {nullptr, cpu::Dtype::float32, 1};
+    return input(part(*keep, block), rows_of(block));
   }
 };
 

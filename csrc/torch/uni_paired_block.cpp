@@ -15,6 +15,7 @@
 
 #include "autograd.h"
 #include "operands.h"
+#include "registration.h"
 #include "row_blocks.h"
 #include "serving.h"
 
@@ -67,8 +68,8 @@ struct Operands {
       : h(h_.contiguous()), weight(weights_or_mean(row_weight, h)), temperature(temperature_) {
     for (const Tensor& x : parameters_) parameters.push_back(x.contiguous());
     const at::TensorList all(parameters);
-    learners[0] = {all.slice(2, Learner::count), contiguous(keep_uni)};
-    learners[1] = {all.slice(2 + Learner::count, Learner::count), contiguous(keep_paired)};
+    learners[0] = {all.slice(2, Learner::count), host::contiguous(keep_uni)};
+    learners[1] = {all.slice(2 + Learner::count, Learner::count), host::contiguous(keep_paired)};
     gate_weights = dual ? parameters[0].chunk(2) : Tensors{parameters[0]};
     gate_biases = dual ? parameters[1].chunk(2) : Tensors{parameters[1]};
     for (const Tensor& weight : gate_weights) gate_columns.push_back(weight.t());
@@ -85,10 +86,7 @@ struct Operands {
   int64_t gates() const { return gate_weights[0].size(0); }
   bool dual() const { return gate_weights.size() == 2; }
   const Tensor& decoder_bias() const { return parameters.back(); }
-  const Tensor made(int64_t rows, int64_t width) const { return at::empty({rows, width}, h.options()); }
-
- private:
-  static MaybeTensor contiguous(const MaybeTensor& x) { return x ? MaybeTensor(x->contiguous()) : MaybeTensor(); }
+  Tensor made(int64_t rows, int64_t width) const { return at::empty({rows, width}, h.options()); }
 };
 
 // What backward reads of forward beside the results: gate logits, and of each learner its pre-activations, what is normed, and mean and
@@ -150,12 +148,6 @@ void split_backward(const Operands& x, int64_t n, const Tensor& grad_uni, const 
                                output(grad_logits[0], n), output(grad_logits[1], n), 1);
 }
 
-// What dropout keeps of a block's hidden features; a null matrix is all of them.
-cpu::Matrix kept(const Learner& learner, const RowBlocks& blocks, int64_t block) {
-  if (!learner.keep) return {nullptr, cpu::Dtype::float32, learner.hidden()};
-  return input(blocks.part(*learner.keep, block), blocks.rows_of(block));
-}
-
 Results forward(const Tensor& h, const Tensors& parameters, const MaybeTensor& keep_uni, const MaybeTensor& keep_paired,
                 const MaybeTensor& row_weight, bool dual, bool /*through*/, double temperature, double eps) {
   const Operands x(h, parameters, keep_uni, keep_paired, row_weight, dual, temperature);
@@ -186,10 +178,10 @@ Results forward(const Tensor& h, const Tensors& parameters, const MaybeTensor& k
         Tensor x_n = blocks.part(saved.pre_activation(side), block), y_n = blocks.part(saved.before_norm(side), block);
         Tensor hidden_n = blocks.memory(hidden[side], block), f_n = blocks.part(features[side], block);
         at::mm_out(x_n, parts_n[side], learner.in_columns);
-        cpu::gelu(n, output(x_n, n), vector_of(learner[Learner::in_bias]), kept(learner, blocks, block), output(hidden_n, n));
+        cpu::gelu(n, output(x_n, n), vector_of(learner[Learner::in_bias]), blocks.kept(learner.keep, block), output(hidden_n, n));
         at::mm_out(y_n, hidden_n, learner.out_columns);
-        cpu::layer_norm(n, output(y_n, n), vector_of(learner[Learner::out_bias]), vector_of(learner[Learner::norm_weight]), vector_of(learner[Learner::norm_bias]), eps,
-                        output(f_n, n), saved.mean(side, begin), saved.rstd(side, begin));
+        cpu::layer_norm(n, output(y_n, n), vector_of(learner[Learner::out_bias]), vector_of(learner[Learner::norm_weight]),
+                        vector_of(learner[Learner::norm_bias]), eps, output(f_n, n), saved.mean(side, begin), saved.rstd(side, begin));
         at::addmm_out(decoded_n, decoded_n, f_n, learner.decoder_columns, side);
       }
       cpu::reconstruction_loss(n, output(decoded_n, n), vector_of(x.decoder_bias()), input(h_n, n), weights_from(x.weight, begin),
@@ -254,7 +246,7 @@ Gradients backward(const Tensor& grad_uni, const Tensor& grad_paired, const Tens
                                  vector_of(learner[Learner::norm_weight]), output(by_norm, n));
         // hidden holds its gradient until that is used up
         at::mm_out(hidden_n, by_norm, learner[Learner::out_weight]);
-        cpu::gelu_backward(n, input(hidden_n, n), input(x_n, n), kept(learner, blocks, block), output(by_x, n), output(hidden_n, n));
+        cpu::gelu_backward(n, input(hidden_n, n), input(x_n, n), blocks.kept(learner.keep, block), output(by_x, n), output(hidden_n, n));
         at::mm_out(at_part, by_x, learner[Learner::in_weight]);
       }
       split_backward(x, n, at_parts_n[0], at_parts_n[1], h_n, logits, grad_h_n, by_logits, spare_n);
@@ -377,16 +369,10 @@ Results forward_autograd(const Tensor& h, at::TensorList parameters, const Maybe
 
 }  // namespace
 
-void bind_uni_paired_block(py::module_& m) {
-  const auto without_gil = py::call_guard<py::gil_scoped_release>();
-  m.def("uni_paired_block", &forward, without_gil);
-  m.def("uni_paired_block_backward", &backward, without_gil);
-}
+void bind_uni_paired_block(py::module_& m) { bind_op<forward, backward>(m, "uni_paired_block"); }
 
 void implement_uni_paired_block(torch::Library& cpu, torch::Library& autograd) {
-  cpu.impl("uni_paired_block", TORCH_FN(forward_cpu));
-  cpu.impl("uni_paired_block_backward", TORCH_FN(backward_cpu));
-  autograd.impl("uni_paired_block", TORCH_FN(forward_autograd));
+  implement_op<forward_cpu, backward_cpu, forward_autograd>(cpu, autograd, "uni_paired_block");
 }
 
 }  // namespace pgm_fast::host
