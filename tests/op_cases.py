@@ -150,10 +150,11 @@ def _plain_mixture(gate, *logits, scored=False):
 
 
 def _labels(*logits):
-    """A class per row; of arguments that are wrong on purpose the largest is asked."""
+    """A class per row; of arguments that are wrong on purpose the first that holds something is asked."""
     tensors = [x for x in logits if isinstance(x, torch.Tensor)]
-    rows, classes = max([tuple(x.shape) for x in tensors])
-    return (7 * torch.arange(rows, device=tensors[0].device)) % classes
+    asked = next((x for x in tensors if x.numel()), tensors[0])
+    rows, classes = asked.shape
+    return (7 * torch.arange(rows, device=asked.device)) % classes
 
 
 def _teacher(student):

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import ConfigError
+from ..ops.row_weights import equal_weights
 from .contrastive import cross_modal_info_nce
 from .decoder import UniPairedDecoder
 from .fused_block import fused_block
@@ -143,7 +144,7 @@ class PgMBlock(nn.Module):
         if presence:
             if weight is None:
                 first = next(iter(presence.values()))
-                weight = torch.full(first.shape, 1.0 / max(first.numel(), 1), device=first.device)
+                weight = equal_weights(first.shape, first.numel(), device=first.device)
             modality_weight = {m: among(weight, p) for m, p in presence.items()}
         out = self.run(representations, presence, weight, modality_weight)
         return out.representations, out.losses

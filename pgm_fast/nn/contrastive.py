@@ -10,6 +10,8 @@ import torch.distributed
 from torch import Tensor
 
 from .. import ops
+from ..ops.row_weights import equal_weights
+from ..ops.tracing import surely
 from .weights import among, world_size
 
 __all__ = ["cross_modal_info_nce"]
@@ -54,13 +56,13 @@ def cross_modal_info_nce(
     world = world_size()
     rows = next(iter(embeddings.values()))
     if weight is None and (world > 1 or presence):
-        weight = torch.full(rows.shape[:1], 1.0 / max(rows.shape[0], 1), device=rows.device)
+        weight = equal_weights(rows.shape[:1], rows.shape[0], device=rows.device)
     if world > 1:
         embeddings = {m: _joined(x) for m, x in embeddings.items()}
         presence = {m: _joined(x.to(torch.uint8)) > 0 for m, x in presence.items()}
         weight = _joined(weight) / world
     rows = next(iter(embeddings.values())).shape[0]
-    at_once = max(1, PRODUCTS // max(rows * rows, 1))
+    at_once = next((count for count in range(len(pairs), 1, -1) if surely(count * rows * rows <= PRODUCTS)), 1)
     losses = []
     for first in range(0, len(pairs), at_once):
         some = pairs[first : first + at_once]

@@ -10,6 +10,7 @@ import torch.distributed
 from torch import Tensor
 
 from .. import ops
+from ..ops.row_weights import equal_weights
 from .weights import among, world_size
 
 __all__ = ["cross_modal_duc"]
@@ -46,9 +47,9 @@ def cross_modal_duc(
     n, world = first.shape[0], world_size()
     presence = presence or {}
     if weight is None:
-        weight = torch.full((n,), 1.0 / max(n, 1), device=first.device)
+        weight = equal_weights(first.shape[:1], n, device=first.device)
     rank = torch.distributed.get_rank() if world > 1 else 0
-    rows = (rank * n, (rank + 1) * n)
+    rows = (rank * n, (rank + 1) * n) if world > 1 else None
     if world > 1:
         representations = {m: _among_all(x, rank, world) for m, x in representations.items()}
         presence = {m: _gathered(x.to(torch.uint8), world) > 0 for m, x in presence.items()}

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from ..ops.tracing import surely
 
 __all__ = ["are_plain", "are_small", "keep_factors", "serves_small_batches"]
 
@@ -22,7 +26,7 @@ def serves_small_batches(x: Tensor) -> bool:
     return (
         x.device.type == "cpu"
         and x.dtype in _DTYPES
-        and x.shape[:-1].numel() <= MOST_ROWS
+        and surely(math.prod(x.shape[:-1]) <= MOST_ROWS)
         and not torch.is_autocast_enabled("cpu")
     )
 

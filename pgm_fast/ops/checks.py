@@ -87,11 +87,12 @@ def check_temperature(value: object) -> float:
         TypeError: not a Python number (a tensor would force a synchronisation).
         ValueError: not finite or not positive.
     """
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
+    if isinstance(value, bool) or not isinstance(value, (int, float, torch.SymFloat)):
         raise TypeError(f"temperature must be a Python float, got {type(value).__name__}")
-    if not math.isfinite(value) or value <= 0:
+    # a comparison, unlike math.isfinite, may be recorded for a number that changes between the calls of a graph
+    if not 0 < value < math.inf:
         raise ValueError(f"temperature must be finite and > 0, got {value}")
-    return float(value)
+    return float(value) if isinstance(value, int) else value
 
 
 def autocast_dtype(x: Tensor) -> torch.dtype | None:

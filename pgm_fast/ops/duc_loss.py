@@ -17,6 +17,8 @@ from .checks import check_features, check_temperature, check_tensor
 from .gates import accumulation_dtype
 from .native import refuse_mixed_precision, register_host
 from .registration import define, define_autograd, define_backward
+from .row_weights import weights_or_mean
+from .tracing import surely
 from .triton import TRITON_PRODUCT_DTYPES, register_triton
 
 __all__ = ["duc_loss"]
@@ -76,12 +78,11 @@ def duc_loss(
     if weight is not None:
         check_tensor("weight", weight, shape=(student.shape[0],), like=student)
         weight = weight.detach()
-    begin, end = (0, student.shape[0]) if rows is None else rows
-    if not 0 <= begin <= end <= student.shape[0]:
+    begin, end = (0, -1) if rows is None else rows
+    if rows is not None and not 0 <= begin <= end <= student.shape[0]:
         raise ValueError(f"rows must be (begin, end) with 0 <= begin <= end <= {student.shape[0]}, got {rows}")
-    end = -1 if rows is None else end
     learns = torch.is_grad_enabled() and (student.requires_grad or teacher.requires_grad)
-    keep = learns and student.shape[0] ** 2 <= _KEPT_PRODUCTS.get(student.device.type, -1)
+    keep = learns and surely(student.shape[0] ** 2 <= _KEPT_PRODUCTS.get(student.device.type, -1))
     return _duc_loss(student, teacher, dims, reverse_dims, weight, begin, end, temperature, keep)[0]
 
 
@@ -104,13 +105,6 @@ def _chosen(x: Tensor, dims: Tensor) -> Tensor:
 
 def _any(dims: Tensor) -> Tensor | float:
     return dims.any() if dims.dtype == torch.bool else float(dims.shape[0] > 0)
-
-
-def _weights(weight: Tensor | None, x: Tensor) -> Tensor:
-    dtype = accumulation_dtype(x.dtype)
-    if weight is None:
-        return x.new_full((x.shape[0],), 1.0 / max(x.shape[0], 1), dtype=dtype)
-    return weight.to(dtype)
 
 
 def _logits(student: Tensor, teacher: Tensor, counted: Tensor, temperature: float) -> Tensor:
@@ -162,7 +156,7 @@ def _one_way_backward(grad, student, teacher, dims, w, kept, begin, end, tempera
 
 
 def _reference(student, teacher, dims, reverse_dims, weight, begin, end, temperature, keep_gradient):
-    w, end = _weights(weight, student), _end(end, student)
+    w, end = weights_or_mean(weight, student), _end(end, student)
     loss, kept = _one_way(student, teacher, dims, w, begin, end, temperature, keep_gradient)
     if reverse_dims is None:
         return loss, kept, kept.new_empty(0)
@@ -173,7 +167,7 @@ def _reference(student, teacher, dims, reverse_dims, weight, begin, end, tempera
 def _reference_backward(
     grad, student, teacher, dims, reverse_dims, weight, kept, reverse_kept, begin, end, temperature
 ) -> tuple[Tensor, Tensor]:
-    w, end = _weights(weight, student), _end(end, student)
+    w, end = weights_or_mean(weight, student), _end(end, student)
     by_student = _one_way_backward(grad, student, teacher, dims, w, kept, begin, end, temperature)
     if reverse_dims is None:
         return by_student, student.new_empty(0)

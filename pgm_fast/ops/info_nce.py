@@ -16,6 +16,7 @@ from .checks import check_features, check_temperature, check_tensor
 from .gates import accumulation_dtype
 from .native import register_host
 from .registration import define, define_autograd, define_backward
+from .row_weights import weights_or_mean
 
 __all__ = ["info_nce"]
 
@@ -67,19 +68,13 @@ def _logits(a: Tensor, b: Tensor, temperature: float) -> Tensor:
         return (a @ b.mT) / temperature
 
 
-def _weights(weight: Tensor | None, a: Tensor) -> Tensor:
-    if weight is None:
-        return a.new_full(a.shape[:-1], 1.0 / max(a.shape[-2], 1))
-    return weight.to(a.dtype)
-
-
 def _reference(
     a: Tensor, b: Tensor, weight: Tensor | None, temperature: float, normalize: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
     a, b = _operands(a, b, normalize)
     if a.shape[-2] == 0:
         return a.new_zeros(a.shape[:-2]), a.new_zeros(a.shape[:-1]), a.new_zeros(a.shape[:-1])
-    logits, w = _logits(a, b, temperature), _weights(weight, a)
+    logits, w = _logits(a, b, temperature), weights_or_mean(weight, a)
     counted = w != 0
     rows = logits.masked_fill(~counted.unsqueeze(-2), -torch.inf).logsumexp(-1)
     columns = logits.masked_fill(~counted.unsqueeze(-1), -torch.inf).logsumexp(-2)
@@ -99,7 +94,7 @@ def _reference_backward(
     normalize: bool,
 ) -> tuple[Tensor, Tensor]:
     a_hat, b_hat = _operands(a, b, normalize)
-    logits, w = _logits(a_hat, b_hat, temperature), _weights(weight, a_hat)
+    logits, w = _logits(a_hat, b_hat, temperature), weights_or_mean(weight, a_hat)
     counted = w != 0
     pair = counted.unsqueeze(-2) & counted.unsqueeze(-1)
     by_rows = (logits - rows.unsqueeze(-1)).exp() * w.unsqueeze(-1)

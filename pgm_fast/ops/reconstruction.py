@@ -7,13 +7,13 @@ This project's reconstruction of PgM's decoder.
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from .checks import autocast_dtype, check_features, check_same_dtype, check_tensor
 from .gates import accumulation_dtype
 from .native import register_host
 from .registration import define, define_autograd, define_backward
+from .row_weights import weights_or_mean
 from .triton import TRITON_PRODUCT_DTYPES, register_triton
 
 __all__ = ["reconstruction"]
@@ -70,27 +70,20 @@ def reconstruction(
     return decoded if len(leading) == 1 else decoded.reshape(*leading, d), loss
 
 
-def _weights(row_weight: Tensor | None, decoded: Tensor, dtype: torch.dtype) -> Tensor:
-    rows = decoded.shape[0]
-    if row_weight is None:
-        return torch.full((rows, 1), 1.0 / max(rows, 1), dtype=dtype, device=decoded.device)
-    return row_weight.to(dtype).unsqueeze(1)
-
-
 def reference(u, p, w_uni, w_paired, bias, target, row_weight):
     decoded = u @ w_uni.t() + p @ w_paired.t()
     if bias is not None:
         decoded = decoded + bias
     dtype = accumulation_dtype(u.dtype)
     residual = decoded.to(dtype) - target
-    loss = (residual.square() * _weights(row_weight, decoded, dtype)).sum() / decoded.shape[1]
+    loss = (residual.square() * weights_or_mean(row_weight, decoded).unsqueeze(1)).sum() / decoded.shape[1]
     return decoded, loss.to(dtype)
 
 
 def reference_backward(grad_decoded, grad_loss, u, p, w_uni, w_paired, decoded, target, row_weight, target_grad):
     dtype = accumulation_dtype(u.dtype)
     residual = decoded.to(dtype) - target
-    by_loss = residual * (_weights(row_weight, decoded, dtype) * (2.0 / decoded.shape[1])) * grad_loss
+    by_loss = residual * (weights_or_mean(row_weight, decoded).unsqueeze(1) * (2.0 / decoded.shape[1])) * grad_loss
     grad = (grad_decoded.to(dtype) + by_loss).to(u.dtype)
     return (
         grad @ w_uni,

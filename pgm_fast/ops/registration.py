@@ -8,6 +8,7 @@ from collections.abc import Callable
 import torch
 
 from .. import backends, host
+from .tracing import records_formula
 
 __all__ = ["connect_host", "define", "define_autograd", "define_backward", "schemas"]
 
@@ -16,7 +17,9 @@ schemas: dict[str, str] = {}  # of every op that is defined
 
 
 def define(schema: str, reference: Callable, fake: Callable):
-    """Defines ``pgm_fast::<name>`` from its schema and returns the op.
+    """Defines ``pgm_fast::<name>`` from its schema and returns a function that calls it.
+
+    It may also call the reference itself, see :func:`~pgm_fast.ops.tracing.records_formula`.
 
     Args:
         schema: ``name(Tensor h, ...) -> ...``; the first argument is the tensor, or the list of tensors, whose device
@@ -38,13 +41,19 @@ def define(schema: str, reference: Callable, fake: Callable):
     if compiled is not None:
         compiled.set_dispatch(name, dispatch)
     torch.library.register_fake(f"pgm_fast::{name}", fake, lib=_library)
-    return getattr(torch.ops.pgm_fast, name).default
+    op = getattr(torch.ops.pgm_fast, name).default
+
+    def call(*args):
+        return reference(*args) if records_formula(args) else op(*args)
+
+    call.__name__ = call.__qualname__ = name
+    return call
 
 
 def define_backward(schema: str, reference: Callable, fake: Callable):
     """As :func:`define`, for an op that computes gradients: asking for gradients of those is an error, not zero."""
-    op = define(schema, reference, fake)
-    name = schema.partition("_backward(")[0]
+    call = define(schema, reference, fake)
+    name = call.__name__.removesuffix("_backward")
 
     def refuse(ctx, *grads):
         raise RuntimeError(
@@ -52,13 +61,15 @@ def define_backward(schema: str, reference: Callable, fake: Callable):
             "derivative is needed (a gradient penalty, say)"
         )
 
-    torch.library.register_autograd(op, refuse, lib=_library)
-    return op
+    define_autograd(call, None, refuse)
+    return call
 
 
-def define_autograd(op, setup_context: Callable, backward: Callable) -> None:
-    """Gives ``op`` its derivative; ``backward`` calls another op, so that it is one node to ``torch.compile`` too."""
-    torch.library.register_autograd(op, backward, setup_context=setup_context, lib=_library)
+def define_autograd(call: Callable, setup_context: Callable | None, backward: Callable) -> None:
+    """Gives the op that ``call`` calls, of :func:`define`, its derivative; ``backward`` calls another op, so that it is
+    one node to ``torch.compile`` too."""
+    name = f"pgm_fast::{call.__name__}"
+    torch.library.register_autograd(name, backward, setup_context=setup_context, lib=_library)
 
 
 def connect_host() -> None:

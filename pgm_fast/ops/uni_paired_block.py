@@ -127,8 +127,8 @@ def _check_gates(weight: Tensor, bias: Tensor, h: Tensor, dual: bool) -> None:
     d = h.shape[-1]
     check_tensor("gate_weight", weight, shape=(None, d), like=h)
     check_tensor("gate_bias", bias, shape=(weight.shape[0],), like=h)
-    gates, rest = divmod(weight.shape[0], 1 + dual)
-    if gates == 0 or rest or d % gates:
+    gates = weight.shape[0] // (1 + dual)
+    if gates == 0 or weight.shape[0] % (1 + dual) or d % gates:
         raise ValueError(
             f"gate_weight must have as many rows as gates, whose number divides the width of h ({d})"
             f"{', twice' if dual else ''}; got {weight.shape[0]}"
