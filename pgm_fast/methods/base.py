@@ -50,7 +50,7 @@ class Stage:
         optimizer: name registered in ``train/optimizers.py``, None for ``train.optimizer``.
         weight_decay: None for ``train.weight_decay``.
         schedule: ``constant``, ``cosine``, ``plateau`` or ``step``, None for ``train.schedule``.
-        schedule_options: numbers of that schedule, see :class:`~pgm_fast.train.optimizers.Schedule`.
+        schedule_options: settings of that schedule, see :class:`~pgm_fast.train.optimizers.Schedule`.
         patience: epochs without a better validation score before the stage ends, 0 for never, None for
             ``train.patience``.
     """
@@ -61,7 +61,7 @@ class Stage:
     optimizer: str | None = None
     weight_decay: float | None = None
     schedule: str | None = None
-    schedule_options: dict[str, float] = field(default_factory=dict)
+    schedule_options: dict[str, float | str] = field(default_factory=dict)
     patience: int | None = None
 
 

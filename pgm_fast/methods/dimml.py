@@ -52,7 +52,7 @@ class DIMMLConfig:
     optimizer: str = "auto"  # of both stages: adamw, sgd; auto for train.optimizer
     weight_decay: Optional[float] = None  # null for train.weight_decay
     schedule: str = "auto"  # constant, cosine, plateau, step; auto for train.schedule
-    schedule_options: dict[str, float] = field(default_factory=dict)  # of dimml.schedule: {every: 70, factor: 0.1}
+    schedule_options: dict[str, Any] = field(default_factory=dict)  # of dimml.schedule: {every: 70, factor: 0.1}
     patience: int = 0  # epochs without a better validation score that end a stage; 0 for never, as published
     # {modality, shared or "*": {encoder or head: factor on train.lr}}
     rates: dict[str, dict[str, float]] = field(default_factory=dict)

@@ -267,8 +267,12 @@ class DMIL(Method):
             ]
             plateau = {}
             if config.schedule == "plateau":
-                numbers = {"factor": config.plateau_factor[number], "patience": config.plateau_patience[number]}
-                plateau = {"schedule": "plateau", "schedule_options": numbers}
+                options = {
+                    "factor": config.plateau_factor[number],
+                    "patience": config.plateau_patience[number],
+                    "monitor": config.plateau_monitor,
+                }
+                plateau = {"schedule": "plateau", "schedule_options": options}
             stages.append(Stage(name, kept, config.stage_epochs[number] or None, **plateau))
         return stages
 

@@ -43,7 +43,8 @@ class DMILConfig:
     stage_rates: List[float] = _three(3.0, 3.0, 3.0)  # factors on train.lr; 3 did best in validation on digits
     schedule: str = "train"  # train: as train.schedule says; plateau: by the two lists below
     plateau_factor: List[float] = _three(0.2, 0.1, 0.1)  # plateau: times this
-    plateau_patience: List[int] = _three(2, 1, 10)  # plateau: after this many epochs without a better score
+    plateau_patience: List[int] = _three(2, 1, 10)  # plateau: after this many epochs without a better monitor
+    plateau_monitor: str = "loss"  # of the fused output on validation: loss (as released), score (train.monitor)
     task_weight: List[float] = _three(0.0, 1.0, 1.0)  # loss of the gated output
     uni_weight: List[float] = _three(1.0, 0.0, 0.5)  # loss of each M
     kl_weight: List[float] = _three(0.02, 0.0, 0.02)  # divergence of each M and each N
@@ -52,7 +53,8 @@ class DMILConfig:
     rebuild_weight: List[float] = _three(0.0, 0.005, 0.001)  # mean of each M rebuilt from R and its U
     component_weight: List[float] = _three(0.0, 0.5, 0.8)  # loss of each component: every U, R and S
     gate_weight: List[float] = _three(0.0, 0.0, 0.0)  # our extension, not published: see DMIL
-    # modality -> factor on kl_weight and reconstruction_weight in the first stage; 1 where not named
+    # modality -> factor on kl_weight and reconstruction_weight in the first stage; 1 where not named.
+    # As released: 0.4 for the pictures, which are its first modality, and 2 for the sound.
     modality_weight: Dict[str, float] = field(default_factory=dict)
     # {modality, shared or "*": {encoder, partitioner, uni, paired, decoder or head: factor on the stage's rate}}
     rates: Dict[str, Dict[str, float]] = field(default_factory=dict)
@@ -83,6 +85,8 @@ def check_config(config: DMILConfig, spec: DataSpec) -> None:
             raise ConfigError(f"dmil.modality_weight of {name!r} is {value}, must be a finite number >= 0")
     if config.schedule not in ("train", "plateau"):
         raise ConfigError(f"dmil.schedule is {config.schedule!r}, must be train or plateau")
+    if config.plateau_monitor not in ("loss", "score"):
+        raise ConfigError(f"dmil.plateau_monitor is {config.plateau_monitor!r}, must be loss or score")
 
 
 class Term(NamedTuple):

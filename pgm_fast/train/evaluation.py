@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from dataclasses import fields
 from typing import Any
@@ -12,13 +13,14 @@ from torch import Tensor
 
 from ..data.batch import Batch
 from ..methods.base import Method, Output
+from ..methods.tasks import task_rows
 from .distributed import Ranks
 from .gates import synergy_score
 from .losses import LossTable
 from .metrics import evaluate_predictions
 from .predictions import Predictions
 
-__all__ = ["collect", "measure"]
+__all__ = ["collect", "fused_loss", "measure"]
 
 _DICTS = ("unimodal", "further", "embeddings", "shares", "gates", "features", "presence")
 
@@ -72,6 +74,16 @@ def measure(predictions: Predictions, task: str, num_outputs: int) -> dict[str, 
     scores = {**evaluate_predictions(task, predictions, num_outputs), "losses": dict(predictions.losses)}
     synergy = synergy_score(predictions, task)
     return scores if synergy is None else {**scores, "synergy_score": synergy}
+
+
+def fused_loss(predictions: Predictions, task: str) -> float:
+    """The task's loss of the fused output, a mean over rows whatever the method trains on; for retrieval its total
+    loss."""
+    if predictions.logits is None or predictions.labels is None:
+        return predictions.losses.get("total", math.inf)
+    labels = torch.from_numpy(predictions.labels)
+    logits = torch.from_numpy(predictions.logits)
+    return float(task_rows(task, logits, labels.reshape(logits.shape) if labels.is_floating_point() else labels).mean())
 
 
 def _flat(batch: Batch, output: Output, features: bool) -> list[tuple[str, Tensor]]:

@@ -16,7 +16,7 @@ from ..methods.base import Method, Stage
 from . import checkpoints
 from .config import Config
 from .distributed import Ranks
-from .evaluation import collect, measure
+from .evaluation import collect, fused_loss, measure
 from .folder import RunFolder
 from .guard import DelayedReading, UpdateGuard
 from .losses import LossTable
@@ -266,7 +266,7 @@ class Training:
         self.ranks.share_buffers(self.method)
         result = self._validate()
         rates = {group["name"]: group["lr"] for group in self.optimizer.param_groups}
-        self.schedule.epoch(result["score"])
+        self.schedule.epoch(result["score"], result["fused_loss"])
         seconds = train_seconds + time.perf_counter() - now
         record = {
             "stage": self.stage.name,
@@ -321,6 +321,7 @@ class Training:
             "shares": mean_shares(predictions),
             "score": score(spec.task, valid["fused"], monitor),
             "loss": valid["losses"].get("total", math.inf),
+            "fused_loss": fused_loss(predictions, spec.task),
             "unimodal": {m: score(spec.task, metrics) for m, metrics in valid["unimodal"].items()},
         }
 

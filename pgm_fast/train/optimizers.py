@@ -12,15 +12,17 @@ from torch.optim.lr_scheduler import LambdaLR, ReduceLROnPlateau, StepLR
 from ..errors import ConfigError
 from ..optim import MultiRateAdamW, MultiRateOptimizer, MultiRateSGD
 
-__all__ = ["OPTIMIZERS", "SCHEDULES", "Schedule", "build_optimizer", "cosine_factor"]
+__all__ = ["MONITORS", "OPTIMIZERS", "SCHEDULES", "Schedule", "build_optimizer", "cosine_factor"]
 
 MOMENTUM = 0.9
 FINAL_FACTOR = 0.01  # the cosine ends at this part of the base rate
 
-SCHEDULES: dict[str, dict[str, float]] = {
+MONITORS = ("score", "loss")  # of the fused output on validation: the monitored metric, the task's loss
+
+SCHEDULES: dict[str, dict[str, float | str]] = {
     "constant": {},
     "cosine": {},
-    "plateau": {"factor": 0.3, "patience": 5},
+    "plateau": {"factor": 0.3, "patience": 5, "monitor": "score"},
     "step": {"factor": 0.1, "every": 30},
 }
 """name -> its numbers and their defaults."""
@@ -69,15 +71,16 @@ class Schedule:
 
     Args:
         name: ``constant``; ``cosine`` with warm-up, per step; ``plateau``: times ``factor`` (0.3) after more than
-            ``patience`` (5) epochs without a better validation score; ``step``: times ``factor`` (0.1) after each
-            ``every`` (30) epochs.
+            ``patience`` (5) epochs without a better ``monitor`` of the fused output on validation (``score``: the
+            metric that ``train.monitor`` names; ``loss``: the task's loss, which goes on falling where a metric of few
+            rows stands still); ``step``: times ``factor`` (0.1) after each ``every`` (30) epochs.
         optimizer: its groups' present rates are the base rates.
         total_steps: steps of the stage.
         warmup_steps: cosine only; at most half of the stage.
-        options: numbers in place of those defaults.
+        options: in place of those defaults.
 
     Raises:
-        ConfigError: unknown name, or an option that the schedule does not have.
+        ConfigError: unknown name, or an option that the schedule does not have or take.
     """
 
     def __init__(
@@ -86,7 +89,7 @@ class Schedule:
         optimizer: Optimizer,
         total_steps: int,
         warmup_steps: int = 0,
-        options: Mapping[str, float] | None = None,
+        options: Mapping[str, float | str] | None = None,
     ):
         if name not in SCHEDULES:
             raise ConfigError(f"train.schedule is {name!r}, must be one of {', '.join(SCHEDULES)}")
@@ -95,13 +98,16 @@ class Schedule:
             takes = ", ".join(SCHEDULES[name]) or "none"
             raise ConfigError(f"schedule {name} has no option {', '.join(unknown)}; it takes {takes}")
         numbers = {**SCHEDULES[name], **(options or {})}
+        self.monitor = numbers.get("monitor", "score")
+        if self.monitor not in MONITORS:
+            raise ConfigError(f"monitor of schedule {name} is {self.monitor!r}, must be one of {', '.join(MONITORS)}")
         self._per_step: LambdaLR | None = None
         self._per_epoch: ReduceLROnPlateau | StepLR | None = None
         if name == "cosine":
             warmup = min(warmup_steps, total_steps // 2)
             self._per_step = LambdaLR(optimizer, lambda step: cosine_factor(step, total_steps, warmup))
         elif name == "plateau":
-            # Scores may be negative (an error, negated), where a relative threshold would call an equal score better.
+            # Both may be negative (an error, negated), where a relative threshold would call an equal one better.
             self._per_epoch = ReduceLROnPlateau(
                 optimizer,
                 mode="max",
@@ -118,10 +124,10 @@ class Schedule:
         if self._per_step is not None:
             self._per_step.step()
 
-    def epoch(self, score: float) -> None:
-        """After every validation, with its score (larger is better)."""
+    def epoch(self, score: float, loss: float) -> None:
+        """After every validation, with the fused output's score (larger is better) and task loss."""
         if isinstance(self._per_epoch, ReduceLROnPlateau):
-            self._per_epoch.step(score)
+            self._per_epoch.step(score if self.monitor == "score" else -loss)
         elif self._per_epoch is not None:
             self._per_epoch.step()
 

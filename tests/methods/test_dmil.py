@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from tolerances import FP64, ROW_WEIGHT_FP32, ROW_WEIGHT_TOTAL_FP32
 
 from pgm_fast.errors import ConfigError
 from pgm_fast.methods import DMILConfig, ModelConfig, build
+from pgm_fast.methods.dmil_config import loss_terms
 from pgm_fast.train.configure import make_config
 
 D = 6
@@ -134,11 +136,18 @@ def test_every_loss_and_its_weight_is_the_published_one(make_batch, modalities, 
         torch.testing.assert_close(out.logits, alone, rtol=FP64, atol=FP64)
 
 
-def test_the_effective_weights_of_the_first_stage_for_two_modalities():
-    """0.008 and 0.04 for the divergences, 0.002 and 0.01 for the reconstructions: the factors 0.4 and 2."""
-    config = DMILConfig()
-    assert [f * config.kl_weight[0] for f in (0.4, 2.0)] == pytest.approx([0.008, 0.04], abs=FP64)
-    assert [f * config.reconstruction_weight[0] for f in (0.4, 2.0)] == pytest.approx([0.002, 0.01], abs=FP64)
+def test_the_published_example_weighs_pictures_and_sound_as_released():
+    """Stage 1: KL(M) + KL(N) 0.008 and 0.04, reconstruction 0.002 and 0.01, the pictures first."""
+    published = Path(__file__).resolve().parents[2] / "examples" / "dmil_published.yaml"
+    command = next(line for line in published.read_text().splitlines() if "modality_weight={" in line)
+    given = dict(item.split(": ") for item in command.split("modality_weight={")[1].split("}")[0].split(", "))
+    config = DMILConfig(modality_weight={name: float(factor) for name, factor in given.items()})
+    weights = {(term.name, term.modality): term.weight for term in loss_terms(config, ["vision", "audio"], 0)}
+    for modality, divergence, reconstruction in (("vision", 0.008, 0.002), ("audio", 0.04, 0.01)):
+        for kind in ("kl_predictive", "kl_rest"):
+            assert weights[f"{kind}/{modality}", modality] == pytest.approx(divergence, abs=FP64)
+        assert weights[f"reconstruction/{modality}", modality] == pytest.approx(reconstruction, abs=FP64)
+        assert weights[f"uni/{modality}", modality] == 1.0
 
 
 class Normed(torch.nn.Module):
@@ -241,7 +250,11 @@ def test_plateau_and_epochs_are_per_stage(make_batch):
     assert [stage.name for stage in stages] == ["intra", "consistency", "joint"]
     assert [stage.epochs for stage in stages] == [10, 5, None]
     for stage, lr, factor, patience in zip(stages, (4e-3, 1e-3, 1e-5), (0.2, 0.1, 0.1), (2, 1, 10), strict=True):
-        assert stage.schedule == "plateau" and stage.schedule_options == {"factor": factor, "patience": patience}
+        assert stage.schedule == "plateau" and stage.schedule_options == {
+            "factor": factor,
+            "patience": patience,
+            "monitor": "loss",
+        }
         assert [group["lr"] for group in stage.groups] == pytest.approx([lr] * len(stage.groups), abs=FP64)
 
 

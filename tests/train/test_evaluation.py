@@ -11,7 +11,8 @@ from torch import nn
 from pgm_fast.data import Batch
 from pgm_fast.methods.base import Output
 from pgm_fast.train.distributed import Ranks
-from pgm_fast.train.evaluation import collect
+from pgm_fast.train.evaluation import collect, fused_loss
+from pgm_fast.train.predictions import Predictions
 
 
 class Echo(nn.Module):
@@ -73,3 +74,19 @@ def test_the_method_is_left_in_its_mode_even_where_it_fails():
     with pytest.raises(ValueError, match="broken"):
         collect(method, batches(), Ranks(), count=3)
     assert method.training
+
+
+@pytest.mark.parametrize("task", ["classification", "multilabel", "regression"])
+def test_the_fused_loss_is_the_tasks_own_whatever_was_trained_on(task):
+    generator = np.random.default_rng(0)
+    logits = generator.normal(size=(6, 3)).astype(np.float32)
+    labels = np.arange(6) % 3 if task == "classification" else (logits > 0.2).astype(np.float32)
+    predictions = Predictions(np.arange(6), labels, logits, losses={"total": 99.0})
+    if task == "classification":
+        wanted = np.mean([np.log(np.exp(row).sum()) - row[y] for row, y in zip(logits, labels, strict=True)])
+    elif task == "multilabel":
+        wanted = np.mean(np.log1p(np.exp(logits)) - labels * logits)
+    else:
+        wanted = np.mean((logits - labels) ** 2)
+    assert fused_loss(predictions, task) == pytest.approx(wanted, rel=FP32)
+    assert fused_loss(Predictions(np.arange(6), losses={"total": 2.0}), "retrieval") == 2.0

@@ -10,7 +10,7 @@ from tolerances import FP32, FP64, OPTIMIZER_MOVE_FP32
 from torch import nn
 
 from pgm_fast.errors import ConfigError
-from pgm_fast.train.optimizers import OPTIMIZERS, Schedule, build_optimizer, cosine_factor
+from pgm_fast.train.optimizers import MONITORS, OPTIMIZERS, Schedule, build_optimizer, cosine_factor
 
 
 def groups(rates=(0.1, 0.01)):
@@ -75,6 +75,8 @@ def test_wrong_names_are_refused_with_the_right_ones():
         build_optimizer("adam", groups(), 0.0)
     with pytest.raises(ConfigError, match=r"'stairs'.*constant, cosine, plateau, step"):
         Schedule("stairs", build_optimizer("sgd", groups(), 0.0), 10)
+    with pytest.raises(ConfigError, match="'accuracy', must be one of score, loss"):
+        Schedule("plateau", build_optimizer("sgd", groups(), 0.0), 10, options={"monitor": "accuracy"})
     with pytest.raises(ConfigError, match="constant has no option factor; it takes none"):
         Schedule("constant", build_optimizer("sgd", groups(), 0.0), 10, options={"factor": 0.1})
     with pytest.raises(ConfigError, match="no parameter to train"):
@@ -110,9 +112,25 @@ def test_plateau_lowers_the_rate_when_the_score_stays_whatever_its_sign(best):
     for epoch in range(14):
         optimizer.step()
         schedule.step()
-        schedule.epoch(best if epoch else best - 1.0)
+        schedule.epoch(best if epoch else best - 1.0, 0.0)
         rates.append(optimizer.param_groups[0]["lr"])
     assert rates[6] == 0.1 and rates[7] == pytest.approx(0.03, abs=FP64) and rates[13] == pytest.approx(0.009, abs=FP64)
+
+
+def test_plateau_watches_what_its_monitor_names():
+    """The score stands still while the loss falls, then the other way round."""
+    rates = {}
+    for monitor in MONITORS:
+        optimizer = build_optimizer("sgd", groups(), 0.0)
+        schedule = Schedule("plateau", optimizer, 10, options={"monitor": monitor, "patience": 2})
+        seen = []
+        for epoch in range(12):
+            optimizer.step()
+            schedule.epoch(*((0.5, 9.0 - epoch) if epoch < 6 else (0.5 + epoch, 9.0)))
+            seen.append(optimizer.param_groups[0]["lr"])
+        rates[monitor] = seen
+    assert rates["score"][5] < rates["score"][0] and rates["score"][11] == rates["score"][6]
+    assert rates["loss"][5] == rates["loss"][0] and rates["loss"][11] < rates["loss"][6]
 
 
 @pytest.mark.parametrize("name", ["constant", "cosine", "plateau"])
@@ -122,7 +140,7 @@ def test_a_schedule_goes_on_from_its_state(name):
         for step in steps:
             optimizer.step()
             schedule.step()
-            schedule.epoch(float(step == 0))
+            schedule.epoch(float(step == 0), 0.0)
             rates.append([g["lr"] for g in optimizer.param_groups])
         return rates
 
@@ -153,5 +171,5 @@ def test_a_stage_may_bring_its_own_numbers(name, options, lrs):
         seen.append(optimizer.param_groups[0]["lr"])
         optimizer.step()
         schedule.step()
-        schedule.epoch(0.0)
+        schedule.epoch(0.0, 0.0)
     assert seen == pytest.approx(lrs, rel=FP64, abs=FP64)
