@@ -43,9 +43,12 @@ def load() -> ModuleType:
         raise ImportError(_refused)
     name = f"pgm_fast.{module_name()}"
     try:
-        return importlib.import_module(name)
+        extension = importlib.import_module(name)
     except ModuleNotFoundError as error:
         raise ImportError(f"needs the compiled host path, which was not built for torch {torch.__version__}") from error
+    if not hasattr(extension, "set_python"):
+        raise ImportError("needs the compiled host path, which was built from older sources; install again")
+    return extension
 
 
 def load_or_none() -> ModuleType | None:

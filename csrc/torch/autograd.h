@@ -4,7 +4,9 @@
 #include <ATen/core/LegacyTypeDispatch.h>
 #include <ATen/core/dispatch/Dispatcher.h>
 #include <torch/csrc/autograd/custom_function.h>
+#include <torch/csrc/autograd/forward_grad.h>
 
+#include <algorithm>
 #include <optional>
 
 namespace pgm_fast::host {
@@ -23,11 +25,23 @@ bool recorded(const Tensors&... tensors) {
   return at::GradMode::is_enabled() && (requires_grad(tensors) || ...);
 }
 
-// In a backward pass: its ops go straight to their kernels, except where a second derivative is recorded, which they refuse.
+// Whether an argument of an op carries a derivative of forward mode.
+inline bool has_tangent(const at::Tensor& x) { return x.defined() && x._fw_grad(/*level=*/0).defined(); }
+inline bool has_tangent(const std::optional<at::Tensor>& x) { return x && has_tangent(*x); }
+inline bool has_tangent(at::TensorList all) {
+  return std::any_of(all.begin(), all.end(), [](const at::Tensor& x) { return has_tangent(x); });
+}
+template <class Other>
+bool has_tangent(const Other&) {
+  return false;
+}
+
+// In a backward pass: its ops go straight to their kernels, except where a second derivative is recorded, which they refuse, or where
+// gradients may have derivatives of forward mode.
 class BelowAutogradUnlessRecorded {
  public:
   BelowAutogradUnlessRecorded() {
-    if (!at::GradMode::is_enabled()) guard_.emplace();
+    if (!at::GradMode::is_enabled() && torch::autograd::ForwardADLevel::try_get_by_idx(0) == nullptr) guard_.emplace();
   }
 
  private:

@@ -6,6 +6,7 @@
 
 #include "autograd.h"
 #include "operands.h"
+#include "registration.h"
 #include "serving.h"
 
 namespace pgm_fast::host {
@@ -283,10 +284,10 @@ void implement_partitions(torch::Library& cpu, torch::Library& autograd) {
   cpu.impl("partition_dual", TORCH_FN(partition_dual));
   cpu.impl("partition_dual_with_share", TORCH_FN(partition_dual_with_share));
   cpu.impl("partition_dual_backward", TORCH_FN(partition_dual_backward));
-  autograd.impl("partition", TORCH_FN(partition_autograd));
-  autograd.impl("partition_with_share", TORCH_FN(partition_with_share_autograd));
-  autograd.impl("partition_dual", TORCH_FN(partition_dual_autograd));
-  autograd.impl("partition_dual_with_share", TORCH_FN(partition_dual_with_share_autograd));
+  implement_autograd<partition_autograd>(autograd, "partition");
+  implement_autograd<partition_with_share_autograd>(autograd, "partition_with_share");
+  implement_autograd<partition_dual_autograd>(autograd, "partition_dual");
+  implement_autograd<partition_dual_with_share_autograd>(autograd, "partition_dual_with_share");
 }
 
 void implement() {
@@ -311,7 +312,7 @@ void bind_ops(py::module_& m) {
   m.def("implement", &implement, "Puts the kernels behind the ops of these schemas; once, after Python has defined them.");
   m.def("serve", &Op::serve, "The kernels take calls of this op whose first tensor has this dtype, until forget().");
   m.def("forget", &Op::forget);
-  m.def("set_dispatch", &Op::set_dispatch, "What computes the calls of this op that the kernels do not take.");
+  m.def("set_python", &Op::set_python, "What computes the calls of this op that the kernels do not take, and its plain formula.");
   bind_partitioned_linear(m);
   bind_reconstruction(m);
   bind_duc_loss(m);

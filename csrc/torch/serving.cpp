@@ -14,24 +14,22 @@ std::vector<Op*>& ops() {
 
 Op::Op(const char* name) : name_(name) { ops().push_back(this); }
 
-bool Op::serve(const std::string& name, at::ScalarType dtype) {
+Op* Op::named(const std::string& name) {
   for (Op* op : ops()) {
-    if (op->name_ == name) {
-      op->served_.fetch_or(uint64_t{1} << static_cast<int>(dtype));
-      return true;
-    }
+    if (op->name_ == name) return op;
   }
-  return false;
+  return nullptr;
 }
 
-bool Op::set_dispatch(const std::string& name, const py::object& dispatch) {
-  for (Op* op : ops()) {
-    if (op->name_ == name) {
-      op->dispatch_ = dispatch.inc_ref().ptr();
-      return true;
-    }
+void Op::serve(const std::string& name, at::ScalarType dtype) {
+  if (Op* op = named(name)) op->served_.fetch_or(uint64_t{1} << static_cast<int>(dtype));
+}
+
+void Op::set_python(const std::string& name, const py::object& dispatch, const py::object& reference) {
+  if (Op* op = named(name)) {
+    op->dispatch_ = dispatch.inc_ref().ptr();
+    op->reference_ = reference.inc_ref().ptr();
   }
-  return false;
 }
 
 void Op::forget() {

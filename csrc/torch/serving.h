@@ -25,14 +25,19 @@ class Op {
 
   template <class Result, class... Arguments>
   Result in_python(const Arguments&... arguments) const {
-    TORCH_CHECK(dispatch_ != nullptr, "pgm_fast::", name_, " is called before pgm_fast.ops is imported");
-    py::gil_scoped_acquire gil;
-    return py::reinterpret_borrow<py::object>(dispatch_)(arguments...).template cast<Result>();
+    return call<Result>(dispatch_, arguments...);
   }
 
-  // By name; false and nothing where there is no such op.
-  static bool serve(const std::string& name, at::ScalarType dtype);
-  static bool set_dispatch(const std::string& name, const py::object& dispatch);
+  // By the plain formula, made of torch's own operators.
+  template <class Result, class... Arguments>
+  Result plainly(const Arguments&... arguments) const {
+    return call<Result>(reference_, arguments...);
+  }
+
+  // By name; nothing where there is no such op.
+  static Op* named(const std::string& name);
+  static void serve(const std::string& name, at::ScalarType dtype);
+  static void set_python(const std::string& name, const py::object& dispatch, const py::object& reference);
   static void forget();
   // name -> digest of the schema that this was built for, empty where the sources had none.
   static std::map<std::string, std::string> schemas();
@@ -44,9 +49,17 @@ class Op {
   }
   static bool mixes(at::ScalarType first, const std::optional<at::Tensor>& other) { return !other || mixes(first, *other); }
 
+  template <class Result, class... Arguments>
+  Result call(PyObject* function, const Arguments&... arguments) const {
+    TORCH_CHECK(function != nullptr, "pgm_fast::", name_, " is called before pgm_fast.ops is imported");
+    py::gil_scoped_acquire gil;
+    return py::reinterpret_borrow<py::object>(function)(arguments...).template cast<Result>();
+  }
+
   std::string name_;
   std::atomic<uint64_t> served_{0};  // one bit per dtype
-  PyObject* dispatch_ = nullptr;     // lives as long as the process
+  PyObject* dispatch_ = nullptr;     // these live as long as the process
+  PyObject* reference_ = nullptr;
 };
 
 }  // namespace pgm_fast::host

@@ -11,6 +11,7 @@ is 0 (the released code gives log B, which is the same gradient).
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from .checks import check_features, check_temperature, check_tensor
@@ -119,7 +120,7 @@ def _one_way(student, teacher, dims, w, begin, end, temperature, keep_gradient) 
     rows = end - begin
     if rows == 0:
         return w.new_zeros(()), w.new_zeros((0, dims.shape[0]) if keep_gradient else 0)
-    own, all_ = _chosen(student[begin:end], dims), _chosen(teacher, dims)
+    own, all_ = _chosen(student[begin:end], dims), _chosen(teacher.detach(), dims)
     logits, w_own, here = _logits(own, all_, w != 0, temperature), w[begin:end], torch.arange(rows, device=w.device)
     lse = logits.logsumexp(1)
     per_row = torch.where(w_own != 0, lse - logits[here, begin + here], torch.zeros_like(lse))
@@ -140,19 +141,18 @@ def _by_dim(logits, lse, teacher, w, begin, temperature) -> Tensor:
 
 def _one_way_backward(grad, student, teacher, dims, w, kept, begin, end, temperature) -> Tensor:
     """Gradient with respect to every student row ``[B, d]``."""
-    result = student.new_zeros(student.shape)
     if end == begin:
-        return result
+        return torch.zeros_like(student)
     by_dim = kept
     if kept.ndim == 1:
         own, all_ = _chosen(student[begin:end], dims), _chosen(teacher, dims)
         by_dim = _by_dim(_logits(own, all_, w != 0, temperature), kept, all_, w[begin:end], begin, temperature)
     by_dim = by_dim * (grad * _any(dims))
     if dims.dtype == torch.bool:
-        result[begin:end] = (by_dim * dims).to(student.dtype)
+        by_row = by_dim * dims
     else:
-        result[begin:end].index_copy_(1, dims, by_dim.to(student.dtype))
-    return result
+        by_row = by_dim.new_zeros(end - begin, student.shape[1]).index_copy(1, dims, by_dim)
+    return F.pad(by_row.to(student.dtype), (0, 0, begin, student.shape[0] - end))
 
 
 def _reference(student, teacher, dims, reverse_dims, weight, begin, end, temperature, keep_gradient):

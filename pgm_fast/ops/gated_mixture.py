@@ -107,15 +107,14 @@ def _reference(gate, logits, labels):
 
 def _reference_backward(grad_fused, grad_weights, grad_losses, gate, logits, labels):
     weights, stacked, fused = _wide(gate, logits)
-    grad = grad_fused.to(weights.dtype)
-    grad_stacked = torch.zeros_like(stacked)
+    grad, by_scores = grad_fused.to(weights.dtype), torch.zeros_like(stacked)
     if labels is not None:
         scored = torch.cat([fused.unsqueeze(0), stacked])
         error = torch.softmax(scored, dim=-1) - F.one_hot(labels, fused.shape[1])
         error = error * grad_losses.t().unsqueeze(-1)
-        grad, grad_stacked = grad + error[0], error[1:].clone()
+        grad, by_scores = grad + error[0], error[1:]
     mixed = gate.shape[1]
-    grad_stacked[:mixed] += weights.t().unsqueeze(-1) * grad
+    grad_stacked = torch.cat([by_scores[:mixed] + weights.t().unsqueeze(-1) * grad, by_scores[mixed:]])
     grad_weights = grad_weights + (grad * stacked[:mixed]).sum(-1).t()
     grad_gate = weights * (grad_weights - (weights * grad_weights).sum(1, keepdim=True))
     return grad_gate.to(gate.dtype), grad_stacked.to(logits[0].dtype)

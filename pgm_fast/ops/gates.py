@@ -69,7 +69,7 @@ def expand_gate(gate: Tensor, d: int) -> Tensor:
 
 def chunk_sum(x: Tensor, gates: int) -> Tensor:
     """The adjoint of :func:`expand_gate`: ``[..., d]`` to ``[..., gates]``."""
-    return x if x.shape[-1] == gates else x.unflatten(-1, (gates, -1)).sum(-1)
+    return x if x.shape[-1] == gates else x.reshape(*x.shape[:-1], gates, x.shape[-1] // gates).sum(-1)
 
 
 def single_share(gate: Gate) -> Tensor:

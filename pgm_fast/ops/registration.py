@@ -6,14 +6,45 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
+from torch import Tensor
+from torch.autograd import forward_ad
 
 from .. import backends, host
-from .tracing import records_formula
+from .tracing import in_forward_mode, records_formula
 
 __all__ = ["connect_host", "define", "define_autograd", "define_backward", "schemas"]
 
-_library = torch.library.Library("pgm_fast", "DEF")
 schemas: dict[str, str] = {}  # of every op that is defined
+_references: dict[str, Callable] = {}
+
+# torch.func's transforms (grad, jvp, vmap and those made of them) and batches of gradients get the reference of an op,
+# made of torch's own operators, which they all know.
+_TRANSFORMS = ("FuncTorchDynamicLayerFrontMode", "Batched")
+
+
+class _Library(torch.library.Library):
+    """Derivatives that :func:`torch.library.register_autograd` puts here are of reverse mode: what carries one of
+    forward mode, which they would drop without a word, gets the reference too."""
+
+    def impl(self, op_name, fn, dispatch_key="", **kwargs):
+        derived = _forward_mode_first(_references[op_name], fn) if dispatch_key == "Autograd" else fn
+        super().impl(op_name, derived, dispatch_key, **kwargs)
+
+
+def _forward_mode_first(reference: Callable, kernel: Callable) -> Callable:
+    def derived(keyset, *args):
+        return reference(*args) if in_forward_mode() and any(map(_has_tangent, args)) else kernel(keyset, *args)
+
+    return derived
+
+
+def _has_tangent(value: object) -> bool:
+    if isinstance(value, (list, tuple)):
+        return any(map(_has_tangent, value))
+    return isinstance(value, Tensor) and forward_ad.unpack_dual(value).tangent is not None
+
+
+_library = _Library("pgm_fast", "DEF")
 
 
 def define(schema: str, reference: Callable, fake: Callable):
@@ -29,7 +60,7 @@ def define(schema: str, reference: Callable, fake: Callable):
     """
     name = schema.partition("(")[0]
     _library.define(schema)
-    schemas[name] = schema
+    schemas[name], _references[name] = schema, reference
     backends.register(name, "torch", lambda: reference)
 
     def dispatch(*args):
@@ -39,8 +70,10 @@ def define(schema: str, reference: Callable, fake: Callable):
     _library.impl(name, dispatch, "CompositeExplicitAutograd")
     compiled = host.load_or_none()
     if compiled is not None:
-        compiled.set_dispatch(name, dispatch)
+        compiled.set_python(name, dispatch, reference)
     torch.library.register_fake(f"pgm_fast::{name}", fake, lib=_library)
+    for key in _TRANSFORMS:
+        _library.impl(name, reference, key)
     op = getattr(torch.ops.pgm_fast, name).default
 
     def call(*args):
@@ -57,8 +90,8 @@ def define_backward(schema: str, reference: Callable, fake: Callable):
 
     def refuse(ctx, *grads):
         raise RuntimeError(
-            f"pgm_fast.ops.{name} cannot be differentiated twice; write this part in plain PyTorch where a second "
-            "derivative is needed (a gradient penalty, say)"
+            f"pgm_fast.ops.{name} cannot be differentiated twice by torch.autograd.grad and backward(); where a second "
+            "derivative is needed (a gradient penalty, say), take the first with torch.func.grad or torch.func.vjp"
         )
 
     define_autograd(call, None, refuse)

@@ -5,20 +5,27 @@ from __future__ import annotations
 import sys
 
 import torch
+from torch.autograd import forward_ad
 
-__all__ = ["records_formula", "surely"]
+__all__ = ["in_forward_mode", "records_formula", "surely"]
 
 
 def records_formula(arguments: tuple) -> bool:
     """Whether an op is recorded as its plain formula instead of as itself.
 
     That is so for programs that may run where this package is not (``torch.export``, ``torch.jit.trace`` and
-    ``torch.onnx.export``, which takes one of these two ways), and in ``torch.compile`` for a number that changes from
-    call to call: as an argument of an op it would be a constant, and each value another graph.
+    ``torch.onnx.export``, which takes one of these two ways), and in ``torch.compile`` where forward mode is on and for
+    a number that changes from call to call: as an argument of an op it would be a constant, and each value another
+    graph.
     """
     if not torch.compiler.is_compiling():
         return torch.jit.is_tracing()
-    return torch.compiler.is_exporting() or not all(map(_is_constant, arguments))
+    return in_forward_mode() or torch.compiler.is_exporting() or not all(map(_is_constant, arguments))
+
+
+def in_forward_mode() -> bool:
+    """Whether tensors may be dual numbers, ``torch.autograd.forward_ad.dual_level`` being entered."""
+    return forward_ad._current_level >= 0
 
 
 def _is_constant(value: object) -> bool:

@@ -181,7 +181,8 @@ def _reference(h, parameters, keep_uni, keep_paired, row_weight, dual, through, 
         features.append((_normed(y, statistics) * learner.norm_weight + learner.norm_bias).to(h.dtype))
         saved += [x, y, statistics]
     weights = [learner.decoder_weight for learner in _learners(parameters)]
-    return *features, *decode(*features, *weights, decoder_bias, h, row_weight), logits + saved
+    target = h if through else h.detach()
+    return *features, *decode(*features, *weights, decoder_bias, target, row_weight), logits + saved
 
 
 def _reference_backward(

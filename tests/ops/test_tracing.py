@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from op_cases import CASES, outputs
+from op_cases import CASES, forward_and_gradients, outputs
 from tolerances import FP64
 from torch._dynamo.testing import CompileCounter
 
@@ -59,12 +59,11 @@ def test_a_temperature_that_is_annealed_compiles_twice(case):
     tensors = case.tensors(4, WIDTH, torch.float64)
     for step in range(5):
         temperature = 0.9 - 0.1 * step
-        for got, want in zip(
-            outputs(compiled(*tensors, temperature=temperature)),
-            outputs(case.run(*tensors, temperature=temperature)),
-            strict=True,
-        ):
-            torch.testing.assert_close(got, want, rtol=FP64, atol=FP64)
+        (got, got_gradients), (want, want_gradients) = (
+            forward_and_gradients(f, tensors, temperature=temperature) for f in (compiled, case.run)
+        )
+        for a, b in zip(got + got_gradients, want + want_gradients, strict=True):
+            torch.testing.assert_close(a, b, rtol=FP64, atol=FP64)
     assert counter.frame_count == 2
 
 
