@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
 from numbers import Integral
 from pathlib import Path
@@ -33,6 +34,7 @@ from .evaluation import collect, measure
 from .finish import describe, finish
 from .folder import RunFolder
 from .gates import mean_gates
+from .lock import RunLock
 from .loop import Position, StoppedBySignal, Training
 from .metrics import monitored_metric
 from .observers import Observers
@@ -178,8 +180,9 @@ def resume(
         The content of report.json.
 
     Raises:
-        CheckpointError: no run, an unreadable checkpoint, another number of processes, or a config.yaml edited in
-            more than train.device, train.threads, train.plots and train.tensorboard.
+        CheckpointError: no run, one that another process is writing, an unreadable checkpoint, another number of
+            processes, or a config.yaml edited in more than train.device, train.threads, train.plots and
+            train.tensorboard.
         DataError: the data is not the same. Else as :func:`fit`.
     """
     folder = RunFolder(run)
@@ -187,20 +190,13 @@ def resume(
     if folder.report.is_file():
         return read_json(folder.report)
     config = replace(from_yaml(folder.config.read_text(encoding="utf-8")), out=str(run))
-    state = None
-    if folder.last.is_file() or folder.best.is_file() or folder.metrics.is_file():
-        state = checkpoints.load(folder.last)
-        _require_same_config(folder, config, from_yaml(state["config"]))
-    with machine(config) as ranks:
+    with machine(config) as ranks, _writing(folder, ranks):
+        if ranks.on_main(folder.report.is_file):  # the writer that was here until now has finished it
+            return read_json(folder.report)
         with ranks.all_or_none():
+            state = _state_of(folder, config, ranks)
             features = load_features(config, data)
             if state is not None:
-                if state["world"] != ranks.world:
-                    raise CheckpointError(
-                        f"{folder} was trained by {state['world']} processes, now there are {ranks.world}; "
-                        "resume it with as many, so that the "
-                        "result is the same"
-                    )
                 require_same_data(features, state["data"])
             require_splits(features, config.data.task)
         if state is None:
@@ -211,7 +207,32 @@ def resume(
                 parts = Run.from_checkpoint(state, config, features, encoders, ranks)
             identity = {key: state.get(key) for key in _IDENTITY}
             ranks.on_main(lambda: _cut_metrics(folder, Position(**state["position"]).epoch))
-        return _train(parts, folder, identity, progress, state)
+        return _train(parts, folder, identity, progress, state, nullcontext())
+
+
+@contextmanager
+def _writing(folder: RunFolder, ranks: Ranks) -> Iterator[None]:
+    """The run folder is this job's alone for the block: rank 0 holds its lock."""
+    lock = RunLock(folder.path)
+    ranks.on_main(lock.acquire)
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _state_of(folder: RunFolder, config: Config, ranks: Ranks) -> dict[str, Any] | None:
+    """What the run in the folder goes on from; None where it has not come to its first checkpoint."""
+    if not (folder.last.is_file() or folder.best.is_file() or folder.metrics.is_file()):
+        return None
+    state = checkpoints.load(folder.last)
+    _require_same_config(folder, config, from_yaml(state["config"]))
+    if state["world"] != ranks.world:
+        raise CheckpointError(
+            f"{folder} was trained by {state['world']} processes, now there are {ranks.world}; "
+            "resume it with as many, so that the result is the same"
+        )
+    return state
 
 
 _FREE_TO_CHANGE = ("out", "train.device", "train.threads", "train.plots", "train.tensorboard")
@@ -351,11 +372,17 @@ def _fit(
         parts = Run.new(config, features, encoders, ranks)
         identity = _identity(config, parts, encoders)
 
-        def write_config() -> None:
-            folder.claim(overwrite)
-            folder.write_config(to_yaml(config, describe(parts)))
+        @contextmanager
+        def claimed() -> Iterator[None]:
+            def claim() -> None:
+                folder.claim(overwrite)
+                folder.write_config(to_yaml(config, describe(parts)))
 
-        return _train(parts, folder, identity, progress, None, before=lambda: ranks.on_main(write_config))
+            with _writing(folder, ranks):
+                ranks.on_main(claim)
+                yield
+
+        return _train(parts, folder, identity, progress, None, claimed())
 
 
 def _train(
@@ -364,37 +391,37 @@ def _train(
     identity: Mapping[str, Any],
     progress: bool,
     state: Mapping[str, Any] | None,
-    before=None,
+    claimed: AbstractContextManager,
 ) -> dict[str, Any]:
+    """Train to the end and write the report, in a folder that ``claimed`` makes this run's own."""
     config, ranks = parts.config, parts.ranks
     metric, _ = monitored_metric(parts.spec.task, config.train.monitor)
     done = 0 if state is None else state["position"]["epoch"]
     events = folder if config.train.tensorboard and ranks.is_main else None
     observers = Observers(progress and ranks.is_main, events, done, metric)
-    with StopRequest() as stop:
-        with ranks.all_or_none():
-            training = Training(
-                config,
-                parts.method,
-                parts.training_loader(),
-                parts.loader("valid"),
-                parts.training_loader_in_order,
-                ranks,
-                folder,
-                identity,
-                observers,
-                stop,
-            )
-        if before is not None:
-            before()
+    stop = StopRequest()
+    with ranks.all_or_none():
+        training = Training(
+            config,
+            parts.method,
+            parts.training_loader(),
+            parts.loader("valid"),
+            parts.training_loader_in_order,
+            ranks,
+            folder,
+            identity,
+            observers,
+            stop,
+        )
+    with claimed:
         try:
-            with observers:
+            with stop, observers:
                 training.run(state)
         except StoppedBySignal as stopped:
             if ranks.is_main:
                 print(f"{stopped.args[0]}; continue with: pgm-fast resume {folder}", flush=True)
             raise SystemExit(0) from None
-    return finish(parts, folder, training)
+        return finish(parts, folder, training)
 
 
 def _cut_metrics(folder: RunFolder, epochs: int) -> None:
