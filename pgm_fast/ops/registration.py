@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from .. import backends, host
+from .flops import offer_formulas, offer_later
 from .tracing import in_forward_mode, records_formula
 
 __all__ = ["connect_host", "define", "define_autograd", "define_backward", "schemas"]
@@ -17,9 +18,9 @@ __all__ = ["connect_host", "define", "define_autograd", "define_backward", "sche
 schemas: dict[str, str] = {}  # of every op that is defined
 _references: dict[str, Callable] = {}
 
-# torch.func's transforms (grad, jvp, vmap and those made of them) and batches of gradients get the reference of an op,
-# made of torch's own operators, which they all know.
-_TRANSFORMS = ("FuncTorchDynamicLayerFrontMode", "Batched")
+# torch.func's transforms (grad, jvp, vmap and those made of them), batches of gradients and torch.jit.trace get the
+# reference of an op, made of torch's own operators, which they all know.
+_BY_REFERENCE = ("FuncTorchDynamicLayerFrontMode", "Batched", "Tracer")
 
 
 class _Library(torch.library.Library):
@@ -72,12 +73,17 @@ def define(schema: str, reference: Callable, fake: Callable):
     if compiled is not None:
         compiled.set_python(name, dispatch, reference)
     torch.library.register_fake(f"pgm_fast::{name}", fake, lib=_library)
-    for key in _TRANSFORMS:
+    for key in _BY_REFERENCE:
         _library.impl(name, reference, key)
-    op = getattr(torch.ops.pgm_fast, name).default
+    overloads = getattr(torch.ops.pgm_fast, name)
+    op = overloads.default
+    offer_later(overloads, reference)
 
     def call(*args):
-        return reference(*args) if records_formula(args) else op(*args)
+        if torch.compiler.is_compiling():
+            return reference(*args) if records_formula(args) else op(*args)
+        offer_formulas()
+        return op(*args)
 
     call.__name__ = call.__qualname__ = name
     return call

@@ -11,15 +11,12 @@ __all__ = ["in_forward_mode", "records_formula", "surely"]
 
 
 def records_formula(arguments: tuple) -> bool:
-    """Whether an op is recorded as its plain formula instead of as itself.
+    """Whether ``torch.compile`` or ``torch.export`` is to record an op as its plain formula instead of as itself.
 
-    That is so for programs that may run where this package is not (``torch.export``, ``torch.jit.trace`` and
-    ``torch.onnx.export``, which takes one of these two ways), and in ``torch.compile`` where forward mode is on and for
-    a number that changes from call to call: as an argument of an op it would be a constant, and each value another
-    graph.
+    That is so for what may run where this package is not (``torch.export``, and ``torch.onnx.export`` by it), where
+    forward mode is on, and for a number that changes from call to call: as an argument of an op it would be a constant,
+    and each value another graph.
     """
-    if not torch.compiler.is_compiling():
-        return torch.jit.is_tracing()
     return in_forward_mode() or torch.compiler.is_exporting() or not all(map(_is_constant, arguments))
 
 
