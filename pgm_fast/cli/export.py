@@ -12,7 +12,7 @@ from ..data.feature_set import FeatureSet
 from ..errors import ConfigError
 from ..train import predict
 from ..train.assembly import features_of_run
-from ..train.checkpoints import load as load_checkpoint
+from ..train.checkpoints import load_run
 from ..train.files import atomic_write
 from ..train.folder import RunFolder
 from ..train.predictions import Predictions
@@ -45,7 +45,7 @@ def write_predictions(run: Path, path: Path, *, data: str | None, split: str | N
     """
     folder = RunFolder(run)
     folder.require()
-    state = load_checkpoint(folder.best)
+    state = load_run(folder.best)
     task = state["spec"]["task"]
     features = features_of_run(state, data, labels=False)
     predictions = predict(run, data=features, split=split, checkpoint=checkpoint)

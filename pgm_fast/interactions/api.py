@@ -18,7 +18,7 @@ from ..data.feature_set import FeatureSet
 from ..errors import ConfigError
 from ..train import predict
 from ..train.assembly import features_of_run
-from ..train.checkpoints import load as load_checkpoint
+from ..train.checkpoints import load_run
 from ..train.distributed import current_ranks
 from ..train.folder import RunFolder
 from ..train.predictions import Predictions
@@ -129,7 +129,7 @@ def estimate_run(
         raise ConfigError(f"measured_on is {measured_on!r}, must be one of {', '.join(MEASURED_ON)}")
     folder = RunFolder(run)
     folder.require()
-    features = features_of_run(load_checkpoint(folder.best), data, labels=True)
+    features = features_of_run(load_run(folder.best), data, labels=True)
     predictions = predict(run, data=features, checkpoint=checkpoint)
     if measured_on == "learned" and split != "test":
         log.warning("%s: the model was trained on some of these rows; its features tell their labels too well", run)

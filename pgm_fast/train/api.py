@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from ..data.feature_set import SPLITS, DataSpec, FeatureSet
-from ..errors import CheckpointError, ConfigError, DataError
+from ..errors import ConfigError, DataError
 from . import checkpoints
 from .assembly import (
     Encoders,
@@ -28,18 +28,19 @@ from .assembly import (
     resolve_config,
 )
 from .config import Config
-from .configure import from_yaml, to_dict, to_yaml
+from .configure import from_yaml, to_yaml
 from .distributed import Ranks, connect, current_ranks
 from .evaluation import collect, measure
 from .finish import describe, finish
 from .folder import RunFolder
 from .gates import mean_gates
+from .interrupted import finished, restore_log, state_of
 from .lock import RunLock
-from .loop import Position, StoppedBySignal, Training
+from .loop import StoppedBySignal, Training
 from .metrics import monitored_metric
 from .observers import Observers
 from .predictions import Predictions
-from .reports import mean_shares, read_json, read_jsonl, summarise, write_json, write_jsonl
+from .reports import mean_shares, summarise, write_json
 from .signals import StopRequest
 
 __all__ = ["evaluate", "extract_features", "fit", "fit_seeds", "predict", "resume"]
@@ -147,7 +148,7 @@ def _require_same_run(
     """Raises ConfigError where the run in the folder, of this configuration, had other data or other encoders."""
     if not folder.last.is_file():
         return
-    state = checkpoints.load(folder.last)
+    state = checkpoints.load_run(folder.last)
     again = "give the same, or another out, or overwrite (--overwrite) to train anew"
     given = sorted(encoders or {})
     if given != state["encoders"]:
@@ -168,7 +169,8 @@ def resume(
 ) -> dict[str, Any]:
     """Continue a run where ``last.pt`` left it, to bitwise the result of one never interrupted (with one process).
 
-    A finished run is left as it is. A run that has no checkpoint yet begins.
+    A finished run is left as it is, but for a damaged report.json or metrics.jsonl, which are written anew. A run that
+    has no checkpoint yet begins. Where last.pt is damaged it goes on from previous.pt, and a warning says so.
 
     Args:
         run: its folder.
@@ -187,14 +189,14 @@ def resume(
     """
     folder = RunFolder(run)
     folder.require()
-    if folder.report.is_file():
-        return read_json(folder.report)
+    if (report := finished(folder)) is not None:
+        return report
     config = replace(from_yaml(folder.config.read_text(encoding="utf-8")), out=str(run))
     with machine(config) as ranks, _writing(folder, ranks):
-        if ranks.on_main(folder.report.is_file):  # the writer that was here until now has finished it
-            return read_json(folder.report)
+        if (report := ranks.on_main(lambda: finished(folder))) is not None:
+            return report  # written by whoever held the lock until now
         with ranks.all_or_none():
-            state = _state_of(folder, config, ranks)
+            state = state_of(folder, config, ranks.world)
             features = load_features(config, data)
             if state is not None:
                 require_same_data(features, state["data"])
@@ -206,7 +208,7 @@ def resume(
             with ranks.all_or_none():
                 parts = Run.from_checkpoint(state, config, features, encoders, ranks)
             identity = {key: state.get(key) for key in _IDENTITY}
-            ranks.on_main(lambda: _cut_metrics(folder, Position(**state["position"]).epoch))
+            ranks.on_main(lambda: restore_log(folder, state))
         return _train(parts, folder, identity, progress, state, nullcontext())
 
 
@@ -219,45 +221,6 @@ def _writing(folder: RunFolder, ranks: Ranks) -> Iterator[None]:
         yield
     finally:
         lock.release()
-
-
-def _state_of(folder: RunFolder, config: Config, ranks: Ranks) -> dict[str, Any] | None:
-    """What the run in the folder goes on from; None where it has not come to its first checkpoint."""
-    if not (folder.last.is_file() or folder.best.is_file() or folder.metrics.is_file()):
-        return None
-    state = checkpoints.load(folder.last)
-    _require_same_config(folder, config, from_yaml(state["config"]))
-    if state["world"] != ranks.world:
-        raise CheckpointError(
-            f"{folder} was trained by {state['world']} processes, now there are {ranks.world}; "
-            "resume it with as many, so that the result is the same"
-        )
-    return state
-
-
-_FREE_TO_CHANGE = ("out", "train.device", "train.threads", "train.plots", "train.tensorboard")
-
-
-def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """``("train.lr", 0.001)``, ... for every value of a configuration."""
-    for key, value in values.items():
-        if isinstance(value, Mapping):
-            yield from _flat(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value
-
-
-def _require_same_config(folder: RunFolder, config: Config, started: Config) -> None:
-    """Raises CheckpointError where config.yaml no longer says what the run was started with."""
-    now, then = dict(_flat(to_dict(config))), dict(_flat(to_dict(started)))
-    different = [key for key in dict.fromkeys([*then, *now]) if now.get(key) != then.get(key)]
-    different = [key for key in different if key not in _FREE_TO_CHANGE]
-    if different:
-        changes = ", ".join(f"{key} is {now.get(key)!r} and was {then.get(key)!r}" for key in different)
-        raise CheckpointError(
-            f"{folder.config} is not the configuration that this run was started with: {changes}; "
-            "put it back, or train a new run with it in another folder"
-        )
 
 
 def evaluate(
@@ -275,7 +238,7 @@ def evaluate(
         data: other labelled data with the same modalities; None for the run's own.
         encoders: those that the run was trained with.
         split: ``train``, ``valid`` or ``test``.
-        checkpoint: ``best``, ``last``, or a path.
+        checkpoint: ``best``, ``last``, ``previous`` (the one before last.pt), or a path.
 
     Returns:
         ``{"split", "checkpoint", "task", "epoch", "rows", "fused": {...}, "unimodal": {...}, "losses": {...},
@@ -419,22 +382,9 @@ def _train(
                 training.run(state)
         except StoppedBySignal as stopped:
             if ranks.is_main:
-                print(f"{stopped.args[0]}; continue with: pgm-fast resume {folder}", flush=True)
+                print(f"{stopped.args[0]}; continue with: {folder.resume_command}", flush=True)
             raise SystemExit(0) from None
         return finish(parts, folder, training)
-
-
-def _cut_metrics(folder: RunFolder, epochs: int) -> None:
-    """Take back the lines of epochs that last.pt does not know of; they are written again."""
-    records = read_jsonl(folder.metrics)
-    kept = [record for record in records if record["epoch"] <= epochs]
-    if len(kept) != epochs:
-        raise CheckpointError(
-            f"{folder.metrics} has {len(kept)} of the {epochs} epochs that "
-            f"{folder.last.name} has seen; put the file back"
-        )
-    if folder.metrics.exists():
-        write_jsonl(folder.metrics, kept)
 
 
 def _open(
@@ -442,10 +392,11 @@ def _open(
 ) -> tuple[Run, dict[str, Any], str]:
     """A trained model, its checkpoint, and the checkpoint's name."""
     folder = RunFolder(run)
-    path = {"best": folder.best, "last": folder.last}.get(checkpoint, Path(checkpoint))
-    if checkpoint in ("best", "last"):
+    named = {"best": folder.best, "last": folder.last, "previous": folder.previous}
+    if checkpoint in named:
         folder.require()
-    state = checkpoints.load(path)
+    path = named.get(checkpoint, Path(checkpoint))
+    state = checkpoints.load_run(path)
     config = from_yaml(state["config"])
     features = features_of_run(state, data, labels=labels)
     ranks = Ranks(device=current_ranks("cpu" if config.train.device == "cpu" else "auto").device)

@@ -21,6 +21,7 @@ from ..data.feature_set import DataSpec, FeatureSet
 from ..data.raw import RefusedData
 from ..errors import CheckpointError, ConfigError, DataError
 from ..methods import METHODS, Method, build
+from . import checkpoints
 from .config import Config
 from .configure import from_yaml, make_config, to_dict
 from .distributed import Ranks, connect
@@ -127,7 +128,8 @@ def features_of_run(state: Mapping[str, Any], data: FeatureSet | str | None = No
         DataError: as :func:`load_features`, or the run's own source holds other data than the run was trained on.
     """
     config = from_yaml(state["config"])
-    spec = DataSpec.from_dict(state["spec"])
+    with checkpoints.reading("modalities"):
+        spec = DataSpec.from_dict(state["spec"])
     features = load_features(
         config,
         data,
@@ -163,7 +165,8 @@ def fingerprint(features: FeatureSet) -> dict[str, Any]:
 def differences(features: FeatureSet, marks: Mapping[str, Any]) -> list[str]:
     """Names of what in ``features`` is not as this fingerprint says."""
     present = fingerprint(features)
-    return [key for key in dict.fromkeys([*marks, *present]) if marks.get(key) != present.get(key)]
+    with checkpoints.reading("fingerprints"):
+        return [key for key in dict.fromkeys([*marks, *present]) if marks.get(key) != present.get(key)]
 
 
 def require_same_data(features: FeatureSet, marks: Mapping[str, Any]) -> None:
@@ -287,7 +290,8 @@ class Run:
         Raises:
             CheckpointError: the weights do not fit, or the run had encoders of its own and they are not given.
         """
-        spec = DataSpec.from_dict(state["spec"])
+        with checkpoints.reading("modalities"):
+            spec = DataSpec.from_dict(state["spec"])
         given = sorted(encoders or {})
         if given != state["encoders"]:
             wanted = ", ".join(state["encoders"]) or "none"
@@ -295,13 +299,12 @@ class Run:
                 f"this run was trained with encoders handed in for: {wanted}; given now: "
                 f"{', '.join(given) or 'none'}. Pass the same as encoders="
             )
-        normalizer = None if state["normalizer"] is None else Normalizer.from_state_dict(state["normalizer"])
-        method = _build(config, spec, encoders)
-        try:
+        with checkpoints.reading("statistics"):
+            normalizer = None if state["normalizer"] is None else Normalizer.from_state_dict(state["normalizer"])
+        with checkpoints.reading("modalities"):
+            method = _build(config, spec, encoders)
+        with checkpoints.reading("weights"):
             method.load_state_dict(state["model"])
-        except RuntimeError as error:
-            reason = " ".join(str(error).split())
-            raise CheckpointError(f"the weights do not fit the model of this configuration: {reason}") from error
         return cls(config, features, spec, normalizer, method.to(ranks.device), ranks)
 
     def training_loader(self) -> Loader:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import secrets
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -12,7 +13,7 @@ from typing import IO, Any
 
 from ..errors import CheckpointError
 
-__all__ = ["atomic_write"]
+__all__ = ["atomic_write", "second_name"]
 
 
 @contextmanager
@@ -34,7 +35,7 @@ def atomic_write(path: str | os.PathLike, mode: str = "wb") -> Iterator[IO[Any]]
     if mode not in ("wb", "w"):
         raise ValueError(f"mode must be 'wb' or 'w', got {mode!r}")
     target = Path(os.path.realpath(path))
-    temporary = target.with_name(f".{target.name}.{secrets.token_hex(4)}.tmp")
+    temporary = _beside(target)
     try:
         try:
             target.parent.mkdir(parents=True, exist_ok=True)
@@ -60,6 +61,30 @@ def atomic_write(path: str | os.PathLike, mode: str = "wb") -> Iterator[IO[Any]]
         raise CheckpointError(
             f"cannot write {path}: {reason}; what was there before is kept, make room or choose another folder"
         ) from error
+
+
+def second_name(path: Path, name: Path) -> None:
+    """Give the file at ``path`` a second name, in place of what is there; a copy where the file system has no links.
+
+    Of a file that is only ever replaced, as by :func:`atomic_write`: its content stays under the second name.
+
+    Raises:
+        CheckpointError: as :func:`atomic_write`.
+    """
+    if name.exists() and path.samefile(name):
+        return
+    temporary = _beside(name)
+    try:
+        _remove_leftovers(name)
+        os.link(path, temporary)
+        os.replace(temporary, name)
+    except OSError:
+        with open(path, "rb") as source, atomic_write(name, "wb") as file:
+            shutil.copyfileobj(source, file, 1 << 20)
+
+
+def _beside(target: Path) -> Path:
+    return target.with_name(f".{target.name}.{secrets.token_hex(4)}.tmp")
 
 
 def _file_error(error: BaseException | None) -> OSError | None:

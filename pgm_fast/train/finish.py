@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import platform
 from typing import Any
 
@@ -19,7 +20,7 @@ from .folder import RunFolder
 from .gates import mean_gates
 from .loop import Training
 from .predictions import Predictions
-from .reports import build_report, mean_shares, read_jsonl, write_json, write_page
+from .reports import build_report, mean_shares, write_json, write_page
 
 __all__ = ["describe", "finish", "served_by"]
 
@@ -103,7 +104,8 @@ def _write(
     if config.train.plots:
         from .plots import draw_run
 
-        plots = draw_run(folder.path, read_jsonl(folder.metrics), report, shown, spec, parts.features.class_names)
+        records = [json.loads(line) for line in training.records.split("\n")[:-1]]
+        plots = draw_run(folder.path, records, report, shown, spec, parts.features.class_names)
     write_page(folder.path, report, plots)
     write_json(folder.report, report)
     return report

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import shutil
 from pathlib import Path
 
@@ -25,12 +26,18 @@ class RunFolder:
         self.report = self.path / "report.json"
         self.page = self.path / "report.html"
         self.last = self.path / "checkpoints" / "last.pt"
+        self.previous = self.path / "checkpoints" / "previous.pt"
         self.best = self.path / "checkpoints" / "best.pt"
         self.plots = self.path / "plots"
         self.events = self.path / "tensorboard"
 
     def __str__(self) -> str:
         return str(self.path)
+
+    @property
+    def resume_command(self) -> str:
+        """What to type to go on with the run."""
+        return f"pgm-fast resume {shlex.quote(str(self.path))}"
 
     @property
     def started(self) -> bool:
@@ -55,8 +62,7 @@ class RunFolder:
             state = "a finished" if self.report.exists() else "a started"
             raise ConfigError(
                 f"out={self.path} holds {state} run already; choose another out, continue it with "
-                f"`pgm-fast resume {self.path}`, or "
-                "replace it with --overwrite (overwrite=True)"
+                f"`{self.resume_command}`, or replace it with --overwrite (overwrite=True)"
             )
         try:
             # The configuration goes last: a folder whose removal was cut short still says what it was.

@@ -24,7 +24,7 @@ from .metrics import score
 from .observers import Observers
 from .optimizers import Schedule, build_optimizer
 from .predictions import Predictions
-from .reports import append_jsonl, mean_shares
+from .reports import append_line, json_line, mean_shares
 from .signals import StopRequest
 
 __all__ = ["Best", "Position", "StoppedBySignal", "Training"]
@@ -128,6 +128,7 @@ class Training:
         self.stages: list[Stage] = method.stages(config.train.lr)
         self.position = Position()
         self.best = Best()
+        self.records = ""  # the lines of metrics.jsonl, on rank 0
 
     def run(self, state: Mapping[str, Any] | None = None) -> None:
         """Train to the end; afterwards the method holds the best epoch of the last stage.
@@ -145,7 +146,8 @@ class Training:
                 self._begin_stage()
                 self._save_last()
             else:
-                self._restore(state)
+                with checkpoints.reading("values"):
+                    self._restore(state)
             self._run_stages()
         finally:
             self.wrapped = None  # it must not outlive the process group, see distributed.connect
@@ -155,8 +157,9 @@ class Training:
             while not self._stage_is_over():
                 self._train_epoch()
                 self._end_epoch()
-            best = self.ranks.on_main(lambda: checkpoints.load(self.folder.best))
-            self.method.load_state_dict(best["model"])
+            best = self.ranks.on_main(lambda: checkpoints.load_run(self.folder.best))
+            with checkpoints.reading("weights"):
+                self.method.load_state_dict(best["model"])
             if self.position.stage + 1 == len(self.stages):
                 return
             self.position.stage += 1
@@ -326,7 +329,9 @@ class Training:
         }
 
     def _write_epoch(self, record: Mapping[str, Any], better: bool) -> None:
-        append_jsonl(self.folder.metrics, record)
+        line = json_line(record)
+        append_line(self.folder.metrics, line)
+        self.records += line
         if better:
             state = {"model": self.method.state_dict(), "position": self._position(), "best": asdict(self.best)}
             checkpoints.save(self.folder.best, {**self.identity, **state})
@@ -352,13 +357,19 @@ class Training:
             "generators": generators,
             "position": asdict(self.position),
             "best": asdict(self.best),
+            "records": self.records,
             "epoch": {"losses": losses, "counts": self.guard.counts, "seconds": self.epoch_seconds},
         }
-        self.ranks.on_main(lambda: checkpoints.save(self.folder.last, state))
+        self.ranks.on_main(lambda: self._replace_last(state))
+
+    def _replace_last(self, state: dict[str, Any]) -> None:
+        checkpoints.keep(self.folder.last, self.folder.previous)
+        checkpoints.save(self.folder.last, state)
 
     def _restore(self, state: Mapping[str, Any]) -> None:
         self.position = Position(**state["position"])
         self.best = Best(**state["best"])
+        self.records = state["records"]
         self.method.load_state_dict(state["model"])
         self._begin_stage()
         self.optimizer.load_state_dict(state["optimizer"])

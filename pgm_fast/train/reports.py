@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 from pathlib import Path
@@ -22,8 +23,9 @@ from .predictions import Predictions
 
 __all__ = [
     "PARTITIONS",
-    "append_jsonl",
+    "append_line",
     "build_report",
+    "json_line",
     "mean_shares",
     "read_json",
     "read_jsonl",
@@ -31,7 +33,6 @@ __all__ = [
     "summary_table",
     "to_json",
     "write_json",
-    "write_jsonl",
     "write_page",
 ]
 
@@ -61,10 +62,17 @@ def read_json(path: str | os.PathLike) -> Any:
     except OSError as error:
         raise CheckpointError(f"cannot read {path}: {error.strerror}; is this the folder of a finished run?") from error
     except ValueError as error:
-        raise CheckpointError(f"{path} is not valid JSON ({error}); run evaluate to write it anew") from error
+        raise CheckpointError(
+            f"{path} is not valid JSON ({error}); pgm-fast resume {_folder_of(path)} writes it anew"
+        ) from error
 
 
-def append_jsonl(path: str | os.PathLike, value: Any) -> None:
+def json_line(value: Any) -> str:
+    """``value`` as a line of a JSON-lines file. Numpy numbers and arrays become plain ones."""
+    return json.dumps(_plain(value), allow_nan=False, ensure_ascii=False) + "\n"
+
+
+def append_line(path: str | os.PathLike, text: str) -> None:
     """Add one line to a JSON-lines file and flush it to the disk.
 
     A last line without its end, as a killed writer leaves it, is removed first. If the file system refuses, nothing
@@ -73,7 +81,7 @@ def append_jsonl(path: str | os.PathLike, value: Any) -> None:
     Raises:
         CheckpointError: the file system refused.
     """
-    line = json.dumps(_plain(value), allow_nan=False, ensure_ascii=False).encode() + b"\n"
+    line = text.encode()
     path = Path(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -95,13 +103,6 @@ def append_jsonl(path: str | os.PathLike, value: Any) -> None:
         ) from error
 
 
-def write_jsonl(path: str | os.PathLike, values: Iterable[Any]) -> None:
-    """Replace ``path`` by ``values``, one per line, all or nothing. Raises CheckpointError as :func:`write_json`."""
-    lines = [json.dumps(_plain(value), allow_nan=False, ensure_ascii=False) + "\n" for value in values]
-    with atomic_write(path, "w") as file:
-        file.writelines(lines)
-
-
 def read_jsonl(path: str | os.PathLike) -> list[Any]:
     """The values of a JSON-lines file; a last line without its end does not count. Empty where there is no file.
 
@@ -120,9 +121,13 @@ def read_jsonl(path: str | os.PathLike) -> list[Any]:
             values.append(json.loads(line))
         except ValueError as error:
             raise CheckpointError(
-                f"{path}, line {number} is not valid JSON ({error}); remove the line and resume"
+                f"{path}, line {number} is not valid JSON ({error}); pgm-fast resume {_folder_of(path)} writes it anew"
             ) from error
     return values
+
+
+def _folder_of(path: str | os.PathLike) -> str:
+    return shlex.quote(str(Path(path).parent))
 
 
 def mean_shares(predictions: Predictions) -> dict[str, dict[str, float]]:

@@ -8,6 +8,7 @@ import resource
 
 import pytest
 import torch
+from same_run import assert_equal
 
 from pgm_fast.errors import CheckpointError
 from pgm_fast.train import checkpoints
@@ -52,6 +53,47 @@ def test_a_damaged_byte_is_refused(tmp_path):
     path.write_bytes(data)
     with pytest.raises(CheckpointError, match=r"last\.pt"):
         checkpoints.load(path)
+
+
+def test_no_flipped_bit_is_taken_for_what_was_written(tmp_path):
+    path = tmp_path / "last.pt"
+    checkpoints.save(path, {**STATE, "model": {"w": torch.arange(200.0)}})
+    written, whole = path.read_bytes(), checkpoints.load(path)
+    noticed = 0
+    for at in range(0, len(written), 3):
+        data = bytearray(written)
+        data[at] ^= 1 << at % 8
+        path.write_bytes(data)
+        try:
+            assert_equal(checkpoints.load(path), whole)  # padding between the parts says nothing
+        except CheckpointError as error:
+            assert "last.pt cannot be read" in str(error) and "\n" not in str(error)
+            noticed += 1
+    assert noticed > 200 * 4 / 3  # every one of those inside of the tensor, at least
+
+
+def test_the_checkpoint_before_is_kept_unless_it_is_damaged(tmp_path):
+    last, previous = tmp_path / "last.pt", tmp_path / "previous.pt"
+    checkpoints.keep(last, previous)
+    assert os.listdir(tmp_path) == []
+    for number in range(3):
+        checkpoints.keep(last, previous)
+        checkpoints.keep(last, previous)
+        checkpoints.save(last, {"number": number})
+    assert checkpoints.load(previous)["number"] == 1
+    last.write_bytes(last.read_bytes()[:-9])
+    checkpoints.keep(last, previous)
+    assert checkpoints.load(previous)["number"] == 1
+    assert sorted(os.listdir(tmp_path)) == ["last.pt", "previous.pt"]
+
+
+def test_a_file_system_without_links_keeps_a_copy(tmp_path, monkeypatch):
+    last, previous = tmp_path / "last.pt", tmp_path / "previous.pt"
+    checkpoints.save(last, STATE)
+    monkeypatch.setattr(os, "link", lambda *_: (_ for _ in ()).throw(PermissionError(1, "no links here")))
+    checkpoints.keep(last, previous)
+    assert previous.read_bytes() == last.read_bytes() and not previous.samefile(last)
+    assert sorted(os.listdir(tmp_path)) == ["last.pt", "previous.pt"]
 
 
 class _Evil:

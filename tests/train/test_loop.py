@@ -67,7 +67,7 @@ def test_a_run_leaves_its_folder(tmp_path, method, task):
         "checkpoints",
         "tensorboard",
     }
-    assert sorted(p.name for p in (out / "checkpoints").iterdir()) == ["best.pt", "last.pt"]
+    assert sorted(p.name for p in (out / "checkpoints").iterdir()) == ["best.pt", "last.pt", "previous.pt"]
     lines = records(out)
     assert [line["epoch"] for line in lines] == [1, 2] == list(range(1, report["epochs"] + 1))
     for line in lines:

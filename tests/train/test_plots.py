@@ -21,7 +21,7 @@ from pgm_fast.train.plots.curves import EXPECTED, learning_curves, share_bars
 from pgm_fast.train.plots.dimensions import competition_curves, effective_map
 from pgm_fast.train.plots.outcome import confusion_matrix, match_curves
 from pgm_fast.train.predictions import Predictions
-from pgm_fast.train.reports import PARTITIONS, build_report, mean_shares, write_json, write_jsonl
+from pgm_fast.train.reports import PARTITIONS, build_report, json_line, mean_shares, write_json
 
 OUTCOME = {"classification": "confusion", "multilabel": "labels", "regression": "scatter", "retrieval": "ranks"}
 
@@ -236,7 +236,7 @@ def test_competition_is_drawn_from_run_folders(tmp_path):
         report["method"] = method
         report["data"] = "made otherwise" if name == "other" else "made"
         write_json(tmp_path / name / "report.json", report)
-        write_jsonl(tmp_path / name / "metrics.jsonl", records)
+        (tmp_path / name / "metrics.jsonl").write_text("".join(map(json_line, records)))
     out = tmp_path / "competition.png"
     draw_competition([tmp_path / "one", tmp_path / "two"], tmp_path / "alone", out)
     assert imread(out).shape[2] == 4

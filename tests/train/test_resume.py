@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -12,9 +14,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from same_run import assert_same_run
 
-from pgm_fast.errors import CheckpointError, ConfigError, DataError
-from pgm_fast.train import Config, fit, resume
+from pgm_fast.errors import CheckpointError, ConfigError, DataError, PgmFastError
+from pgm_fast.train import Config, api, fit, loop, resume
 from pgm_fast.train.configure import make_config
 from pgm_fast.train.guard import UpdateGuard
 
@@ -53,44 +56,6 @@ def reference(source, tmp_path_factory) -> Path:
     out = tmp_path_factory.mktemp("runs") / "whole"
     fit(data=source, out=str(out), **SETTINGS)
     return out
-
-
-CLOCKS = {"seconds", "train_seconds", "samples_per_s", "timing", "seconds_per_epoch"}
-
-
-def timeless(value):
-    """The value without what differs between two equal runs: clocks, and the folder's name inside the configuration."""
-    if isinstance(value, dict):
-        return {k: timeless(v) for k, v in value.items() if k not in CLOCKS and k != "config"}
-    return [timeless(v) for v in value] if isinstance(value, (list, tuple)) else value
-
-
-def assert_equal(a, b, where=""):
-    assert type(a) is type(b), where
-    if isinstance(a, dict):
-        assert list(a) == list(b), where
-        for key in a:
-            assert_equal(a[key], b[key], f"{where}/{key}")
-    elif isinstance(a, list):
-        assert len(a) == len(b), where
-        for number, pair in enumerate(zip(a, b, strict=True)):
-            assert_equal(*pair, f"{where}/{number}")
-    elif isinstance(a, torch.Tensor):
-        assert a.dtype == b.dtype and torch.equal(a, b), where
-    else:
-        assert a == b, where
-
-
-def assert_same_run(one: Path, other: Path):
-    for name in ("last.pt", "best.pt"):
-        states = [torch.load(run / "checkpoints" / name, weights_only=True) for run in (one, other)]
-        assert_equal(*map(timeless, states), name)
-    records = [
-        [timeless(json.loads(line)) for line in (run / "metrics.jsonl").read_text().splitlines()]
-        for run in (one, other)
-    ]
-    assert_equal(*records, "metrics")
-    assert_equal(*(timeless(json.loads((run / "report.json").read_text())) for run in (one, other)), "report")
 
 
 def stop_at(monkeypatch, update: int, number=signal.SIGTERM):
@@ -149,14 +114,29 @@ def test_metrics_of_epochs_that_last_does_not_know_are_taken_back(source, refere
     assert_same_run(out, reference)
 
 
-def test_lost_metrics_are_not_papered_over(source, tmp_path, monkeypatch):
-    out = tmp_path / "run"
-    with monkeypatch.context() as patch, pytest.raises(SystemExit):
-        stop_at(patch, STEPS + 2)
-        fit(data=source, out=str(out), **SETTINGS)
-    (out / "metrics.jsonl").unlink()
-    with pytest.raises(CheckpointError, match="has 0 of the 1 epochs"):
+@pytest.mark.parametrize("over", [False, True])
+@pytest.mark.parametrize("damage", ["lost", "shortened", "garbled", "emptied", "binary"])
+def test_a_damaged_log_or_report_beside_a_whole_checkpoint_is_written_again(
+    source, reference, halfway, tmp_path, caplog, damage, over
+):
+    out = halfway
+    if over:
         resume(out)
+    before = (out / "metrics.jsonl").read_bytes()
+    ways = {
+        "shortened": before[before.index(b"\n") + 1 :],
+        "garbled": before.replace(b"{", b"#", 1),
+        "emptied": b"",
+        "binary": b"\xff\x00\n",
+    }
+    for name in ["metrics.jsonl", "report.json"][: 1 + over]:
+        if damage == "lost":
+            (out / name).unlink()
+        else:
+            (out / name).write_bytes(ways[damage])
+        resume(out)
+        assert (out / "metrics.jsonl").read_bytes().startswith(before)
+        assert_same_run(out, reference)
 
 
 def test_before_the_first_checkpoint_a_run_begins(source, reference, tmp_path, monkeypatch):
@@ -193,6 +173,7 @@ def halfway(source, tmp_path, monkeypatch) -> Path:
 
 def test_a_truncated_checkpoint_is_named_and_nothing_is_lost(halfway):
     last = halfway / "checkpoints" / "last.pt"
+    (halfway / "checkpoints" / "previous.pt").unlink()
     last.write_bytes(last.read_bytes()[:-100])
     files = {p: p.read_bytes() for p in halfway.rglob("*") if p.is_file()}
     with pytest.raises(CheckpointError, match=r"last\.pt cannot be read.*best\.pt"):
@@ -201,6 +182,57 @@ def test_a_truncated_checkpoint_is_named_and_nothing_is_lost(halfway):
     with pytest.raises(CheckpointError, match=r"last\.pt does not exist.*best\.pt"):
         resume(halfway)
     assert all(p.read_bytes() == data for p, data in files.items() if p != last)
+
+
+@pytest.mark.parametrize("flip", [True, False])
+def test_a_damaged_last_is_replaced_by_the_one_before_it_by_name(halfway, reference, caplog, flip):
+    last = halfway / "checkpoints" / "last.pt"
+    if flip:
+        data = bytearray(last.read_bytes())
+        for at in range(len(data) // 2, len(data) // 2 + 128):  # more than the padding between two tensors
+            data[at] ^= 4
+        last.write_bytes(data)
+    else:
+        last.unlink()
+    resume(halfway)
+    assert re.search(r"last\.pt .*; going on from .*previous\.pt: 1 epochs, 0 steps", caplog.text)
+    assert_same_run(halfway, reference)
+
+
+def keys_of(value, depth, path=()):
+    """The places of a nested state down to some depth."""
+    for key in value if isinstance(value, dict) else range(len(value)) if isinstance(value, list) else ():
+        yield (*path, key)
+        if depth > 1:
+            yield from keys_of(value[key], depth - 1, (*path, key))
+
+
+def test_a_checkpoint_with_a_part_deleted_or_of_another_kind_is_refused_in_one_line_or_serves(halfway, monkeypatch):
+    last = halfway / "checkpoints" / "last.pt"
+    (halfway / "checkpoints" / "previous.pt").unlink()
+    monkeypatch.setattr(loop.Training, "_run_stages", lambda self: None)  # what it is for comes after this
+    monkeypatch.setattr(api, "finish", lambda *_: {})
+    written = last.read_bytes()
+    state = torch.load(last, weights_only=True)
+    places = [place for place in keys_of(state, 3) if place[0] != "records"]
+    refused = 0
+    for number, place in enumerate(places):
+        damaged = copy.deepcopy(state)
+        owner = damaged
+        for key in place[:-1]:
+            owner = owner[key]
+        if number % 2:
+            del owner[place[-1]]
+        else:
+            owner[place[-1]] = [None, "x", -3, [], {}, torch.zeros(2, 3)][number // 2 % 6]
+        torch.save(damaged, last)
+        try:
+            resume(halfway)
+        except PgmFastError as error:
+            assert "\n" not in str(error)
+            refused += 1
+    assert refused > len(places) / 2
+    last.write_bytes(written)
 
 
 @pytest.mark.parametrize("change", ["label", "a", "split", "rows"])

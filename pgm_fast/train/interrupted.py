@@ -1,0 +1,105 @@
+"""What an interrupted run left: whether it is over, and the state that it goes on from."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from ..errors import CheckpointError
+from . import checkpoints
+from .config import Config
+from .configure import from_yaml, to_dict
+from .files import atomic_write
+from .folder import RunFolder
+from .reports import read_json, read_jsonl
+
+__all__ = ["finished", "restore_log", "state_of"]
+
+log = logging.getLogger(__name__)
+
+_FREE_TO_CHANGE = ("out", "train.device", "train.threads", "train.plots", "train.tensorboard")
+
+
+def finished(folder: RunFolder) -> dict[str, Any] | None:
+    """The report of a run that is over; None where there is none, or where report or log are damaged: with last.pt
+    both can be written anew."""
+    if not folder.report.is_file():
+        return None
+    try:
+        report, records = read_json(folder.report), read_jsonl(folder.metrics)
+    except CheckpointError as error:
+        log.warning("%s", error)
+        return None
+    if not isinstance(report, dict) or report.get("epochs") != len(records):
+        log.warning("%s and %s do not belong together; both are written anew", folder.report, folder.metrics)
+        return None
+    return report
+
+
+def state_of(folder: RunFolder, config: Config, world: int) -> dict[str, Any] | None:
+    """What the run in the folder goes on from; None where it has not come to its first checkpoint.
+
+    Args:
+        folder: of the run.
+        config: as its config.yaml says now.
+        world: number of processes now.
+
+    Raises:
+        CheckpointError: no checkpoint can be read, or the run was started with another configuration or another number
+            of processes.
+    """
+    if not any(path.is_file() for path in (folder.last, folder.previous, folder.best, folder.metrics)):
+        return None
+    state = _last_readable(folder)
+    _require_same_config(folder, config, from_yaml(state["config"]))
+    if state["world"] != world:
+        raise CheckpointError(
+            f"{folder} was trained by {state['world']} processes, now there are {world}; "
+            "resume it with as many, so that the result is the same"
+        )
+    return state
+
+
+def restore_log(folder: RunFolder, state: Mapping[str, Any]) -> None:
+    """metrics.jsonl as the checkpoint knows it: lines of later epochs are written again, and lost ones come back."""
+    records = state["records"].encode()
+    if not folder.metrics.is_file() or folder.metrics.read_bytes() != records:
+        with atomic_write(folder.metrics, "wb") as file:
+            file.write(records)
+
+
+def _last_readable(folder: RunFolder) -> dict[str, Any]:
+    try:
+        return checkpoints.load_run(folder.last, going_on=True)
+    except CheckpointError as error:
+        try:
+            state = checkpoints.load_run(folder.previous, going_on=True)
+        except CheckpointError:
+            raise error from None
+        reason = str(error).partition(";")[0]
+    epoch, step = state["position"]["epoch"], state["position"]["step"]
+    log.warning("%s; going on from %s: %d epochs, %d steps", reason, folder.previous, epoch, step)
+    return state
+
+
+def _require_same_config(folder: RunFolder, config: Config, started: Config) -> None:
+    """Raises CheckpointError where config.yaml no longer says what the run was started with."""
+    now, then = dict(_flat(to_dict(config))), dict(_flat(to_dict(started)))
+    different = [key for key in dict.fromkeys([*then, *now]) if now.get(key) != then.get(key)]
+    different = [key for key in different if key not in _FREE_TO_CHANGE]
+    if different:
+        changes = ", ".join(f"{key} is {now.get(key)!r} and was {then.get(key)!r}" for key in different)
+        raise CheckpointError(
+            f"{folder.config} is not the configuration that this run was started with: {changes}; "
+            "put it back, or train a new run with it in another folder"
+        )
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """``("train.lr", 0.001)``, ... for every value of a configuration."""
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
