@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..optim import MultiRateOptimizer
+from .buffers import BufferWatch
 from .distributed import Ranks
 
 __all__ = ["DelayedReading", "UpdateGuard"]
@@ -14,23 +15,30 @@ __all__ = ["DelayedReading", "UpdateGuard"]
 class UpdateGuard:
     """Clips gradients and skips updates that are not finite, all on the device.
 
-    A step whose total loss or global gradient norm is NaN or infinite changes neither parameters nor optimizer state
-    (nor the optimizer's step counts): the flag goes to the optimizer as ``found_inf``, the protocol of torch's fused
-    optimizers. No rank updates where one must not. The host learns of it from ``counts``, when it asks. The optimizer
-    clips as it loads gradients, which themselves keep their values.
+    A step whose total loss or global gradient norm is NaN or infinite, or that makes a buffer so (the running
+    statistics of a normalisation), changes neither parameters nor buffers nor optimizer state (nor the optimizer's
+    step counts): the flag goes to the optimizer as ``found_inf``, the protocol of torch's fused optimizers. No rank
+    updates where one must not. The host learns of it from ``counts``, when it asks. The optimizer clips as it loads
+    gradients, which themselves keep their values.
 
     Args:
         optimizer: its ``max_norm`` is set here.
         clip_norm: largest global gradient norm; 0 for none.
         ranks: whose flags are joined.
+        module: whose buffers are guarded; None for none.
     """
 
-    def __init__(self, optimizer: MultiRateOptimizer, clip_norm: float, ranks: Ranks):
+    def __init__(self, optimizer: MultiRateOptimizer, clip_norm: float, ranks: Ranks, module: nn.Module | None = None):
         self.optimizer = optimizer
         self.optimizer.max_norm = clip_norm or None
         self.ranks = ranks
+        self.buffers = BufferWatch(nn.Module() if module is None else module)
         # [skipped, skipped in a row now, longest such row, a rank was asked to stop]
         self.counts = torch.zeros(4, device=ranks.device)
+
+    def begin(self) -> None:
+        """Before the forward pass of a step: what its buffers go back to if it is skipped."""
+        self.buffers.remember()
 
     def update(self, loss: Tensor, stop: bool = False) -> None:
         """One step of the optimizer from the gradients at hand.
@@ -41,6 +49,8 @@ class UpdateGuard:
         """
         norm = self.optimizer.total_norm()
         finite = torch.isfinite(loss.detach().float()) & torch.isfinite(norm)
+        if (whole := self.buffers.finite()) is not None:
+            finite = finite & whole
         if self.ranks.world == 1:
             skip = (~finite).float()
             stopping = self.counts[3]
@@ -50,6 +60,7 @@ class UpdateGuard:
         self.optimizer.grad_scale = None
         self.optimizer.found_inf = skip
         self.optimizer.step()
+        self.buffers.go_back(skip)
         skipped, row, longest, _ = self.counts
         row = (row + 1.0) * skip
         self.counts = torch.stack([skipped + skip, row, torch.maximum(longest, row), stopping])

@@ -196,7 +196,7 @@ class Training:
         warmup = round(settings.warmup_epochs * steps)
         schedule, options = self.stage.schedule or settings.schedule, self.stage.schedule_options
         self.schedule = Schedule(schedule, self.optimizer, self.stage_epochs * steps, warmup, options)
-        self.guard = UpdateGuard(self.optimizer, settings.clip_norm, self.ranks)
+        self.guard = UpdateGuard(self.optimizer, settings.clip_norm, self.ranks, self.method)
         self.wrapped = self.ranks.wrap(self.method, unused=bool(self.identity.get("encoders")))
         self._begin_epoch()
 
@@ -218,6 +218,7 @@ class Training:
         self._clock = time.perf_counter()
         for batch in self.train.batches(self.position.epoch, start=self.position.step):
             self.optimizer.zero_grad(set_to_none=True)
+            self.guard.begin()
             with autocast:
                 losses = self.wrapped(batch).losses
             total = losses["total"]

@@ -24,6 +24,7 @@ def parts(name="adamw", clip=1.0):
 
 def step(model, optimizer, guard, factor=1.0, seed=1):
     optimizer.zero_grad(set_to_none=True)
+    guard.begin()
     generator = torch.Generator().manual_seed(seed)
     loss = (model(torch.randn(8, 4, generator=generator)) ** 2).mean() * factor
     loss.backward()
@@ -85,8 +86,59 @@ def test_updates_are_those_of_gradients_clipped_to_the_global_norm(clip):
         torch.testing.assert_close(ours, theirs, rtol=FP32, atol=OPTIMIZER_MOVE_FP32)
 
 
+class Counting(nn.Module):
+    """An encoder with statistics of its own: replaced in every step, one of them infinite from the beginning."""
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(3, 4))
+        self.register_buffer("bounds", torch.tensor([-math.inf, math.inf]))
+        self.register_buffer("seen", torch.zeros((), dtype=torch.int64))
+        self.register_buffer("unset", None)
+
+    def forward(self, x):
+        self.mean = 0.9 * self.mean + 0.1 * x.detach().mean()
+        self.seen += 1
+        return x
+
+
+def batches_with_bad_ones():
+    """Inputs and whether they are fit to train on: NaN, infinity, and values whose variance is infinite."""
+    torch.manual_seed(3)
+    for bad in (None, math.nan, None, math.inf, 1e30, None):
+        x = torch.randn(8, 4)
+        if bad is not None:
+            x[5, 2] = bad
+        yield x, bad is None
+
+
+def test_a_bad_batch_leaves_no_trace_in_running_statistics():
+    def trained(only_good):
+        torch.manual_seed(0)
+        model = nn.Sequential(Counting(), nn.BatchNorm1d(4), nn.Linear(4, 5), nn.BatchNorm1d(5), nn.Linear(5, 2))
+        optimizer = build_optimizer("sgd", [{"params": list(model.parameters()), "lr": 0.1, "name": "all"}], 0.01)
+        guard = UpdateGuard(optimizer, 1.0, Ranks(), model)
+        for x, good in batches_with_bad_ones():
+            if only_good and not good:
+                continue
+            optimizer.zero_grad(set_to_none=True)
+            guard.begin()
+            loss = (model(x) ** 2).mean()
+            loss.backward()
+            guard.update(loss)
+        return model.state_dict(), guard.counts[0]
+
+    with_bad, skipped = trained(only_good=False)
+    without, _ = trained(only_good=True)
+    assert skipped == 3
+    for key, value in without.items():
+        assert torch.equal(value, with_bad[key]), key
+
+
 def test_an_update_asks_nothing_of_the_device(monkeypatch):
-    model, optimizer, guard = parts()
+    model, optimizer, _ = parts()
+    model = nn.Sequential(nn.BatchNorm1d(4), model)
+    guard = UpdateGuard(optimizer, 1.0, Ranks(), model)
     step(model, optimizer, guard)
 
     def refuse(*args, **kwargs):
