@@ -199,6 +199,7 @@ def test_a_truncated_checkpoint(run, tmp_path, command, keep):
     damaged.write_bytes(data[: int(keep * len(data))] if keep != 1 else data[:-1])
     if command == "resume":
         (run / "report.json").unlink()
+        (run / "checkpoints" / "previous.pt").unlink()  # else it would serve
     before = contents(tmp_path)
     more = ["--out", tmp_path / "predictions.csv"] if command == "predict" else []
     assert_refused(invoke(command, run, *more), damaged)
@@ -255,7 +256,7 @@ def test_a_full_disk_keeps_the_last_checkpoint_and_the_run_can_go_on(source, tmp
         patched.setattr(torch, "save", save)
         result = invoke("train", "--out", out, "--quiet", *settings)
     assert_refused(result, "No space left on device", out / "checkpoints")
-    assert sorted(path.name for path in (out / "checkpoints").iterdir()) == ["best.pt", "last.pt"]
+    assert sorted(path.name for path in (out / "checkpoints").iterdir()) == ["best.pt", "last.pt", "previous.pt"]
     assert invoke("evaluate", out).exit_code == 0
     assert invoke("resume", out).exit_code == 0
     first, second = (torch.load(folder / "checkpoints" / "best.pt")["model"] for folder in (whole, out))

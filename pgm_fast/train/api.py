@@ -35,6 +35,7 @@ from .finish import describe, finish
 from .folder import RunFolder
 from .gates import mean_gates
 from .interrupted import finished, restore_log, state_of
+from .limits import explained
 from .lock import RunLock
 from .loop import StoppedBySignal, Training
 from .metrics import monitored_metric
@@ -193,7 +194,7 @@ def resume(
         return report
     config = replace(from_yaml(folder.config.read_text(encoding="utf-8")), out=str(run))
     with machine(config) as ranks, _writing(folder, ranks):
-        if (report := ranks.on_main(lambda: finished(folder))) is not None:
+        if (report := ranks.on_main(lambda: finished(folder, warn=True))) is not None:
             return report  # written by whoever held the lock until now
         with ranks.all_or_none():
             state = state_of(folder, config, ranks.world)
@@ -251,7 +252,8 @@ def evaluate(
     if split not in SPLITS:
         raise ConfigError(f"split is {split!r}, must be one of {', '.join(SPLITS)}")
     parts, state, name = _open(run, data, encoders, checkpoint, labels=True)
-    predictions = _collect(parts, split, labels=True)
+    with explained(parts.config, training=False):
+        predictions = _collect(parts, split, labels=True)
     return {
         "split": split,
         "checkpoint": name,
@@ -287,7 +289,8 @@ def predict(
     if split is not None and split not in SPLITS:
         raise ConfigError(f"split is {split!r}, must be one of {', '.join(SPLITS)} or None for all rows")
     parts, _, _ = _open(run, data, encoders, checkpoint, labels=False)
-    return _collect(parts, split, labels=False)
+    with explained(parts.config, training=False):
+        return _collect(parts, split, labels=False)
 
 
 def extract_features(

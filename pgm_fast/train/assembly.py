@@ -25,6 +25,7 @@ from . import checkpoints
 from .config import Config
 from .configure import from_yaml, make_config, to_dict
 from .distributed import Ranks, connect
+from .limits import explained
 
 __all__ = ["Run", "differences", "features_of_run", "fingerprint", "load_features", "machine", "resolve_config"]
 
@@ -192,6 +193,11 @@ def require_splits(features: FeatureSet, task: str = "auto") -> None:
         raise DataError(
             f"{features.name} has no labels, which {features.task} needs for training; name their key with data.label"
         )
+    if features.task == "classification" and features.spec.num_outputs < 2:
+        raise DataError(
+            f"{features.name} has labels of one class only, and there is nothing to tell apart; name the labels' key "
+            "with data.label, or train without labels by data.task=retrieval"
+        )
     for split in ("train", "valid"):
         if not len(features.rows(split)):
             raise DataError(
@@ -343,6 +349,7 @@ def machine(config: Config) -> Iterator[Ranks]:
 
     Raises:
         ConfigError: the device is not there.
+        TrainingStopped: the block asks for more than the machine has, see :mod:`.limits`.
     """
     threads, deterministic = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
     warn_only, fill = (
@@ -351,6 +358,7 @@ def machine(config: Config) -> Iterator[Ranks]:
     )
     with ExitStack() as stack:
         ranks = stack.enter_context(connect(config.train.device))
+        stack.enter_context(explained(config))
         if ranks.device.type == "cuda":
             # cuBLAS reads this when its first handle is made; without it two runs may differ in the last bit.
             os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")

@@ -21,20 +21,21 @@ log = logging.getLogger(__name__)
 _FREE_TO_CHANGE = ("out", "train.device", "train.threads", "train.plots", "train.tensorboard")
 
 
-def finished(folder: RunFolder) -> dict[str, Any] | None:
+def finished(folder: RunFolder, warn: bool = False) -> dict[str, Any] | None:
     """The report of a run that is over; None where there is none, or where report or log are damaged: with last.pt
-    both can be written anew."""
+    both can be written anew, and ``warn`` says so."""
     if not folder.report.is_file():
         return None
     try:
         report, records = read_json(folder.report), read_jsonl(folder.metrics)
+        whole, problem = report["epochs"] == len(records), f"{folder.metrics} lacks epochs of {folder.report.name}"
     except CheckpointError as error:
-        log.warning("%s", error)
-        return None
-    if not isinstance(report, dict) or report.get("epochs") != len(records):
-        log.warning("%s and %s do not belong together; both are written anew", folder.report, folder.metrics)
-        return None
-    return report
+        whole, problem = False, str(error).partition(";")[0]
+    except (LookupError, TypeError):
+        whole, problem = False, f"{folder.report} is not the report of a run"
+    if warn and not whole:
+        log.warning("%s; both are written anew from the checkpoints", problem)
+    return report if whole else None
 
 
 def state_of(folder: RunFolder, config: Config, world: int) -> dict[str, Any] | None:

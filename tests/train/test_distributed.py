@@ -155,7 +155,7 @@ def test_every_row_is_scored_once_and_the_report_written_once(campaign):
         assert one["fused"]["accuracy"] == two["fused"]["accuracy"]  # a multiple of 1/29 or 1/31
         assert one["fused"]["nll"] == pytest.approx(two["fused"]["nll"], rel=TWO_RANKS, abs=0)
         assert one["losses"] == pytest.approx(two["losses"], rel=TWO_RANKS, abs=0)
-    assert sorted(p.name for p in (root / "two" / "checkpoints").iterdir()) == ["best.pt", "last.pt"]
+    assert sorted(p.name for p in (root / "two" / "checkpoints").iterdir()) == ["best.pt", "last.pt", "previous.pt"]
     assert [line["epoch"] for line in records(root / "two")] == [1, 2, 3]
 
 
