@@ -52,7 +52,7 @@ def test_only_present_valid_training_values_count(seed, chunk):
         np.testing.assert_allclose(normalizer.scale[name], values.std(axis=0), rtol=FP64)
         result = normalizer.apply(name, values)
         assert result.dtype == np.float32
-        np.testing.assert_allclose(result.mean(axis=0), 0, rtol=0, atol=FP32)
+        np.testing.assert_allclose(result.mean(axis=0, dtype=np.float64), 0, rtol=0, atol=FP32)
 
 
 def test_a_constant_feature_has_scale_one_even_where_its_mean_rounds():
@@ -69,7 +69,7 @@ def test_a_small_change_on_a_large_offset_is_kept():
     values = 1e9 + rng.standard_normal((500, 1))
     features = FeatureSet("o", {"v": values}, "regression", np.zeros(500), np.full(500, "train"))
     result = Normalizer.fit(features).apply("v", values)
-    np.testing.assert_allclose(result.std(), 1, rtol=FP32)
+    np.testing.assert_allclose(result.std(dtype=np.float64), 1, rtol=FP32)
 
 
 def test_the_state_goes_through_a_weights_only_file(tmp_path):

@@ -6,7 +6,7 @@ import copy
 
 import pytest
 import torch
-from tolerances import FP32, FP64
+from tolerances import FP64
 from torch import nn
 
 from pgm_fast.nn import MLP, PgMBlock, fused
@@ -99,19 +99,19 @@ class Doubled(nn.Linear):
 
 def test_a_module_in_anothers_place_is_called():
     torch.manual_seed(0)
-    mlp, x = MLP(6, 4, 2), torch.randn(3, 6)
+    mlp, x = MLP(6, 4, 2).double(), torch.randn(3, 6, dtype=torch.float64)
     other = copy.deepcopy(mlp)
-    other[3] = Doubled(4, 2)
+    other[3] = Doubled(4, 2, dtype=torch.float64)
     other[3].load_state_dict(mlp[3].state_dict())
-    torch.testing.assert_close(other(x), 2 * mlp(x), rtol=FP32, atol=FP32)
-    block = PgMBlock({"text": 6})
+    torch.testing.assert_close(other(x), 2 * mlp(x), rtol=FP64, atol=FP64)
+    block = PgMBlock({"text": 6}).double()
     before, _ = block({"text": x})
     learners = block.learners["text"]
     second = learners.uni
-    learners.uni = Doubled(6, 6)
+    learners.uni = Doubled(6, 6, dtype=torch.float64)
     learners.uni.load_state_dict(second.state_dict())
     after, _ = block({"text": x})
-    assert not torch.allclose(before["text"], after["text"], rtol=FP32, atol=FP32)
+    assert not torch.allclose(before["text"], after["text"], rtol=FP64, atol=FP64)
 
 
 def _no_bias(block):
@@ -137,12 +137,13 @@ def _another_activation(block):
 @pytest.mark.parametrize("change", [_no_bias, _no_affine_norm, _another_eps, _another_temperature, _another_activation])
 def test_a_changed_setting_means_what_it_means_to_the_modules(change, monkeypatch):
     torch.manual_seed(0)
-    block, x = PgMBlock({"text": 6}), torch.randn(3, 6)
+    block, x = PgMBlock({"text": 6}), torch.randn(3, 6, dtype=torch.float64)
     change(block)
+    block.double()
     small, _ = block({"text": x})
     monkeypatch.setattr(fused, "MOST_ROWS", -1)
     by_modules, _ = block({"text": x})
-    torch.testing.assert_close(small["text"], by_modules["text"], rtol=FP32, atol=FP32)
+    torch.testing.assert_close(small["text"], by_modules["text"], rtol=FP64, atol=FP64)
 
 
 def test_an_input_that_does_not_fit_is_named_by_the_layer():
@@ -151,7 +152,8 @@ def test_an_input_that_does_not_fit_is_named_by_the_layer():
 
 
 def test_compiles_whole():
-    block, mlp, x = PgMBlock({"text": 6, "audio": 6}), MLP(6, 4, 2), torch.randn(3, 6)
+    block, mlp = PgMBlock({"text": 6, "audio": 6}).double(), MLP(6, 4, 2).double()
+    x = torch.randn(3, 6, dtype=torch.float64)
     for module, argument in ((block, {"text": x, "audio": x}), (mlp, x)):
         compiled = torch.compile(module, fullgraph=True, backend="aot_eager")
-        torch.testing.assert_close(compiled(argument), module(argument), rtol=FP32, atol=FP32)
+        torch.testing.assert_close(compiled(argument), module(argument), rtol=FP64, atol=FP64)
