@@ -12,6 +12,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from ..errors import DataError
+
 __all__ = [
     "Chunk",
     "CleanRows",
@@ -140,9 +142,22 @@ def read_rows(array, rows: np.ndarray, steps: int | None = None) -> np.ndarray:
     size = max(1, CHUNK_BYTES // row_bytes) if consecutive else SCATTERED
     for start in range(0, len(rows), size):
         piece = rows[start : start + size]
+        _require_whole(array)
         out[start : start + size] = source[piece[0] : piece[-1] + 1] if consecutive else source[piece]
         release(array)
     return out
+
+
+def _require_whole(array: np.memmap) -> None:
+    """Raises DataError where the file of a map got shorter: touching what is not there would kill the process."""
+    if array._mmap is None:
+        return
+    needed = array.offset - array.offset % mmap.ALLOCATIONGRANULARITY + len(array._mmap)
+    if (size := array._mmap.size()) < needed:
+        raise DataError(
+            f"{array.filename} got shorter while it was in use: it has {size} bytes, {needed} are needed; "
+            "put the whole file back, then resume (the last checkpoint is kept)"
+        )
 
 
 def release(array: np.memmap) -> None:

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 
 from pgm_fast.data import load
+from pgm_fast.data.files import FileRows
 from pgm_fast.errors import DataError
 
 FORMATS = ("npz", "pt", "safetensors", "folder")
@@ -109,7 +110,7 @@ def test_a_subset_of_modalities_takes_its_presence_along(tmp_path, format):
 
 def test_a_folder_stays_in_its_files(tmp_path):
     features = load(write(tmp_path, "folder", arrays_of(0, 9, "classification", False, "float32")))
-    assert all(isinstance(array, np.memmap) for array in features.modalities.values())
+    assert all(isinstance(array, FileRows) for array in features.modalities.values())
     zeroed = load(tmp_path / "set", nonfinite="zero", group_by=None)
     assert not any(type(array) is np.ndarray for array in zeroed.modalities.values())
 

@@ -26,6 +26,7 @@ from pathlib import Path
 
 import numpy as np
 
+from ..files import out_of_map
 from ..raw import Problem, Raw, RefusedData, Request, nearest
 
 __all__ = ["as_array", "interpret", "load_torch", "read_folder", "read_npz", "read_pt", "read_safetensors"]
@@ -61,6 +62,8 @@ def read_folder(path: Path, request: Request) -> Raw:
         )
         raise RefusedData(Problem(str(path), "", None, message))
     raw = interpret(path, arrays, request)
+    raw.modalities = {key: out_of_map(array) for key, array in raw.modalities.items()}
+    raw.label, raw.presence = (None if array is None else np.array(array) for array in (raw.label, raw.presence))
     raw.files = files
     return raw
 

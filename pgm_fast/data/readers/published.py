@@ -12,6 +12,7 @@ import numpy as np
 
 from ..arrays import StackedRows
 from ..feature_set import SPLITS
+from ..files import out_of_map
 from ..raw import Problem, Raw, RefusedData, Request, nearest
 from .generic import as_array, load_torch
 from .pickles import load_pickle
@@ -229,7 +230,7 @@ def read_avmnist(path: Path, request: Request) -> Raw:
         if parts[0].shape[1:] != parts[1].shape[1:]:
             message = f"shapes {parts[0].shape} in train and {parts[1].shape} in test differ beyond the first axis"
             raise RefusedData(Problem(str(path / key), "", None, message))
-        raw.modalities[key] = StackedRows(parts, (int(np.prod(parts[0].shape[1:])),))
+        raw.modalities[key] = StackedRows([out_of_map(part) for part in parts], (int(np.prod(parts[0].shape[1:])),))
         raw.files[key] = str(path / key)
     raw.label = np.concatenate(labels)
     if raw.label.dtype.kind == "f" and (raw.label == np.rint(raw.label)).all():
