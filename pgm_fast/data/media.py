@@ -35,6 +35,10 @@ class MediaRows(LazyRows):
     kind: str
     lengths: np.ndarray
 
+    def sources(self) -> list[Path]:
+        """Every file that a row is decoded from, in the order of the rows."""
+        raise NotImplementedError
+
     def unreadable(self, rows: np.ndarray) -> Iterator[tuple[int, Path, str]]:
         """Row, file and reason of every file of these rows whose head cannot be read."""
         raise NotImplementedError
@@ -86,6 +90,9 @@ class SpectrogramRows(MediaRows):
                 self.lengths[row] = min(max_steps, 1 + math.ceil(samples * sample_rate / rate) // hop)
         self.dtype = np.dtype(np.float32)
         self.shape = (len(self.files), int(self.lengths.max(initial=1)), n_fft // 2 + 1)
+
+    def sources(self) -> list[Path]:
+        return [file for file in self.files if file is not None]
 
     def _head(self, file: Path) -> tuple[int, int] | str:
         try:
@@ -146,6 +153,9 @@ class FrameRows(MediaRows):
         self.lengths = np.full(len(self.files), frames, np.int64)
         self.dtype = np.dtype(np.uint8)
         self.shape = (len(self.files), frames, 3 * size * size)
+
+    def sources(self) -> list[Path]:
+        return [file for files in self.files for file in dict.fromkeys(files)]
 
     def unreadable(self, rows: np.ndarray) -> Iterator[tuple[int, Path, str]]:
         for row in rows.tolist():

@@ -17,13 +17,10 @@ from . import checkpoints
 from .assembly import (
     Encoders,
     Run,
-    differences,
     features_of_run,
-    fingerprint,
     load_features,
     machine,
     match_data,
-    require_same_data,
     require_splits,
     resolve_config,
 )
@@ -31,6 +28,7 @@ from .config import Config
 from .configure import from_yaml, to_yaml
 from .distributed import Ranks, connect, current_ranks
 from .evaluation import collect, measure
+from .fingerprints import differences, fingerprint, require_same_data
 from .finish import describe, finish
 from .folder import RunFolder
 from .gates import mean_gates
@@ -316,7 +314,7 @@ def _identity(config: Config, parts: Run, encoders: Encoders | None) -> dict[str
     return {
         "config": to_yaml(config),
         "spec": parts.spec.to_dict(),
-        "data": fingerprint(parts.features),
+        "data": parts.ranks.on_main(lambda: fingerprint(parts.features)),
         "normalizer": None if parts.normalizer is None else parts.normalizer.state_dict(),
         "encoders": sorted(encoders or {}),
         "world": parts.ranks.world,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import hashlib
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -11,7 +10,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import nn
 
@@ -25,12 +23,12 @@ from . import checkpoints
 from .config import Config
 from .configure import from_yaml, make_config, to_dict
 from .distributed import Ranks, connect
+from .fingerprints import require_same_data
 from .limits import explained
 
-__all__ = ["Run", "differences", "features_of_run", "fingerprint", "load_features", "machine", "resolve_config"]
+__all__ = ["Run", "features_of_run", "load_features", "machine", "resolve_config"]
 
 _OBJECT = "object:"  # data.source of a run on a FeatureSet that was handed in, followed by its name
-_SAMPLED_ROWS = 64  # rows per modality in a fingerprint
 _EMBEDDED = ("digits", "synthetic")
 
 Encoders = Mapping[str, nn.Module]
@@ -143,42 +141,6 @@ def features_of_run(state: Mapping[str, Any], data: FeatureSet | str | None = No
     if data is None:
         require_same_data(features, state["data"])
     return features
-
-
-def fingerprint(features: FeatureSet) -> dict[str, Any]:
-    """What tells one data set from another, cheaply: shapes, splits, labels, and 64 rows of every modality.
-
-    Plain containers, for checkpoints; memory maps are not read whole.
-    """
-    rows = np.unique(np.linspace(0, max(len(features) - 1, 0), _SAMPLED_ROWS).astype(np.int64))[: len(features)]
-    marks: dict[str, Any] = {"rows": len(features), "task": features.task, "splits": _hash(features.split)}
-    marks["labels"] = None if features.labels is None else _hash(features.labels)
-    for modality, values in features.modalities.items():
-        marks[f"modality {modality}"] = [*map(int, values.shape), _hash(values[rows])]
-    for modality, lengths in features.lengths.items():
-        marks[f"lengths of {modality}"] = _hash(lengths)
-    for name in ("presence", "step_lengths"):
-        value = getattr(features, name)
-        marks[name] = None if value is None else _hash(value)
-    return marks
-
-
-def differences(features: FeatureSet, marks: Mapping[str, Any]) -> list[str]:
-    """Names of what in ``features`` is not as this fingerprint says."""
-    present = fingerprint(features)
-    with checkpoints.reading("fingerprints"):
-        return [key for key in dict.fromkeys([*marks, *present]) if marks.get(key) != present.get(key)]
-
-
-def require_same_data(features: FeatureSet, marks: Mapping[str, Any]) -> None:
-    """Raises DataError, naming what differs, unless ``features`` has this fingerprint."""
-    different = differences(features, marks)
-    if different:
-        raise DataError(
-            f"{features.name} is not the data that this run was started with: "
-            f"{', '.join(different)} differ; give the same data, or "
-            "train anew in another folder"
-        )
 
 
 def require_splits(features: FeatureSet, task: str = "auto") -> None:
@@ -392,10 +354,3 @@ def _build(config: Config, spec: DataSpec, encoders: Encoders | None) -> Method:
             )
     # Copies: two runs of one call (seeds) must not train the same modules, nor a run change what its caller holds.
     return build(config.method, spec, config.model, section, copy.deepcopy(dict(encoders)) if encoders else None)
-
-
-def _hash(array: np.ndarray) -> str:
-    array = np.ascontiguousarray(array)
-    if array.dtype == object:
-        array = array.astype(str)
-    return hashlib.sha256(f"{array.dtype.str}{array.shape}".encode() + array.tobytes()).hexdigest()[:16]
