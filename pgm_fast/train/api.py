@@ -34,7 +34,6 @@ from .folder import RunFolder
 from .gates import mean_gates
 from .interrupted import finished, restore_log, state_of
 from .limits import explained
-from .lock import RunLock
 from .loop import StoppedBySignal, Training
 from .metrics import monitored_metric
 from .observers import Observers
@@ -214,12 +213,12 @@ def resume(
 @contextmanager
 def _writing(folder: RunFolder, ranks: Ranks) -> Iterator[None]:
     """The run folder is this job's alone for the block: rank 0 holds its lock."""
-    lock = RunLock(folder.path)
-    ranks.on_main(lock.acquire)
+    ranks.on_main(folder.lock.acquire)
     try:
+        ranks.on_main(folder.require_no_links)
         yield
     finally:
-        lock.release()
+        folder.lock.release()
 
 
 def evaluate(

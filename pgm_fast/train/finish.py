@@ -75,6 +75,7 @@ def _predict(parts: Run, loader: Loader, features: bool) -> Predictions | None:
 def _write(
     parts: Run, folder: RunFolder, training: Training, valid: Predictions, test: Predictions | None
 ) -> dict[str, Any]:
+    folder.lock.require()
     config, spec, position = parts.config, parts.spec, training.position
     shown = valid if test is None else test
     report = build_report(

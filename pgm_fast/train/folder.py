@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 import shutil
 from pathlib import Path
 
 from ..errors import CheckpointError, ConfigError
 from .files import atomic_write
+from .lock import RunLock
 
 __all__ = ["RunFolder"]
 
@@ -30,6 +32,7 @@ class RunFolder:
         self.best = self.path / "checkpoints" / "best.pt"
         self.plots = self.path / "plots"
         self.events = self.path / "tensorboard"
+        self.lock = RunLock(self.path)
 
     def __str__(self) -> str:
         return str(self.path)
@@ -75,6 +78,21 @@ class RunFolder:
             raise CheckpointError(
                 f"cannot remove the old run in {self.path}: {error.strerror}; choose another out"
             ) from error
+
+    def require_no_links(self) -> None:
+        """Raises CheckpointError where a place that a run writes to is a symbolic link: it would write somewhere else.
+
+        The folder itself may be one.
+        """
+        files = (self.config, self.metrics, self.report, self.page, self.last, self.previous, self.best)
+        folders = (self.last.parent, self.plots, self.events)
+        inside = (path for folder in folders if not folder.is_symlink() for path in folder.rglob("*"))
+        for path in (*folders, *files, *inside):
+            if path.is_symlink():
+                raise CheckpointError(
+                    f"{path} is a symbolic link to {os.readlink(path)}, and a run writes through none inside of its "
+                    "folder; put what it points to in its place, or link the whole folder"
+                )
 
     def write_config(self, text: str) -> None:
         """The first file of a run. Raises CheckpointError where the file system refuses."""

@@ -56,12 +56,25 @@ class RunLock:
                 f"cannot write {self.path}: {error.strerror}; give a folder that may be written to"
             ) from error
 
+    def require(self) -> None:
+        """Raises CheckpointError where the folder whose lock this process holds is gone, or another is in its place."""
+        if self._descriptor is None:
+            return
+        with suppress(OSError):
+            if os.path.samestat(os.fstat(self._descriptor), os.stat(self.path)):
+                return
+        raise CheckpointError(
+            f"{self.path.parent} was removed or replaced while this run wrote to it, and nothing more is written; "
+            "train again into another out"
+        )
+
     def release(self) -> None:
         """Give the lock back, where it is held."""
         if self._descriptor is None:
             return
         # While it is still held: whoever waits for this very file finds that it has no name any more and looks again.
-        with suppress(OSError):
+        with suppress(OSError, CheckpointError):
+            self.require()
             self.path.unlink()
         os.close(self._descriptor)
         self._descriptor = None

@@ -330,6 +330,7 @@ class Training:
         }
 
     def _write_epoch(self, record: Mapping[str, Any], better: bool) -> None:
+        self.folder.lock.require()
         line = json_line(record)
         append_line(self.folder.metrics, line)
         self.records += line
@@ -364,6 +365,7 @@ class Training:
         self.ranks.on_main(lambda: self._replace_last(state))
 
     def _replace_last(self, state: dict[str, Any]) -> None:
+        self.folder.lock.require()
         checkpoints.keep(self.folder.last, self.folder.previous)
         checkpoints.save(self.folder.last, state)
 

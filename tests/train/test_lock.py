@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import re
+import shutil
 import signal
 import socket
 import threading
@@ -27,6 +29,15 @@ def held_by_a_child(folder) -> int:
     os.close(ready)
     os.close(tell)
     return pid
+
+
+def settle(tmp_path) -> tuple[str, dict]:
+    rng = np.random.default_rng(0)
+    split = np.array(["train"] * 20 + ["valid"] * 10)
+    values = {m: rng.normal(size=(30, 4)).astype(np.float32) for m in "ab"}
+    np.savez(tmp_path / "d.npz", **values, label=np.arange(30) % 3, split=split)
+    small = {"train.epochs": 2, "model.dim": 4, "model.hidden": 4, "train.plots": False, "train.tensorboard": True}
+    return str(tmp_path / "d.npz"), small
 
 
 def test_the_second_writer_is_told_who_the_first_is_and_a_killed_one_leaves_the_folder_free(tmp_path):
@@ -78,17 +89,12 @@ def test_a_lock_is_not_written_through_a_link(tmp_path):
 
 
 def test_training_and_resuming_hold_the_lock_while_they_write_and_not_after(tmp_path, monkeypatch):
-    rng = np.random.default_rng(0)
-    source = tmp_path / "d.npz"
-    split = np.array(["train"] * 20 + ["valid"] * 10)
-    values = {m: rng.normal(size=(30, 4)).astype(np.float32) for m in "ab"}
-    np.savez(source, **values, label=np.arange(30) % 3, split=split)
-    settings = {"train.epochs": 2, "model.dim": 4, "model.hidden": 4, "train.plots": False, "train.tensorboard": False}
+    source, settings = settle(tmp_path)
     out, refused = tmp_path / "run", []
     original = loop.Training._end_epoch
 
     def meddle(self):
-        for second in (lambda: resume(out), lambda: fit(data=str(source), out=str(out), overwrite=True, **settings)):
+        for second in (lambda: resume(out), lambda: fit(data=source, out=str(out), overwrite=True, **settings)):
             with pytest.raises(CheckpointError, match=f"in use: process {os.getpid()} "):
                 second()
             refused.append(1)
@@ -96,8 +102,58 @@ def test_training_and_resuming_hold_the_lock_while_they_write_and_not_after(tmp_
 
     with monkeypatch.context() as patch:
         patch.setattr(loop.Training, "_end_epoch", meddle)
-        report = fit(data=str(source), out=str(out), **settings)
+        report = fit(data=source, out=str(out), **settings)
     assert len(refused) == 4 and report["epochs"] == 2
     assert not (out / ".lock").exists()
     (out / "report.json").unlink()
     assert resume(out) == report
+
+
+@pytest.mark.parametrize("replaced", [False, True])
+@pytest.mark.parametrize("when", ["_train_epoch", "_end_epoch", "_save_last"])
+def test_a_folder_that_disappears_ends_the_run_in_one_line_and_is_not_made_again(tmp_path, monkeypatch, when, replaced):
+    source, small = settle(tmp_path)
+    out, original, calls = tmp_path / "run", getattr(loop.Training, when), []
+
+    def vanish(self):
+        calls.append(1)
+        if len(calls) == 2:
+            shutil.rmtree(out)
+            if replaced:
+                out.mkdir()
+        original(self)
+
+    monkeypatch.setattr(loop.Training, when, vanish)
+    with pytest.raises(CheckpointError, match="was removed or replaced while this run wrote to it") as caught:
+        fit(data=source, out=str(out), **small | {"train.tensorboard": False})
+    assert "\n" not in str(caught.value)
+    assert list(out.iterdir()) == [] if replaced else not out.exists()
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["config.yaml", "metrics.jsonl", "report.json", "report.html", "checkpoints", "checkpoints/last.pt", "plots"]
+    + ["checkpoints/previous.pt", "checkpoints/best.pt", "tensorboard", "tensorboard/*"],
+)
+def test_a_strangers_folder_makes_no_one_write_through_a_link(tmp_path, name):
+    source, small = settle(tmp_path)
+    out, outside = tmp_path / "run", tmp_path / "outside"
+    fit(data=source, out=str(out), **small)
+    (out / "report.json").unlink()
+    link = next(out.glob(name), out / name)
+    if link.exists():
+        link.rename(outside)
+    elif "." in name:
+        outside.write_text("precious")
+    else:
+        outside.mkdir()
+    link.symlink_to(outside)
+    before = {p: p.read_bytes() for p in (outside, *outside.rglob("*")) if p.is_file()}
+    with pytest.raises(CheckpointError, match=f"{re.escape(str(link))} is a symbolic link to {outside}"):
+        resume(out)
+    assert {p: p.read_bytes() for p in (outside, *outside.rglob("*")) if p.is_file()} == before
+    link.unlink()
+    if outside.is_dir() or name != "report.json":  # as told: what it points to takes its place
+        outside.rename(link)
+    (tmp_path / "linked").symlink_to(out)
+    assert resume(tmp_path / "linked")["epochs"] == 2
