@@ -6,8 +6,9 @@ On a CUDA device ours is measured by the compiled kernels and by Triton's, where
 
 Correctness comes first: a case whose optimizers disagree after two steps gets no row. ``percent of the floor``:
 28 bytes per float32 parameter must move, 16 of them read and 12 written in place, at the bandwidth of the fastest
-stream that torch has here, in place or a copy. The host's part is the step with its kernels replaced by nothing, in a
-loop of nothing else. What the optimizers make of a whole training step is measured in bench_step.py.
+stream, measured beside the steps over as much memory as they hold. The host's part is the step with its kernels
+replaced by nothing, in a loop of nothing else. What the optimizers make of a whole training step is measured in
+bench_step.py.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import random
 from collections.abc import Callable, Iterator
 from unittest import mock
 
+import floor
 import harness
 import torch
 from torch import nn
@@ -27,6 +29,7 @@ from pgm_fast import backends
 from pgm_fast.optim import MultiRateAdamW, kernels
 
 BYTES_PER_PARAMETER = 28  # p, m and v read and written, g read
+HELD_PER_PARAMETER = 16
 RATE = 1e-3
 AGREEMENT = 1e-2 * RATE  # after two steps, of numbers that move by the rate: a fault in the bookkeeping is far larger
 
@@ -141,7 +144,7 @@ def host_time(timing: harness.Timing) -> float:
     return 1e3 * (timing.median if timing.host is None else timing.host)
 
 
-def optimizer_rows(name: str, shapes: Shapes, device: torch.device, bandwidth: float) -> list[dict]:
+def optimizer_rows(name: str, shapes: Shapes, device: torch.device) -> list[dict]:
     chosen = variants(device)
     optimizers = {}
     for kind, (backend, build) in chosen.items():
@@ -154,9 +157,8 @@ def optimizer_rows(name: str, shapes: Shapes, device: torch.device, bandwidth: f
             print(f"{name}: differs from torch by {worst:.2e}, no row")
             return []
     count = sum(p.numel() for p in ours)
-    floor = BYTES_PER_PARAMETER * count / bandwidth
     steps = {kind: harness.on_backend(chosen[kind][0], optimizer.step) for kind, optimizer in optimizers.items()}
-    timings = harness.interleaved(steps, device)
+    timings, least = floor.interleaved(steps, device, BYTES_PER_PARAMETER * count, HELD_PER_PARAMETER * count)
     with kernels_stubbed():
         on_host = harness.interleaved({kind: optimizers[kind].step for kind in ("ours", "torch fused")}, device)
     rows = []
@@ -170,8 +172,7 @@ def optimizer_rows(name: str, shapes: Shapes, device: torch.device, bandwidth: f
             groups=len(shapes),
             parameters=count,
             dtype="float32",
-            floor_ms=round(floor, 6),
-            percent_of_floor=round(100 * floor / timing.median, 1),
+            **least.of(timing),
         )
         if host_us is not None:
             row["host_us"] = round(host_us, 2)
@@ -182,7 +183,7 @@ def optimizer_rows(name: str, shapes: Shapes, device: torch.device, bandwidth: f
         host = "" if host_us is None else f"  host {host_us:6.1f} us"
         print(
             f"{name:30} {kind:14} {timing.median:9.3f} ms ({timing.p20:.3f} to {timing.p80:.3f})  "
-            f"{timing.median / timings['ours'].median:6.2f} x ours  {100 * floor / timing.median:5.1f} % of floor"
+            f"{timing.median / timings['ours'].median:6.2f} x ours  {row['percent_of_floor']:5.1f} % of floor"
             f"{host}",
             flush=True,
         )
@@ -197,21 +198,12 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     device = torch.device(arguments.device)
-    copy, bandwidth = harness.copy_bandwidth(device), harness.stream_bandwidth(device)
     rows = []
     for name, shapes in CASES.items():
         if arguments.cases in name:
-            rows += optimizer_rows(name, shapes(), device, bandwidth)
+            rows += optimizer_rows(name, shapes(), device)
     if not arguments.cases:
-        print(
-            harness.write(
-                "multi_rate",
-                device,
-                rows,
-                copy_gb_per_s=round(copy / 1e6, 1),
-                stream_gb_per_s=round(bandwidth / 1e6, 1),
-            )
-        )
+        print(harness.write("multi_rate", device, rows))
 
 
 if __name__ == "__main__":

@@ -3,9 +3,9 @@
     python benchmarks/bench_partition.py [--device cpu|cuda] [--threads 2] [--quick]
 
 Correctness comes first: a backend whose numbers are not those of the formula in fp64 gets no row. The floor is the time
-that a plain copy would take to move the bytes that the op must move (partition 4 N d forward and 6 N d backward, dual 6
-and 9, times the element size). Memory is the most that a call holds above what was there before it; extra is what of it
-is no result.
+that the fastest stream takes to move the bytes that the op must move (partition 4 N d forward and 6 N d backward, dual
+6 and 9, times the element size), measured beside it over as much memory as its operands and results take. Memory is
+the most that a call holds above what was there before it; extra is what of it is no result.
 
 At a small and a large size the dual op is also measured with its shares, trained by them; ``apart`` is then the op
 without them and partition_share beside it.
@@ -30,6 +30,7 @@ import argparse
 from collections.abc import Callable
 from functools import partial
 
+import floor
 import harness
 import torch
 import torch._functorch.config
@@ -57,6 +58,8 @@ CASES = {  # rows, d, dtype
 }
 QUICK = (16, 64)
 SHARE_SIZES = {"cpu": ((64, 256), (8192, 768)), "cuda": ((64, 256), (65536, 1024))}  # rows, d
+# matrices that a pass reads or writes, for each that it is given: h and logits, outputs, and gradients of both
+HELD = {"forward": 2, "backward": 3, "forward+backward": 4}
 PASSES = {"cpu": ("forward", "forward+backward"), "cuda": ("forward", "backward", "forward+backward")}
 CHECKED_ROWS = 512
 # rtol, atol against fp64: fp32 scans of thousands of terms; a bf16 result rounded once, gates times h of order 1
@@ -176,7 +179,7 @@ def _all_results(run: Callable, tensors: list[torch.Tensor], gradients: list[tor
     return [*results, *torch.autograd.grad(results, leaves, gradients)]
 
 
-def measure(op: Op, n: int, d: int, dtype: torch.dtype, device: torch.device, bandwidth: float) -> list[dict]:
+def measure(op: Op, n: int, d: int, dtype: torch.dtype, device: torch.device) -> list[dict]:
     """Rows of one op and shape: every pass and variant."""
     torch.manual_seed(0)
     torch.compiler.reset()  # each size compiled for itself, not for any
@@ -190,7 +193,8 @@ def measure(op: Op, n: int, d: int, dtype: torch.dtype, device: torch.device, ba
     for kind in PASSES[device.type]:
         calls = {name: timed_call(run, tensors, gradients, name, kind) for name, run in runs.items()}
         moved = op.moves[kind] * n * d * tensors[0].element_size()
-        timings = harness.interleaved(calls, device)
+        footprint = HELD[kind] * (op.gates + 1) * n * d * tensors[0].element_size()
+        timings, least = floor.interleaved(calls, device, moved, footprint)
         for name, timing in timings.items():
             counts = harness.count(calls[name], device)
             results = calls[name]()
@@ -205,7 +209,7 @@ def measure(op: Op, n: int, d: int, dtype: torch.dtype, device: torch.device, ba
                 kind=kind,
                 bytes=moved,
                 extra_bytes=extra,
-                percent_of_floor=round(100 * moved / bandwidth / timing.median, 1),
+                **least.of(timing),
                 times_eager=round(timings["eager"].median / timing.median, 2),
                 times_compile=round(timings["torch.compile"].median / timing.median, 2),
             )
@@ -229,16 +233,14 @@ def main() -> None:
     # the graph of a compiled forward is kept while its backward is timed
     torch._functorch.config.donated_buffer = False
     device, rows = torch.device(arguments.device), []
-    bandwidth = harness.copy_bandwidth(device)
-    print(f"copy {bandwidth / 1e6:.1f} GB/s")
     cases = CASES[device.type]
     for n, d, dtype in [(*QUICK, cases[0][2])] if arguments.quick else cases:
         share = arguments.quick or (n, d) in SHARE_SIZES[device.type]
         for op in (*OPS, WITH_SHARE) if share else OPS:
-            rows += measure(op, n, d, dtype, device, bandwidth)
+            rows += measure(op, n, d, dtype, device)
         if not arguments.quick:
             # at every size, so that a run that is stopped leaves what it measured
-            print(harness.write("partition", device, rows, bandwidth_gb_s=round(bandwidth / 1e6, 2)))
+            print(harness.write("partition", device, rows))
 
 
 if __name__ == "__main__":

@@ -27,7 +27,6 @@ from pgm_fast.train.files import atomic_write
 RESULTS = Path(os.environ.get("PGM_FAST_RESULTS", Path(__file__).resolve().parent / "results"))
 WARM_UP = 3  # calls before a capture
 ROUNDS = 7  # of all variants in turn; medians are over these times the calls of a round
-COPY_BYTES = {"cpu": 2**28, "cuda": 2**30}  # each way, far larger than a cache's share of one core, or than L2
 
 # What makes the host wait for a device, or would on one: reading a value, and shapes that depend on values.
 HOST_READS = {
@@ -103,31 +102,6 @@ def interleaved(variants: Mapping[str, Callable[[], object]], device: torch.devi
                 samples[name] += clock.time(variants[name], calls[name])
             states[name].append(state)
     return {name: _timing(samples[name], states[name]) for name in variants}
-
-
-def copy_bandwidth(device: torch.device) -> float:
-    """Bytes per millisecond, read and written, of a copy far larger than the cache: the floor of whatever must move."""
-    size = COPY_BYTES[device.type]
-    source, target = (torch.ones(size // 4, device=device) for _ in range(2))
-    return 2 * size / interleaved({"copy": lambda: target.copy_(source)}, device)["copy"].median
-
-
-def stream_bandwidth(device: torch.device) -> float:
-    """Bytes per millisecond, read and written, of the fastest of a copy and two passes in place, far larger than the
-    cache: the floor of what is read and written in place.
-
-    The copy alone is none on a CPU: a line that is written without being read is fetched nevertheless, half as much
-    again as is counted.
-    """
-    size = COPY_BYTES[device.type]
-    x, y = (torch.ones(size // 4, device=device) for _ in range(2))
-    passes = {
-        "copy": (2, lambda: y.copy_(x)),
-        "multiply in place": (2, lambda: x.mul_(1.0)),
-        "add in place": (3, lambda: x.add_(y)),
-    }
-    timings = interleaved({name: run for name, (_, run) in passes.items()}, device)
-    return max(moved * size / timings[name].median for name, (moved, _) in passes.items())
 
 
 def count(run: Callable[[], object], device: torch.device, clear: Callable[[], object] = lambda: None) -> Counts:

@@ -4,7 +4,7 @@
 
 Reads partition.json, partitioned_linear.json and reconstruction.json of each folder, all of ``results/`` where none is
 named, and writes ``<op>.png`` beside them. A plot shows forward and backward at the width that was measured at most
-numbers of rows; the floor is the copy of what must move, or the bare matrix products.
+numbers of rows; the floor is the fastest stream of what must move, or the bare matrix products.
 """
 
 from __future__ import annotations
