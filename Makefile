@@ -1,5 +1,6 @@
 # make train   trains PgM on real digit images and says where the report is
 # make test    runs every test that this machine can run
+# make test-portable  runs the numeric tests again as other processors would: other instruction sets, orders and threads
 # make bench   measures what this machine can run and writes benchmarks/results/
 # All prepare .venv themselves, once.
 
@@ -7,7 +8,7 @@ PYTHON ?= python3
 READY := .venv/.ready
 OUT ?= runs/digits-$(shell date +%Y%m%d-%H%M%S)
 
-.PHONY: train test bench lint clean
+.PHONY: train test test-portable bench lint clean
 
 train: $(READY)
 	.venv/bin/pgm-fast train --method pgm --data digits --out $(OUT)
@@ -15,6 +16,9 @@ train: $(READY)
 # a thread per process: as many processes as cores share them
 test: $(READY)
 	OMP_NUM_THREADS=1 .venv/bin/python -m pytest -n auto --maxprocesses 8 --dist worksteal
+
+test-portable: $(READY)
+	.venv/bin/python tools/test_portable.py
 
 bench: $(READY)
 	.venv/bin/pgm-fast bench

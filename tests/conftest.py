@@ -11,9 +11,13 @@ import torch
 REPOSITORY = Path(__file__).resolve().parent.parent
 
 
-@pytest.fixture(autouse=True, scope="session")
-def _one_thread():
-    torch.set_num_threads(1)
+# more than one shares rows and sums between threads in every test, which is slower for what is this small
+THREADS = int(os.environ.get("PGM_FAST_TEST_THREADS", "1"))
+
+
+@pytest.fixture(autouse=True)
+def _threads():
+    torch.set_num_threads(THREADS)
 
 
 @pytest.fixture(autouse=True)
