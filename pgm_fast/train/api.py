@@ -26,7 +26,7 @@ from .assembly import (
 )
 from .config import Config
 from .configure import from_yaml, to_yaml
-from .distributed import Ranks, connect, current_ranks
+from .distributed import Ranks, connect, current_ranks, restarted
 from .evaluation import collect, measure
 from .fingerprints import differences, fingerprint, require_same_data
 from .finish import describe, finish
@@ -56,6 +56,8 @@ def fit(
     **overrides: Any,
 ) -> dict[str, Any]:
     """Train a model and leave a run folder.
+
+    Processes that ``torchrun --max-restarts`` starts anew go on from the last checkpoint of those that died.
 
     Example:
         >>> report = fit(method="pgm", data="digits", out="runs/demo", **{"train.epochs": 3})
@@ -133,11 +135,16 @@ def _one_seed(
 ) -> dict[str, Any]:
     one = replace(base, out=str(Path(base.out) / f"seed-{seed}"), train=replace(base.train, seed=seed))
     folder = RunFolder(one.out)
-    if not overwrite and folder.config.is_file() and from_yaml(folder.config.read_text(encoding="utf-8")) == one:
+    if not overwrite and _holds(folder, one):
         with ranks.all_or_none():
             _require_same_run(folder, one, data, encoders)
         return resume(one.out, data=data, encoders=encoders, progress=progress)
     return _fit(one, data, encoders, progress, overwrite)
+
+
+def _holds(folder: RunFolder, config: Config) -> bool:
+    """Whether a run was started in the folder with this configuration."""
+    return folder.config.is_file() and from_yaml(folder.config.read_text(encoding="utf-8")) == config
 
 
 def _require_same_run(
@@ -325,6 +332,9 @@ def _fit(
     config: Config, data: FeatureSet | str | None, encoders: Encoders | None, progress: bool, overwrite: bool
 ) -> dict[str, Any]:
     folder = RunFolder(config.out)
+    # A finished run that was to be overwritten cannot be the work of the processes that died.
+    if restarted() and _holds(folder, config) and not (overwrite and folder.report.is_file()):
+        return resume(folder.path, data=data, encoders=encoders, progress=progress)
     with machine(config) as ranks:
         if not overwrite:
             ranks.on_main(folder.claim)

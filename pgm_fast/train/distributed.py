@@ -21,7 +21,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from ..errors import ConfigError, PgmFastError, TrainingStopped
 
-__all__ = ["Ranks", "connect", "current_ranks"]
+__all__ = ["Ranks", "connect", "current_ranks", "restarted"]
 
 T = TypeVar("T")
 
@@ -146,6 +146,11 @@ def current_ranks(device: str = "auto") -> Ranks:
     return Ranks(rank, world, _device(device, world))
 
 
+def restarted() -> bool:
+    """Whether torchrun started this process in place of one that ended badly (``--max-restarts``)."""
+    return os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") != "0"
+
+
 @contextmanager
 def connect(device: str = "auto") -> Iterator[Ranks]:
     """Join the processes that ``torchrun`` started, for the length of the block; alone where there are none.
@@ -164,9 +169,9 @@ def connect(device: str = "auto") -> Iterator[Ranks]:
     place = _device(device, world)
     if place.type == "cuda":
         torch.cuda.set_device(place)
-        dist.init_process_group("nccl", device_id=place)
+        dist.init_process_group("nccl", device_id=place, **_meeting())
     else:
-        dist.init_process_group("gloo")
+        dist.init_process_group("gloo", **_meeting())
     group = dist.group.WORLD
     try:
         yield Ranks(dist.get_rank(), world, place)
@@ -181,6 +186,16 @@ def connect(device: str = "auto") -> Iterator[Ranks]:
         raise
     finally:
         dist.destroy_process_group()
+
+
+def _meeting() -> dict[str, Any]:
+    """Where the processes of a restart meet: torchrun's store still holds the addresses of those that died, under the
+    names at which the new ones would look for each other."""
+    if not restarted():
+        return {}
+    store, rank, world = next(dist.rendezvous("env://"))
+    store = dist.PrefixStore(f"restart {os.environ['TORCHELASTIC_RESTART_COUNT']}", store)
+    return {"store": store, "rank": rank, "world_size": world}
 
 
 _failed_groups: list[dist.ProcessGroup] = []

@@ -13,7 +13,7 @@ import torch
 from tolerances import TWO_RANKS
 
 from pgm_fast.errors import ConfigError, TrainingStopped
-from pgm_fast.train.distributed import Ranks, connect, current_ranks
+from pgm_fast.train.distributed import Ranks, _meeting, connect, current_ranks
 
 # One process warms up and forks the ranks, which spares importing torch for each of them; so it may have no CUDA and
 # no threads.
@@ -220,3 +220,16 @@ def test_a_device_that_is_not_there_is_named(monkeypatch):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     with pytest.raises(ConfigError, match="cuda:3 is wanted, but there are 2"):
         current_ranks("cuda:3")
+
+
+def test_processes_that_are_started_anew_do_not_find_the_addresses_of_those_that_died(monkeypatch):
+    torchruns = torch.distributed.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    torchruns.set("0", "the address of a process that died")
+    place = {"RANK": 0, "WORLD_SIZE": 1, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": torchruns.port}
+    for key, value in {**place, "TORCHELASTIC_USE_AGENT_STORE": True, "TORCHELASTIC_RESTART_COUNT": 1}.items():
+        monkeypatch.setenv(key, str(value))
+    meeting = _meeting()
+    assert (meeting["rank"], meeting["world_size"]) == (0, 1)
+    assert torchruns.check(["0"]) and not meeting["store"].check(["0"])
+    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "0")
+    assert _meeting() == {}  # torch's own way

@@ -90,6 +90,24 @@ def test_a_signal_writes_last_and_exits_0_with_the_command_that_goes_on(
     assert_same_run(out, reference)
 
 
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_a_process_that_torchrun_starts_anew_goes_on_from_the_last_checkpoint(
+    source, reference, tmp_path, monkeypatch, overwrite
+):
+    out, updates = tmp_path / "run", []
+    with monkeypatch.context() as patch, pytest.raises(SystemExit):
+        stop_at(patch, STEPS + 2)
+        fit(data=source, out=str(out), **SETTINGS)
+    original = UpdateGuard.update
+    monkeypatch.setattr(UpdateGuard, "update", lambda *a, **k: updates.append(1) or original(*a, **k))
+    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
+    with pytest.raises(ConfigError, match="holds a started run"):
+        fit(data=source, out=str(out), **SETTINGS | {"train.lr": 0.5})  # another run than the one that died
+    fit(data=source, out=str(out), overwrite=overwrite, **SETTINGS)
+    assert len(updates) == STEPS * EPOCHS - STEPS - 2
+    assert_same_run(out, reference)
+
+
 def test_a_run_interrupted_again_and_again_is_still_the_same(source, reference, tmp_path, monkeypatch):
     out, calls = tmp_path / "run", 0
     while not (out / "report.json").exists():
