@@ -1,6 +1,7 @@
 # make train   trains PgM on real digit images and says where the report is
 # make test    runs every test that this machine can run
 # make test-portable  runs the numeric tests again as other processors would: other instruction sets, orders and threads
+# make test-kill  ends runs by SIGKILL 200 times and holds what comes out against runs that were left alone
 # make bench   measures what this machine can run and writes benchmarks/results/
 # All prepare .venv themselves, once.
 
@@ -8,7 +9,7 @@ PYTHON ?= python3
 READY := .venv/.ready
 OUT ?= runs/digits-$(shell date +%Y%m%d-%H%M%S)
 
-.PHONY: train test test-portable bench lint clean
+.PHONY: train test test-kill test-portable bench lint clean
 
 train: $(READY)
 	.venv/bin/pgm-fast train --method pgm --data digits --out $(OUT)
@@ -19,6 +20,9 @@ test: $(READY)
 
 test-portable: $(READY)
 	.venv/bin/python tools/test_portable.py
+
+test-kill: $(READY)
+	OMP_NUM_THREADS=1 CUDA_VISIBLE_DEVICES= .venv/bin/python tests/train/kill_runs.py --kills 200
 
 bench: $(READY)
 	.venv/bin/pgm-fast bench
