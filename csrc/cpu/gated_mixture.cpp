@@ -2,7 +2,6 @@
 // in backward.
 #include <cmath>
 #include <limits>
-#include <type_traits>
 
 #include "gates.h"
 #include "kernels.h"
@@ -17,19 +16,14 @@ typename V::value softmax(const typename V::value* x, int64_t n, typename V::val
   T top = -std::numeric_limits<T>::infinity();
   for (int64_t k = 0; k < n; ++k) top = x[k] > top ? x[k] : top;
   const V shift = V::set(top);
-  V total = V::set(0);
-  T rest = 0;
-  int64_t k = 0;
-  for (; k + V::width <= n; k += V::width) {
-    const V e = V::exp(V::load(x + k) - shift);
-    e.store(p + k);
-    total = total + e;
-  }
-  if (k < n) {
-    V::exp(V::load(x + k, n - k) - shift).store(p + k, n - k);
-    for (; k < n; ++k) rest += p[k];
-  }
-  const T sum = total.sum() + rest;
+  RunningSum<V> total;
+  const auto exponential = [&](int64_t at, auto part) PGM_FAST_INLINE {
+    const V e = V::exp(part.load(x + at) - shift);
+    part.store(e, p + at);
+    total.add(part.clear(e));
+  };
+  from_left<V>(n, exponential, total);
+  const T sum = total.total();
   const V scale = V::set(T(1) / sum);
   for_each_vector<V>(n, [&](int64_t at, auto part) { part.store(part.load(p + at) * scale, p + at); });
   return top + std::log(sum);
@@ -128,23 +122,16 @@ void gated_mixture_backward(int64_t rows, Matrix grad_fused, uintptr_t grad_weig
           }
           const V by_own = V::set(label ? by_loss[1 + k] : T(0)), by_mixture = V::set(k < mixed ? w[k] : T(0));
           T* const out = target(grad_logits[k], row, scratch[first + 4]);
-          V dot = V::set(0);
-          T rest = 0;
-          for_each_vector<V>(classes, [&](int64_t at, auto part) {
+          RunningSum<V> dot;
+          const auto both = [&](int64_t at, auto part) PGM_FAST_INLINE {
             const V incoming = part.load(grad + at);
             part.store(by_own * part.load(p + at) + by_mixture * incoming, out + at);
-            const V product = incoming * part.load(x[k] + at);
-            if constexpr (std::is_same_v<decltype(part), Full<V>>) {
-              dot = dot + product;
-            } else {
-              T lanes[V::width];
-              product.store(lanes);
-              for (int64_t lane = 0; lane < part.n; ++lane) rest += lanes[lane];
-            }
-          });
+            dot.add_product(incoming, part.load(x[k] + at));
+          };
+          from_left<V>(classes, both, dot);
           finish(grad_logits[k], row, out);
           if (k < mixed) {
-            dw[k] = reinterpret_cast<const T*>(grad_weights)[row * mixed + k] + dot.sum() + rest;
+            dw[k] = reinterpret_cast<const T*>(grad_weights)[row * mixed + k] + dot.total();
             mean += w[k] * dw[k];
           }
         }
