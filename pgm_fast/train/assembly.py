@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import os
+import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
@@ -30,6 +31,8 @@ __all__ = ["Run", "features_of_run", "load_features", "machine", "resolve_config
 
 _OBJECT = "object:"  # data.source of a run on a FeatureSet that was handed in, followed by its name
 _EMBEDDED = ("digits", "synthetic")
+
+_training = threading.Lock()  # held by the run that random numbers, threads and algorithms are set for
 
 Encoders = Mapping[str, nn.Module]
 
@@ -310,7 +313,7 @@ def machine(config: Config) -> Iterator[Ranks]:
     """The state that a run wants of torch, for the block: processes, threads, backend, repeatable algorithms.
 
     Raises:
-        ConfigError: the device is not there.
+        ConfigError: the device is not there, or another run is being trained in this process.
         TrainingStopped: the block asks for more than the machine has, see :mod:`.limits`.
     """
     threads, deterministic = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
@@ -319,6 +322,12 @@ def machine(config: Config) -> Iterator[Ranks]:
         torch.utils.deterministic.fill_uninitialized_memory,
     )
     with ExitStack() as stack:
+        if not _training.acquire(blocking=False):
+            raise ConfigError(
+                "another run is being trained in this process, and the two would draw from the same random numbers; "
+                "train one after the other, or each in a process of its own"
+            )
+        stack.callback(_training.release)
         ranks = stack.enter_context(connect(config.train.device))
         stack.enter_context(explained(config))
         if ranks.device.type == "cuda":

@@ -12,7 +12,7 @@ import threading
 import numpy as np
 import pytest
 
-from pgm_fast.errors import CheckpointError
+from pgm_fast.errors import CheckpointError, ConfigError
 from pgm_fast.train import fit, loop, resume
 from pgm_fast.train.lock import RunLock
 
@@ -89,24 +89,52 @@ def test_a_lock_is_not_written_through_a_link(tmp_path):
 
 
 def test_training_and_resuming_hold_the_lock_while_they_write_and_not_after(tmp_path, monkeypatch):
-    source, settings = settle(tmp_path)
+    source, small = settle(tmp_path)
     out, refused = tmp_path / "run", []
     original = loop.Training._end_epoch
 
-    def meddle(self):
-        for second in (lambda: resume(out), lambda: fit(data=source, out=str(out), overwrite=True, **settings)):
-            with pytest.raises(CheckpointError, match=f"in use: process {os.getpid()} "):
-                second()
-            refused.append(1)
+    def look(self):
+        with pytest.raises(CheckpointError, match=f"in use: process {os.getpid()} "):
+            RunLock(out).acquire()
+        refused.append(1)
         original(self)
 
     with monkeypatch.context() as patch:
-        patch.setattr(loop.Training, "_end_epoch", meddle)
-        report = fit(data=source, out=str(out), **settings)
-    assert len(refused) == 4 and report["epochs"] == 2
-    assert not (out / ".lock").exists()
+        patch.setattr(loop.Training, "_end_epoch", look)
+        report = fit(data=source, out=str(out), **small)
+    assert len(refused) == 2 and not (out / ".lock").exists()
     (out / "report.json").unlink()
+    files = {p: p.read_bytes() for p in out.rglob("*") if p.is_file()}
+    other = RunLock(out)
+    other.acquire()
+    for second in (lambda: resume(out), lambda: fit(data=source, out=str(out), overwrite=True, **small)):
+        with pytest.raises(CheckpointError, match=f"in use: process {os.getpid()} "):
+            second()
+    other.release()
+    assert {p: p.read_bytes() for p in out.rglob("*") if p.is_file()} == files
     assert resume(out) == report
+
+
+def test_two_threads_do_not_train_at_once_and_each_alone_gives_what_its_seed_gives(tmp_path):
+    source, small = settle(tmp_path)
+    first, second = ({"data": source, "out": str(tmp_path / name), **small} for name in ("first", "second"))
+    results, begun, go_on = {}, threading.Event(), threading.Event()
+
+    def train():
+        with pytest.MonkeyPatch.context() as patch:
+            original = loop.Training._end_epoch
+            patch.setattr(loop.Training, "_end_epoch", lambda s: (begun.set(), go_on.wait(60), original(s)))
+            results["first"] = fit(**first)
+
+    thread = threading.Thread(target=train)
+    thread.start()
+    assert begun.wait(60)
+    with pytest.raises(ConfigError, match="another run is being trained in this process"):
+        fit(**second)
+    assert not (tmp_path / "second").exists()
+    go_on.set()
+    thread.join()
+    assert fit(**second)["valid"] == results["first"]["valid"]
 
 
 @pytest.mark.parametrize("replaced", [False, True])
