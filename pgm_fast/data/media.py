@@ -116,6 +116,8 @@ class SpectrogramRows(MediaRows):
         except (self._soundfile.SoundFileError, OSError) as error:
             raise _refused(file, error) from None
         signal = signal.mean(axis=1)
+        if not np.isfinite(signal).all():
+            raise _refused(file, "it holds NaN or infinity")
         if rate != self.sample_rate:
             from scipy.signal import resample_poly
 
@@ -193,7 +195,7 @@ def _import(name: str):
         raise RefusedData(Problem(package, "", None, f'{message}; pip install "pgm-fast[av]"')) from None
 
 
-def _refused(file: Path, error: Exception) -> RefusedData:
+def _refused(file: Path, error: Exception | str) -> RefusedData:
     return RefusedData(
         Problem(str(file), "", None, f"cannot be decoded: {error}; replace the file, or leave its row out")
     )

@@ -148,6 +148,19 @@ def test_a_picture_that_breaks_off_is_refused_when_it_is_read(media):
         features.modalities["video"][0]
 
 
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_a_sound_that_is_not_finite_is_refused_by_name_before_anything_is_trained(media, tmp_path, bad):
+    from pgm_fast.train import fit
+
+    folder, held = media
+    signal = held["train_03"][0].copy()
+    signal[200] = bad
+    soundfile.write(folder / "AudioWAV" / "train_03.wav", signal, RATE, subtype="FLOAT")
+    with pytest.raises(DataError, match=r"train_03\.wav: cannot be decoded: it holds NaN or infinity; replace"):
+        fit(data=str(folder), out=str(tmp_path / "run"), **{"data.options": OPTIONS, "model.dim": 8})
+    assert not (tmp_path / "run").exists()
+
+
 def test_resnet_reads_pictures_and_spectrograms_and_nothing_else(media):
     pytest.importorskip("transformers")
     from pgm_fast.methods import ModelConfig
