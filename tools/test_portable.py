@@ -66,7 +66,9 @@ def _outcome(name: str, variant: Variant) -> str:
         environment |= {"PYTHONPATH": str(folder), "PYTHONSAFEPATH": "1"}
         if _loaded(environment, folder) != variant.kernels:
             return f"skipped: this processor does not run {variant.kernels}"
-    pytest = [str(Path(sys.executable).with_name("pytest")), "-n", "auto", "--maxprocesses", "8", "--dist", "worksteal"]
+    # threads that wait for a core spin on it
+    processes = max(1, min(8, (os.cpu_count() or 1) // int(environment["OMP_NUM_THREADS"])))
+    pytest = [str(Path(sys.executable).with_name("pytest")), "-n", str(processes), "--dist", "worksteal"]
     return "failed" if subprocess.run([*pytest, *TESTS], cwd=ROOT, env=environment).returncode else "passed"
 
 
