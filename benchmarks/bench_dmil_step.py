@@ -166,7 +166,7 @@ def measure(d: int, device: torch.device) -> list[dict]:
     """Rows of one width."""
     spec, rows = DataSpec({m: ModalitySpec(d) for m in NAMES}, "classification", CLASSES), []
     torch.manual_seed(0)
-    ours = build("dmil", spec, ModelConfig(dim=d, hidden=d, dropout=0.0), DMILConfig()).to(device)
+    ours = build("dmil", spec, ModelConfig(dim=d, hidden=d, dropout=0.0, normalize=False), DMILConfig()).to(device)
     batch = Batch(
         inputs={m: torch.randn(BATCH, d) for m in NAMES},
         weight=torch.full((BATCH,), 1.0 / BATCH),

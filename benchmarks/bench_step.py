@@ -67,7 +67,8 @@ def forms(gate: str, rows: int, d: int, device: torch.device) -> dict[str, Form]
     """name -> form, all with the same parameters and on the same batch."""
     spec = DataSpec({m: ModalitySpec(d) for m in MODALITIES}, "classification", CLASSES)
     torch.manual_seed(0)
-    ours = build("pgm", spec, ModelConfig(dim=d, hidden=d, dropout=0.0), PgMConfig(gate=gate)).to(device)
+    model = ModelConfig(dim=d, hidden=d, dropout=0.0, normalize=False)
+    ours = build("pgm", spec, model, PgMConfig(gate=gate)).to(device)
     batch = Batch(
         inputs={m: torch.randn(rows, d) for m in MODALITIES},
         weight=torch.full((rows,), 1.0 / rows),

@@ -4,8 +4,8 @@
 
 Both modalities carry the label, each with noise of its own: `a` is strong and learned at once, `b` is weaker, at a
 fifth of the scale and learned slowly. What is wrong in one is mostly right in the other, so both are needed. Plain
-gradient descent on the features as they are, the same for every method; each modality alone is a run of `unimodal` that
-sees nothing else.
+gradient descent on the features as they are, nothing normalised behind the encoders, the same for every method; each
+modality alone is a run of `unimodal` that sees nothing else.
 
 Writes ``results/methods/competition.json`` and ``competition.md``; ``competition.png`` shows the first seed.
 """
@@ -29,6 +29,7 @@ JSON, TABLE, PICTURE = (RESULTS / f"competition.{kind}" for kind in ("json", "md
 SET = {"kind": "copy", "n": 2000, "dim": 32, "noise": 1.0, "imbalance": [1.5, 1.2], "scales": [1.0, 0.2]}
 RUN = {
     "data.standardize": False,
+    "model.normalize": False,
     "train.optimizer": "sgd",
     "train.lr": 0.1,
     "train.schedule": "constant",

@@ -9,7 +9,7 @@ from torch import nn
 
 from ..data.feature_set import DataSpec
 from ..errors import ConfigError
-from .base import Method, ModelConfig, Output, Stage
+from .base import HeldOut, Method, ModelConfig, Output, Stage
 from .baselines import BaselineConfig, Ensemble, Joint, Unimodal
 from .dimml import DIMML, DIMMLConfig
 from .dmil import DMIL, DMILConfig
@@ -20,6 +20,7 @@ __all__ = [
     "BaselineConfig",
     "DIMMLConfig",
     "DMILConfig",
+    "HeldOut",
     "Method",
     "ModelConfig",
     "Output",

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Optional
 
 from torch import Tensor, nn
 
 from ..data.batch import Batch
 from ..data.feature_set import DataSpec
 
-__all__ = ["Method", "ModelConfig", "Output", "Stage"]
+__all__ = ["HeldOut", "Method", "ModelConfig", "Output", "Stage"]
 
 
 @dataclass
@@ -27,6 +27,10 @@ class ModelConfig:
         heads: attention heads, where there is attention. Must divide ``hidden`` and ``dim``.
         dropout: in [0, 1).
         contrastive_temperature: of the similarities in the retrieval loss, > 0.
+        normalize: whether each encoder's output passes a LayerNorm without parameters; None: in classification, where
+            it lifts every method on most sets, and not elsewhere.
+        answer: how a method's heads answer together, one of :data:`~pgm_fast.methods.answers.ANSWERS`; ``auto`` is the
+            method's own way.
     """
 
     dim: int = 64
@@ -36,6 +40,8 @@ class ModelConfig:
     heads: int = 4
     dropout: float = 0.1
     contrastive_temperature: float = 0.1
+    normalize: Optional[bool] = None  # null: on for classification
+    answer: str = "auto"
 
 
 @dataclass
@@ -95,6 +101,21 @@ class Output:
     features: dict[str, Tensor] = field(default_factory=dict)
 
 
+@dataclass
+class HeldOut:
+    """What a method's heads said about the rows of the validation split, on the CPU.
+
+    Attributes:
+        logits: name as in ``Output.further``, or ``uni/<modality>`` for ``Output.unimodal`` -> ``[n, num_outputs]``.
+        labels: int64 ``[n]`` or float ``[n, num_outputs]``; None for retrieval.
+        presence: modality -> bool ``[n]``; a modality that is missing here is present in all rows.
+    """
+
+    logits: dict[str, Tensor] = field(default_factory=dict)
+    labels: Tensor | None = None
+    presence: dict[str, Tensor] = field(default_factory=dict)
+
+
 class Method(nn.Module):
     """Base of the systems. A subclass is an ``nn.Module`` whose forward maps a batch to an :class:`Output`.
 
@@ -140,8 +161,16 @@ class Method(nn.Module):
                 gets the whole split.
         """
 
-    def after_validation(self, scores: Mapping[str, float]) -> None:
-        """Receives each modality's primary validation score (larger is better) after every validation."""
+    def after_validation(self, scores: Mapping[str, float], held_out: HeldOut) -> bool:
+        """Called after every validation, on every rank with the same values; whether answers have changed by it.
+
+        What is concluded must be kept in buffers. The epoch is judged by the answers as they are afterwards.
+
+        Args:
+            scores: modality -> its primary score, larger is better.
+            held_out: what the heads said.
+        """
+        return False
 
     def findings(self) -> dict[str, Any]:
         """What the method has found out about the data, for report.json and the plots: plain containers by name."""

@@ -14,7 +14,8 @@ from ..errors import ConfigError
 from ..nn.contrastive import cross_modal_info_nce
 from ..nn.parts import SHARED, modality_dict
 from ..optim.groups import multi_rate_groups
-from .base import Method, ModelConfig, Output, Stage
+from .answers import make_answer, usable_alone
+from .base import HeldOut, Method, ModelConfig, Output, Stage
 from .components import Head, build_encoders, check_model, encode, fuse, fuse_only
 from .tasks import task_loss
 
@@ -42,6 +43,8 @@ class _Baseline(Method):
         super().__init__(spec, model, config, encoders)
         check_model(model)
         self.encoders = build_encoders(spec, model, encoders)
+        heads = [f"uni/{m}" for m in spec.modalities] if self.name == "ensemble" else ["task"]
+        self.answer = make_answer(self.name, model.answer, "task", heads, spec.task)
 
     def stages(self, lr: float) -> list[Stage]:
         return [Stage("main", multi_rate_groups(self, lr, self.config.rates, default=1.0))]
@@ -73,7 +76,7 @@ class Joint(_Baseline):
         self.embedding_heads = modality_dict({m: Head(model.dim, model.dim, model, m) for m in spec.modalities})
 
     def forward(self, batch: Batch, report: bool = False) -> Output:
-        h = encode(self.encoders, batch, self.spec, self.model_config.dim)
+        h = encode(self.encoders, batch, self.spec, self.model_config)
         out = Output()
         if self.embedding_heads is not None:
             out.embeddings = {
@@ -115,7 +118,7 @@ class _Separate(_Baseline):
         self.heads = modality_dict({m: Head(model.dim, spec.num_outputs, model, m) for m in spec.modalities})
 
     def forward(self, batch: Batch, report: bool = False) -> Output:
-        h = encode(self.encoders, batch, self.spec, self.model_config.dim)
+        h = encode(self.encoders, batch, self.spec, self.model_config)
         out = Output(unimodal={m: head(h[m]) for m, head in self.heads.items()})
         out.logits = self._together(torch.stack(list(out.unimodal.values())), batch)
         if batch.labels is not None:
@@ -152,19 +155,32 @@ class Unimodal(_Separate):
     def _together(self, logits: Tensor, batch: Batch) -> Tensor:
         return logits.index_select(0, self.best).squeeze(0)
 
-    def after_validation(self, scores: Mapping[str, float]) -> None:
+    def after_validation(self, scores: Mapping[str, float], held_out: HeldOut) -> bool:
         modalities = list(self.spec.modalities)
         finite = {m: scores[m] for m in modalities if m in scores and math.isfinite(scores[m])}
+        before = int(self.best)
         if finite:
             self.best.fill_(modalities.index(max(finite, key=finite.get)))
+        return int(self.best) != before
 
 
 class Ensemble(_Separate):
-    """Mean of the present modalities' logits, each modality trained alone."""
+    """Mean of the present modalities' logits, each modality trained alone; or together as ``model.answer`` says.
+
+    What is common to them is their answer only: no answer is trained, ``experts`` too is a sum of heads trained alone.
+    """
 
     name = "ensemble"
 
+    def after_validation(self, scores: Mapping[str, float], held_out: HeldOut) -> bool:
+        if self.answer is None or held_out.labels is None:
+            return False
+        return self.answer.fit(held_out.logits, held_out.labels, usable_alone(held_out.presence))
+
     def _together(self, logits: Tensor, batch: Batch) -> Tensor:
+        if self.answer is not None:
+            heads = dict(zip((f"uni/{m}" for m in self.spec.modalities), logits, strict=True))
+            return self.answer(heads, usable_alone(batch.presence))
         if not batch.presence:
             return logits.mean(0)
         everywhere = torch.ones_like(batch.weight, dtype=torch.bool)

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from ..data.batch import Batch
 from ..data.feature_set import DataSpec, ModalitySpec
@@ -14,6 +15,7 @@ from ..errors import ConfigError
 from ..nn.encoders import ENCODERS, make_encoder
 from ..nn.mlp import MLP
 from ..nn.parts import mark_part, modality_dict
+from .answers import ANSWERS
 from .base import ModelConfig
 
 __all__ = ["Head", "build_encoders", "check_model", "encode", "fuse", "fuse_only"]
@@ -32,6 +34,10 @@ def check_model(model: ModelConfig) -> None:
         raise ConfigError(
             f"model.contrastive_temperature is {model.contrastive_temperature}, must be positive and finite"
         )
+    if model.answer not in ANSWERS:
+        near = difflib.get_close_matches(str(model.answer), ANSWERS, n=1)
+        hint = f"; did you mean {near[0]}?" if near else ""
+        raise ConfigError(f"model.answer is {model.answer!r}, must be one of {', '.join(ANSWERS)}{hint}")
     if model.encoder not in ("auto", *ENCODERS):
         near = difflib.get_close_matches(str(model.encoder), ENCODERS, n=1)
         hint = f"; did you mean {near[0]}?" if near else ""
@@ -84,12 +90,17 @@ def _auto(modality: ModalitySpec) -> str:
     return "gru" if modality.kind == "features" else "resnet18"
 
 
-def encode(encoders: nn.ModuleDict, batch: Batch, spec: DataSpec, dim: int) -> dict[str, Tensor]:
+def encode(encoders: nn.ModuleDict, batch: Batch, spec: DataSpec, model: ModelConfig) -> dict[str, Tensor]:
     """modality -> ``[n, dim]``: a representation per row, zeros in rows where the modality is absent.
+
+    With ``model.normalize`` it has zero mean and unit variance over its dimensions (LayerNorm without parameters, Ba et
+    al. 2016).
 
     Raises:
         ConfigError: an encoder returned another shape.
     """
+    dim = model.dim
+    normalize = spec.task == "classification" if model.normalize is None else model.normalize
     encoded = {}
     for m, encoder in encoders.items():
         x = batch.inputs[m]
@@ -102,6 +113,8 @@ def encode(encoders: nn.ModuleDict, batch: Batch, spec: DataSpec, dim: int) -> d
             )
         if batch.steps is not None:
             h = h.flatten(0, 1).index_select(0, batch.steps)
+        if normalize and dim > 1:
+            h = F.layer_norm(h, (dim,))
         if m in batch.presence:
             h = h.masked_fill(~batch.presence[m].unsqueeze(-1), 0.0)
         encoded[m] = h

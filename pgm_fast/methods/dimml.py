@@ -30,7 +30,8 @@ from ..nn.distillation import cross_modal_duc
 from ..nn.parts import SHARED, mark_part, modality_dict
 from ..ops import EffectiveDimensions, certainty_weighted_logits
 from ..optim.groups import multi_rate_groups
-from .base import Method, ModelConfig, Output, Stage
+from .answers import make_answer, usable_alone
+from .base import HeldOut, Method, ModelConfig, Output, Stage
 from .components import build_encoders, check_model, encode, fuse
 from .tasks import task_loss
 
@@ -62,8 +63,8 @@ class DIMML(Method):
     """DI-MML for classification with two modalities or more.
 
     - ``Output.logits`` is the certainty-weighted answer: of the modalities' heads in the first stage, of these and the
-      fusion head in the second. ``Output.unimodal[m]`` is m's own head; ``Output.further`` holds the shared head per
-      modality and the fusion head.
+      fusion head in the second, where ``model.answer`` may ask for another. No answer is trained.
+      ``Output.unimodal[m]`` is m's own head; ``Output.further`` holds the shared head per modality and the fusion head.
     - Where a modality is absent its representation is zero, its heads weigh nothing in losses and answers, and a pair's
       loss is taken over the rows that have both.
     - The first stage is judged, as the second, by the answer on the validation split. An epoch before the end of the
@@ -87,6 +88,8 @@ class DIMML(Method):
         self.heads = modality_dict({m: mark_part(nn.Linear(dim, outputs), m, "head") for m in names})
         self.shared_head = mark_part(nn.Linear(dim, outputs), SHARED, "head")
         self.fusion_head = mark_part(nn.Linear(dim * len(names), outputs), SHARED, "head")
+        heads = ["fusion", *(f"uni/{m}" for m in names)]
+        self.answer = make_answer(self.name, model.answer, "task", heads, spec.task)
         self.register_buffer("fusing", torch.zeros((), dtype=torch.bool))  # whether the fusion head speaks
         self.register_buffer("measured", torch.zeros((), dtype=torch.bool))  # whether the next two hold anything
         self.register_buffer("dimension_accuracy", torch.zeros(len(names), dim))
@@ -187,8 +190,8 @@ class DIMML(Method):
             }
         if self._fusing:
             with torch.no_grad():
-                return encode(self.encoders, batch, self.spec, self.model_config.dim)
-        return encode(self.encoders, batch, self.spec, self.model_config.dim)
+                return encode(self.encoders, batch, self.spec, self.model_config)
+        return encode(self.encoders, batch, self.spec, self.model_config)
 
     def forward(self, batch: Batch, report: bool = False) -> Output:
         f = self._encode(batch)
@@ -206,7 +209,23 @@ class DIMML(Method):
             out.features = {f"{m}/uni": x for m, x in f.items()}
         return out
 
+    def after_validation(self, scores: Mapping[str, float], held_out: HeldOut) -> bool:
+        if self.answer is None or held_out.labels is None or not self._fusing:
+            return False
+        return self.answer.fit(held_out.logits, held_out.labels, self._usable(held_out.presence))
+
+    def _usable(self, presence: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """head -> bool ``[n]``: rows in which it has something to go by."""
+        if not presence:
+            return {}
+        everywhere = torch.ones_like(next(iter(presence.values())))
+        several = torch.stack([presence.get(m, everywhere) for m in self.heads]).any(0)
+        return {**usable_alone(presence), "fusion": several}
+
     def _answer(self, batch: Batch, out: Output) -> Tensor:
+        if self.answer is not None and self._fusing:
+            heads = {**{f"uni/{m}": z for m, z in out.unimodal.items()}, "fusion": out.further["fusion"]}
+            return self.answer(heads, self._usable(batch.presence))
         logits = list(out.unimodal.values())
         present = None
         if batch.presence:

@@ -34,7 +34,8 @@ from ..nn.weights import among
 from ..ops.gates import accumulation_dtype
 from ..ops.philox import draw_seed
 from ..optim.groups import multi_rate_groups
-from .base import Method, ModelConfig, Output, Stage
+from .answers import make_answer, usable_alone
+from .base import HeldOut, Method, ModelConfig, Output, Stage
 from .components import build_encoders, check_model, encode
 from .dmil_config import CONSISTENCY, INTRA, JOINT, STAGES, DMILConfig, check_config, loss_terms
 from .tasks import task_rows
@@ -72,6 +73,8 @@ class DMIL(Method):
       (one draw per pass), whose state is in every checkpoint.
     - Absent modalities: M and N are zeros, U has gate weight 0, and their losses weigh nothing. S is used and scored in
       rows with two modalities or more; R is always used.
+    - The gated output is the answer; ``model.answer`` may ask for it and the M's own heads together, which is ours and
+      not trained.
     - Both sides of a reconstruction move: the representation towards what is rebuilt, too.
     - ``gate_weight`` is no part of the published losses, which ask every component for the label and leave open which
       one the gate takes. It draws the gate, in classification, to the component that a row's information is in by the
@@ -121,6 +124,8 @@ class DMIL(Method):
                 **shared,
             }
         )
+        heads = ["gated", *(f"uni/{m}" for m in names)]
+        self.answer = make_answer(self.name, model.answer, "task", heads, spec.task)
         self._stage = JOINT
         self._terms = [loss_terms(config, names, stage) for stage in range(len(STAGES))]
         weights = torch.zeros(len(STAGES), max(map(len, self._terms)))
@@ -152,6 +157,11 @@ class DMIL(Method):
             out.gates = dict(zip(levels.logits, weights.unbind(1), strict=True))
             if labels is not None and self.config.gate_weight[self._stage] > 0:
                 levels.rows.append(_gate_error(weights, [levels.alone[m] for m in names], labels))
+            if self.answer is not None and not self.training:
+                out.further = {**levels.logits, "gated": out.logits}
+                out.logits = self.answer(
+                    {"gated": out.logits, **{f"uni/{m}": levels.alone[m] for m in names}}, usable_alone(batch.presence)
+                )
         if labels is not None:
             out.losses = self._losses(batch, [*scored, *levels.rows])
         if report:
@@ -160,10 +170,15 @@ class DMIL(Method):
                 out.features[f"{m}/uni"], out.features[f"{m}/paired"] = levels.intra[m].mu.split(d, dim=-1)
         return out
 
+    def after_validation(self, scores: Mapping[str, float], held_out: HeldOut) -> bool:
+        if self.answer is None or held_out.labels is None or self._stage == INTRA:
+            return False
+        return self.answer.fit(held_out.logits, held_out.labels, usable_alone(held_out.presence))
+
     def _levels(self, batch: Batch) -> Levels:
         names, sample = list(self.spec.modalities), self.training
         seeds = self._seeds(batch.weight.device)
-        h = encode(self.encoders, batch, self.spec, self.model_config.dim)
+        h = encode(self.encoders, batch, self.spec, self.model_config)
         intra, alone, rows = {}, {}, []
         means, rests, rebuilt = {}, {}, []
         for m in names:

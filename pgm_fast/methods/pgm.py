@@ -26,7 +26,8 @@ from ..nn.interaction import INTERACTIONS, PairedInteraction
 from ..nn.parts import SHARED, modality_dict
 from ..nn.weights import among
 from ..optim.groups import multi_rate_groups
-from .base import Method, ModelConfig, Output, Stage
+from .answers import make_answer, usable_alone
+from .base import HeldOut, Method, ModelConfig, Output, Stage
 from .components import Head, build_encoders, check_model, encode, fuse, fuse_only
 from .tasks import task_loss
 
@@ -104,8 +105,9 @@ class PgM(Method):
             reconstruct_through=config.reconstruct_through,
         )
         widths, features = self.block.out_dims, self.block.features
-        self.head = self.embedding_heads = self.uni_heads = self.interaction = self.paired_head = None
+        self.head = self.embedding_heads = self.uni_heads = self.interaction = self.paired_head = self.answer = None
         if retrieval:
+            make_answer(self.name, model.answer, "task", (), spec.task)
             self.embedding_heads = modality_dict({m: Head(widths[m], model.dim, model, m) for m in modalities})
             return
         self.head = Head(sum(widths.values()), spec.num_outputs, model, SHARED)
@@ -114,9 +116,11 @@ class PgM(Method):
         if config.paired_learner and config.paired_weight > 0 and len(modalities) > 1:
             self.interaction = PairedInteraction(len(modalities), features, config.interaction, model.heads)
             self.paired_head = Head(self.interaction.out_features, spec.num_outputs, model, SHARED)
+        heads = ["task", *(["paired"] if self.paired_head else []), *(f"uni/{m}" for m in self.uni_heads or ())]
+        self.answer = make_answer(self.name, model.answer, "task", heads, spec.task)
 
     def forward(self, batch: Batch, report: bool = False) -> Output:
-        h = encode(self.encoders, batch, self.spec, self.model_config.dim)
+        h = encode(self.encoders, batch, self.spec, self.model_config)
         retrieval = self.embedding_heads is not None
         learning = retrieval or batch.labels is not None
         block = self.block.run(
@@ -133,8 +137,7 @@ class PgM(Method):
                 for m, head in self.embedding_heads.items()
             }
         else:
-            out.logits = self.head(fuse(block.representations))
-            out.unimodal = self._unimodal(h, block)
+            self._predict(batch, h, block, out)
         if learning:
             out.losses = self._losses(batch, block, out)
         if report:
@@ -142,6 +145,33 @@ class PgM(Method):
             out.features = {f"{m}/uni": f for m, f in block.uni_alone.items()}
             out.features.update({f"{m}/paired": f for m, f in block.paired.items()})
         return out
+
+    def _predict(self, batch: Batch, h: dict[str, Tensor], block: BlockOutput, out: Output) -> None:
+        """Logits of every head and of their answer. In training the answer is formed only where it is trained."""
+        heads = {"task": self.head(fuse(block.representations))}
+        out.unimodal = self._unimodal(h, block)
+        if self.paired_head is not None:
+            presence = self._presence(batch) if batch.presence else None
+            heads["paired"] = self.paired_head(self.interaction(list(block.paired.values()), presence))
+        out.further = heads
+        out.logits = heads["task"]
+        if self.answer is not None and (self.answer.trained or not self.training):
+            every = {**heads, **{f"uni/{m}": logits for m, logits in out.unimodal.items()}}
+            out.logits = self.answer(every, self._usable(batch.presence))
+
+    def _usable(self, presence: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """head -> bool ``[n]``: rows in which it has something to go by."""
+        if not presence:
+            return {}
+        usable = usable_alone(presence)
+        everywhere = torch.ones_like(next(iter(presence.values())))
+        present = torch.stack([presence.get(m, everywhere) for m in self.spec.modalities])
+        return {**usable, "task": present.any(0), "paired": present.sum(0) > 1}
+
+    def after_validation(self, scores: Mapping[str, float], held_out: HeldOut) -> bool:
+        if self.answer is None or held_out.labels is None:
+            return False
+        return self.answer.fit(held_out.logits, held_out.labels, self._usable(held_out.presence))
 
     def _unimodal(self, h: dict[str, Tensor], block: BlockOutput) -> dict[str, Tensor]:
         if self.uni_heads is not None:
@@ -163,13 +193,17 @@ class PgM(Method):
                 out.embeddings, self.model_config.contrastive_temperature, batch.weight, batch.presence
             )
         else:
-            losses["task"] = task_loss(task, out.logits, batch.labels, batch.weight)
+            trained = self.answer is not None and self.answer.trained
+            logits = out.logits if trained else out.further["task"]
+            losses["task"] = task_loss(task, logits, batch.labels, batch.weight)
         if self.uni_heads is not None:
             for m, logits in out.unimodal.items():
                 losses[f"uni/{m}"] = task_loss(task, logits, batch.labels, batch.weight_of(m))
         if self.paired_head is not None:
-            logits, weight = self._paired(batch, block)
-            losses["paired"] = task_loss(task, logits, batch.labels, weight)
+            weight = batch.weight
+            if batch.presence:
+                weight = among(weight, torch.stack(self._presence(batch)).sum(0) > 1)
+            losses["paired"] = task_loss(task, out.further["paired"], batch.labels, weight)
         losses.update(block.losses)
         if config.share_weight > 0:
             for m, target in self._share_targets().items():
@@ -192,14 +226,10 @@ class PgM(Method):
         losses["total"] = total
         return losses
 
-    def _paired(self, batch: Batch, block: BlockOutput) -> tuple[Tensor, Tensor]:
-        """Logits of the paired head, and row weights: 0 where fewer than two modalities are present."""
-        presence, weight = None, batch.weight
-        if batch.presence:
-            everywhere = torch.ones_like(batch.weight, dtype=torch.bool)
-            presence = [batch.presence.get(m, everywhere) for m in block.paired]
-            weight = among(weight, torch.stack(presence).sum(0) > 1)
-        return self.paired_head(self.interaction(list(block.paired.values()), presence)), weight
+    def _presence(self, batch: Batch) -> list[Tensor]:
+        """bool ``[n]`` for every modality."""
+        everywhere = torch.ones_like(batch.weight, dtype=torch.bool)
+        return [batch.presence.get(m, everywhere) for m in self.spec.modalities]
 
     def _share_targets(self) -> dict[str, float]:
         targets = self.config.share_target

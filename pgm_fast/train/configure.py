@@ -24,6 +24,7 @@ from ..backends import BACKENDS
 from ..data.feature_set import TASKS
 from ..errors import ConfigError
 from ..methods import METHODS
+from ..methods.answers import ANSWERS
 from ..nn.encoders import ENCODERS
 from .config import Config
 from .optimizers import OPTIMIZERS, SCHEDULES
@@ -39,6 +40,7 @@ CHOICES = {
     "data.nonfinite": ("error", "zero"),
     "data.resident": ("auto", "always", "never"),
     "model.encoder": ("auto", *ENCODERS),
+    "model.answer": ANSWERS,
     "pgm.gate": ("single", "dual", "sigmoid", "fixed", "none"),
     "pgm.interaction": ("attention", "concat"),
     "dimml.optimizer": ("auto", *OPTIMIZERS),
@@ -49,6 +51,9 @@ CHOICES = {
     "train.backend": ("auto", *BACKENDS),
     "train.precision": ("fp32", "bf16"),
 }
+
+# What a run did that was written before the setting existed.
+EARLIER = {"model.normalize": False}
 
 AT_LEAST_ONE = ("of at least 1", lambda x: x >= 1)
 NOT_NEGATIVE = ("of at least 0", lambda x: x >= 0)
@@ -119,8 +124,12 @@ def make_config(file: Path | str | None = None, overrides: Sequence[str] | Mappi
 
 
 def from_yaml(text: str) -> Config:
-    """The inverse of :func:`to_yaml`. Raises ConfigError like :func:`make_config`."""
+    """The inverse of :func:`to_yaml`; a setting that the text lacks is as it was before it existed.
+
+    Raises ConfigError like :func:`make_config`.
+    """
     config = OmegaConf.structured(Config)
+    _apply(config, EARLIER)
     _apply(config, _parse(text, "the configuration"))
     return _finish(config)
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ..data.batch import Batch
-from ..methods.base import Method, Output
+from ..methods.base import HeldOut, Method, Output
 from ..methods.tasks import task_rows
 from .distributed import Ranks
 from .gates import synergy_score
@@ -20,7 +20,7 @@ from .losses import LossTable
 from .metrics import evaluate_predictions
 from .predictions import Predictions
 
-__all__ = ["collect", "fused_loss", "measure"]
+__all__ = ["collect", "fused_loss", "held_out", "measure"]
 
 _DICTS = ("unimodal", "further", "embeddings", "shares", "gates", "features", "presence")
 
@@ -84,6 +84,16 @@ def fused_loss(predictions: Predictions, task: str) -> float:
     labels = torch.from_numpy(predictions.labels)
     logits = torch.from_numpy(predictions.logits)
     return float(task_rows(task, logits, labels.reshape(logits.shape) if labels.is_floating_point() else labels).mean())
+
+
+def held_out(predictions: Predictions) -> HeldOut:
+    """What the heads said, for :meth:`~pgm_fast.methods.base.Method.after_validation`."""
+    heads = {**predictions.further, **{f"uni/{m}": logits for m, logits in predictions.unimodal.items()}}
+    return HeldOut(
+        {name: torch.from_numpy(logits) for name, logits in heads.items()},
+        None if predictions.labels is None else torch.from_numpy(predictions.labels),
+        {m: torch.from_numpy(present) for m, present in predictions.presence.items()},
+    )
 
 
 def _flat(batch: Batch, output: Output, features: bool) -> list[tuple[str, Tensor]]:

@@ -16,7 +16,7 @@ from ..methods.base import Method, Stage
 from . import checkpoints
 from .config import Config
 from .distributed import Ranks
-from .evaluation import collect, fused_loss, measure
+from .evaluation import collect, fused_loss, held_out, measure
 from .folder import RunFolder
 from .guard import DelayedReading, UpdateGuard
 from .losses import LossTable
@@ -302,13 +302,8 @@ class Training:
     def _validate(self) -> dict[str, Any]:
         """Scores of the model as it would be saved now."""
         result = self._score_valid()
-        before = [buffer.clone() for buffer in self.method.buffers()]
-        self.method.after_validation(result["unimodal"])
-        if all(torch.equal(old, new) for old, new in zip(before, self.method.buffers(), strict=True)):
-            return result
-        # The method has drawn a consequence that changes its answers (which modality speaks, say): those are the ones
-        # to choose by.
-        return self._score_valid()
+        # A consequence that changes the answers (which modality speaks, say): those are the ones to choose by.
+        return self._score_valid() if self.method.after_validation(result["unimodal"], result["held_out"]) else result
 
     def _score_valid(self) -> dict[str, Any]:
         batches = self.valid.batches(0)
@@ -327,6 +322,7 @@ class Training:
             "loss": valid["losses"].get("total", math.inf),
             "fused_loss": fused_loss(predictions, spec.task),
             "unimodal": {m: score(spec.task, metrics) for m, metrics in valid["unimodal"].items()},
+            "held_out": held_out(predictions),
         }
 
     def _write_epoch(self, record: Mapping[str, Any], better: bool) -> None:

@@ -33,7 +33,7 @@ def made_step():
     """``(step, losses)``: a whole training step, and the list it adds its total loss to."""
     torch.manual_seed(0)
     spec = DataSpec({m: ModalitySpec(D) for m in NAMES}, "classification", CLASSES)
-    model = build("dmil", spec, ModelConfig(dim=D, hidden=D, dropout=0.0), DMILConfig()).cuda().train()
+    model = build("dmil", spec, ModelConfig(dim=D, hidden=D, dropout=0.0, normalize=False), DMILConfig()).cuda().train()
     batch = Batch(
         inputs={m: torch.randn(BATCH, D) for m in NAMES},
         weight=torch.full((BATCH,), 1.0 / BATCH),

@@ -9,7 +9,7 @@ import torch
 from tolerances import DIFFERENT, FP64
 
 from pgm_fast.errors import ConfigError
-from pgm_fast.methods import BaselineConfig, ModelConfig, build
+from pgm_fast.methods import BaselineConfig, HeldOut, ModelConfig, build
 
 SMALL = ModelConfig(dim=8, hidden=12, dropout=0.0)
 
@@ -36,16 +36,16 @@ def test_each_modality_trains_as_it_would_alone(make_batch, name):
 def test_unimodal_answers_by_its_best_modality_and_remembers_it(make_batch):
     spec, batch = make_batch()
     method = make("unimodal", spec).eval()
-    method.after_validation({"text": 0.5, "audio": 0.7, "vision": float("nan")})
+    assert method.after_validation({"text": 0.5, "audio": 0.7, "vision": float("nan")}, HeldOut())
     out = method(batch)
     assert torch.equal(out.logits, out.unimodal["audio"])
     other = make("unimodal", spec).eval()
     assert torch.equal(other(batch).logits, other(batch).unimodal["text"])
     other.load_state_dict(method.state_dict())
     assert torch.equal(other(batch).logits, out.logits)
-    method.after_validation({"text": -1.0, "audio": -2.0, "vision": -0.5})
+    assert method.after_validation({"text": -1.0, "audio": -2.0, "vision": -0.5}, HeldOut())
     assert torch.equal(method(batch).logits, out.unimodal["vision"])
-    method.after_validation({"text": float("nan")})
+    assert not method.after_validation({"text": float("nan")}, HeldOut())
     assert torch.equal(method(batch).logits, out.unimodal["vision"])
 
 

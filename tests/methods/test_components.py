@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from tolerances import FP64
 from torch import nn
 
 from pgm_fast.errors import ConfigError
@@ -26,9 +27,9 @@ def test_one_name_serves_sequences_and_vectors_take_the_mlp(make_batch, name, se
 
 def test_steps_become_rows(make_batch):
     spec, batch = make_batch(per_step=True, rows=5)
-    model = ModelConfig(dim=6, hidden=8)
+    model = ModelConfig(dim=6, hidden=8, normalize=False)
     encoders = build_encoders(spec, model, None).double().eval()
-    rows = encode(encoders, batch, spec, model.dim)
+    rows = encode(encoders, batch, spec, model)
     length = batch.lengths["text"]
     grid = encoders["text"](batch.inputs["text"], length)
     expected = torch.cat([grid[i, : int(n)] for i, n in enumerate(length)])
@@ -38,9 +39,25 @@ def test_steps_become_rows(make_batch):
 def test_absent_rows_are_zero(make_batch):
     spec, batch = make_batch(missing=["audio"])
     batch.inputs["audio"] = batch.inputs["audio"] + 5
-    rows = encode(build_encoders(spec, ModelConfig(dim=6, hidden=8), None).double(), batch, spec, 6)
+    model = ModelConfig(dim=6, hidden=8)
+    rows = encode(build_encoders(spec, model, None).double(), batch, spec, model)
     absent = ~batch.presence["audio"]
     assert not rows["audio"][absent].any() and rows["audio"][~absent].any() and rows["text"].all()
+
+
+@pytest.mark.parametrize(
+    ("task", "wanted", "normalized"),
+    [("classification", None, True), ("regression", None, False), ("regression", True, True)],
+)
+def test_normalized_representations_have_zero_mean_and_unit_variance(make_batch, task, wanted, normalized):
+    spec, batch = make_batch(task)
+    model = ModelConfig(dim=6, hidden=8, dropout=0.0, normalize=wanted)
+    encoders = build_encoders(spec, model, None).double()
+    for m, h in encode(encoders, batch, spec, model).items():
+        plain = encoders[m](batch.inputs[m])
+        centred = plain - plain.mean(1, keepdim=True)
+        expected = centred / (centred.square().mean(1, keepdim=True) + 1e-5).sqrt() if normalized else plain
+        torch.testing.assert_close(h, expected, rtol=FP64, atol=FP64)
 
 
 class Doubling(nn.Module):

@@ -24,7 +24,7 @@ from pgm_fast.train.configure import make_config, to_dict
 from pgm_fast.train.guard import UpdateGuard
 from pgm_fast.train.reports import read_jsonl
 
-SMALL = ModelConfig(dim=8, hidden=12, heads=2, dropout=0.0)
+SMALL = ModelConfig(dim=8, hidden=12, heads=2, dropout=0.0, normalize=False)
 
 
 def make(spec, *, model=SMALL, encoders=None, **config):

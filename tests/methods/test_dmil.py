@@ -17,7 +17,7 @@ from pgm_fast.methods.dmil_config import loss_terms
 from pgm_fast.train.configure import make_config
 
 D = 6
-SMALL = ModelConfig(dim=D, hidden=8, heads=2, dropout=0.0)
+SMALL = ModelConfig(dim=D, hidden=8, heads=2, dropout=0.0, normalize=False)
 PUBLISHED_STAGES = {
     # kind of term: effective weights in the released code, per stage
     "task": (0, 1, 1),

@@ -15,7 +15,7 @@ from pgm_fast.methods import ModelConfig, PgMConfig, build
 from pgm_fast.methods.tasks import task_loss
 from pgm_fast.nn import cross_modal_info_nce
 
-SMALL = ModelConfig(dim=8, hidden=12, heads=2, dropout=0.0)
+SMALL = ModelConfig(dim=8, hidden=12, heads=2, dropout=0.0, normalize=False)
 GATES = ("single", "dual", "sigmoid", "fixed", "none")
 
 

@@ -12,6 +12,7 @@ from pgm_fast.train import fit
 # a partitioner that keeps pace with the learners, so that few epochs show where it goes
 SETTINGS = {
     "model.dim": 32,
+    "model.normalize": False,
     "train.epochs": 15,
     "train.patience": 0,
     "train.lr": 2e-3,
