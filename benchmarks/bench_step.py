@@ -29,6 +29,8 @@ from pgm_fast.methods import ModelConfig, Output, PgMConfig, build
 from pgm_fast.optim import MultiRateAdamW, multi_rate_groups
 
 MODALITIES = ("text", "audio", "vision")
+# the form that PlainPgM writes out
+EARLIER = {"identity_start": False, "interaction": "attention", "uni_weight": 1.0}
 CLASSES = 10
 CASES = {  # gate, batch, width of inputs and all features
     "cpu": (("single", 64, 128), ("dual", 64, 128), ("single", 1024, 512)),
@@ -68,7 +70,7 @@ def forms(gate: str, rows: int, d: int, device: torch.device) -> dict[str, Form]
     spec = DataSpec({m: ModalitySpec(d) for m in MODALITIES}, "classification", CLASSES)
     torch.manual_seed(0)
     model = ModelConfig(dim=d, hidden=d, dropout=0.0, normalize=False)
-    ours = build("pgm", spec, model, PgMConfig(gate=gate)).to(device)
+    ours = build("pgm", spec, model, PgMConfig(**EARLIER, gate=gate)).to(device)
     batch = Batch(
         inputs={m: torch.randn(rows, d) for m in MODALITIES},
         weight=torch.full((rows,), 1.0 / rows),

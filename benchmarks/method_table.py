@@ -68,12 +68,13 @@ TASKS = {
     ),
 }
 
+EARLIER = ("pgm.identity_start=false", "pgm.interaction=attention", "pgm.uni_weight=1", "model.normalize=false")
 METHODS = {
     "unimodal": ("unimodal", ()),
     "joint": ("joint", ()),
     "ensemble": ("ensemble", ()),
-    "pgm-single": ("pgm", ("pgm.gate=single",)),
-    "pgm-dual": ("pgm", ("pgm.gate=dual",)),
+    "pgm-single": ("pgm", ("pgm.gate=single", *EARLIER)),
+    "pgm-dual": ("pgm", ("pgm.gate=dual", *EARLIER)),
     "dimml": ("dimml", ()),
     "dmil": ("dmil", ()),
 }

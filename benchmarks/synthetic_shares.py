@@ -26,7 +26,17 @@ SETTINGS = {
     "pgm.temperature=0.3": {"pgm.temperature": 0.3},
     "partitioner at 10 times the rate": {"pgm.rates": {"*": {"partitioner": 10.0}}},
 }
-RUN = {"train.epochs": 25, "train.patience": 0, "train.plots": False, "train.tensorboard": False}
+RUN = {
+    "pgm.gate": "single",
+    "pgm.identity_start": False,
+    "pgm.interaction": "attention",
+    "pgm.uni_weight": 1.0,
+    "model.normalize": False,
+    "train.epochs": 25,
+    "train.patience": 0,
+    "train.plots": False,
+    "train.tensorboard": False,
+}
 
 WHY = """
 What holds: `xor` has the largest paired share. Neither modality tells anything alone there, so the uni-modal losses

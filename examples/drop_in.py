@@ -68,8 +68,10 @@ def main(steps: int) -> float:
         shares = model.block.run(representations, shares=True).shares
         accuracy = (model(inputs)[0].argmax(dim=-1) == labels).float().mean().item()
     for modality, share in shares.items():
-        uni, paired = share.mean(dim=0).tolist()
-        print(f"{modality}: uni-modal share {uni:.2f}, paired share {paired:.2f}")
+        uni, paired, shared, unused = share.mean(dim=0).tolist()
+        print(
+            f"{modality}: uni-modal share {uni + shared:.2f}, paired share {paired + shared:.2f}, unused {unused:.2f}"
+        )
     print(f"accuracy {accuracy:.3f}")
     return accuracy
 

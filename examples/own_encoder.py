@@ -63,7 +63,8 @@ def main(out: str, epochs: int) -> float:
     # What a program made lies in no file, so it is handed in again.
     scores = evaluate(out, data=features, encoders=encoders, split="test")
     for modality, values in scores["unimodal"].items():
-        print(f"{modality} alone: {values['accuracy']:.3f}, paired share {scores['shares'][modality]['paired']:.2f}")
+        shares = ", ".join(f"{name} {share:.2f}" for name, share in scores["shares"][modality].items())
+        print(f"{modality} alone: {values['accuracy']:.3f}; {shares}")
     print(f"report: {out}/report.html")
     return report["test"]["fused"]["accuracy"]
 

@@ -38,6 +38,16 @@ class Call(nn.Module):
         return self.f(*tensors) if self.module is None else self.f(self.module, *tensors)
 
 
+@torch.no_grad()
+def awaken(module):
+    """The module, with parameters that start as zeros moved away from them as training does."""
+    generator = torch.Generator().manual_seed(5)
+    for parameter in module.parameters():
+        if not parameter.any():
+            parameter.copy_(0.3 * torch.randn(parameter.shape, dtype=parameter.dtype, generator=generator))
+    return module
+
+
 def _call_block(block, *tensors):
     """All of the block's outputs for representations, presence of the last modality and row weights, as given."""
     representations = dict(zip(NAMES, tensors, strict=False))

@@ -248,7 +248,7 @@ def test_predictions_hold_every_row_and_give_the_reported_accuracy(trained, sour
     assert arrays["logits.audio"].shape == arrays["logits.vision"].shape == (48, 3)
     for modality in ("audio", "vision"):
         assert np.allclose(arrays[f"share.{modality}"].sum(axis=1), 1, rtol=0, atol=SHARE_SUM)
-        assert f"share.{modality}.paired" in rows[0]
+        assert f"share.{modality}.paired_only" in rows[0]
     test = arrays["split"] == "test"
     accuracy = (arrays["prediction"] == arrays["label"])[test].mean()
     report = json.loads((out / "report.json").read_text())

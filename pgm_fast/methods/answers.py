@@ -9,8 +9,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..errors import ConfigError
+from ..nn.calibration import fit_temperature, label_log_likelihood, mixture_weights
 from ..ops import certainty_weighted_logits
-from .calibration import fit_temperature, label_log_likelihood, mixture_weights
 
 __all__ = ["ANSWERS", "Answer", "make_answer", "usable_alone"]
 

@@ -21,9 +21,11 @@ from ..data.batch import Batch
 from ..data.feature_set import DataSpec
 from ..errors import ConfigError
 from ..nn.block import BlockOutput, PgMBlock
+from ..nn.calibration import Calibration
 from ..nn.contrastive import cross_modal_info_nce
+from ..nn.information import information_targets, share_error
 from ..nn.interaction import INTERACTIONS, PairedInteraction
-from ..nn.parts import SHARED, modality_dict
+from ..nn.parts import SHARED, mark_part, modality_dict
 from ..nn.weights import among
 from ..optim.groups import multi_rate_groups
 from .answers import make_answer, usable_alone
@@ -33,26 +35,30 @@ from .tasks import task_loss
 
 __all__ = ["PgM", "PgMConfig"]
 
+PARTITIONER_RATE = 3.0  # of the boundary gate, relative to train.lr, where pgm.rates names none
+
 
 @dataclass
 class PgMConfig:
     """Switches and loss weights of PgM. Every weight multiplies a mean over rows and over modalities."""
 
-    gate: str = "single"  # single, dual, sigmoid, fixed, none
+    gate: str = "boundary"  # boundary, single, dual, sigmoid, fixed, none
     temperature: float = 1.0  # of the gate's softmax (sigmoid gate: of the sigmoid)
     chunk: int = 1  # this many neighbouring dimensions share one gate value; must divide model.dim
     condition_on_others: bool = False  # the gate also sees the mean of the other present modalities' representations
     uni_learner: bool = True  # False: no uni-modal features and no uni-modal loss
     paired_learner: bool = True  # False: no paired features, interaction, paired loss or alignment
     decoder: bool = True  # False: the task head reads the uni-modal and paired features themselves
-    interaction: str = "attention"  # across the modalities' paired features, for the paired loss: attention, concat
-    learner_dim: int = 0  # width of the uni-modal and paired features; 0 for model.dim
-    uni_weight: float = 1.0  # each modality's own task loss on its uni-modal features
+    interaction: str = "concat"  # across the modalities' paired features, for the paired loss: attention, concat
+    learner_dim: int = 0  # width inside of the learners (identity_start=false: of their features); 0 for model.dim
+    identity_start: bool = True  # at first the block returns the encoders' representations as they are
+    uni_weight: float = 3.0  # each modality's own task loss on its uni-modal features
     paired_weight: float = 1.0  # task loss on the interacting paired features
     align_weight: float = 0.1  # contrastive alignment of the modalities' paired features
     align_temperature: float = 0.1  # of that alignment
     reconstruction_weight: float = 0.1  # decoder's output against the encoder's
     reconstruct_through: bool = False  # True: the reconstruction's gradient also moves its target, the encoder's output
+    information_weight: float = 1.0  # boundary gate: pull of its shares to what is unique, redundant and synergistic
     share_weight: float = 0.0  # pull of each row's paired share towards share_target
     share_target: dict[str, float] = field(default_factory=dict)  # modality or "*": wanted paired share in [0, 1]
     # {modality, shared or "*": {encoder, partitioner, uni, paired, decoder or head: factor on train.lr}}
@@ -103,11 +109,17 @@ class PgM(Method):
             dropout=model.dropout,
             align_temperature=config.align_temperature if config.align_weight > 0 else None,
             reconstruct_through=config.reconstruct_through,
+            identity_start=config.identity_start,
+            by_shares=self._informed,
         )
-        widths, features = self.block.out_dims, self.block.features
+        widths, features = self.block.out_dims, self.block.features[modalities[0]]
+        self.branches = self.calibration = None
         self.head = self.embedding_heads = self.uni_heads = self.interaction = self.paired_head = self.answer = None
         if retrieval:
             make_answer(self.name, model.answer, "task", (), spec.task)
+            if config.identity_start:
+                self.branches = modality_dict({m: _silent(nn.Linear(widths[m], model.dim), m) for m in modalities})
+                widths = dict.fromkeys(modalities, model.dim)
             self.embedding_heads = modality_dict({m: Head(widths[m], model.dim, model, m) for m in modalities})
             return
         self.head = Head(sum(widths.values()), spec.num_outputs, model, SHARED)
@@ -116,8 +128,24 @@ class PgM(Method):
         if config.paired_learner and config.paired_weight > 0 and len(modalities) > 1:
             self.interaction = PairedInteraction(len(modalities), features, config.interaction, model.heads)
             self.paired_head = Head(self.interaction.out_features, spec.num_outputs, model, SHARED)
+            if config.identity_start:
+                _silent(self.paired_head[3])
         heads = ["task", *(["paired"] if self.paired_head else []), *(f"uni/{m}" for m in self.uni_heads or ())]
         self.answer = make_answer(self.name, model.answer, "task", heads, spec.task)
+        if self._informed:
+            self.calibration = Calibration(heads, spec.task, spec.num_outputs)
+
+    @property
+    def _informed(self) -> bool:
+        """Whether the gates' shares follow what the heads know; by gradients of the losses otherwise."""
+        config = self.config
+        return (
+            config.gate == "boundary"
+            and config.information_weight > 0
+            and config.uni_learner
+            and config.uni_weight > 0
+            and self.spec.task != "retrieval"
+        )
 
     def forward(self, batch: Batch, report: bool = False) -> Output:
         h = encode(self.encoders, batch, self.spec, self.model_config)
@@ -128,13 +156,13 @@ class PgM(Method):
             batch.presence,
             batch.weight,
             batch.modality_weight,
-            shares=report or (learning and self.config.share_weight > 0),
+            shares=report or (learning and (self.config.share_weight > 0 or self._informed)),
         )
         out = Output()
         if retrieval:
             out.embeddings = {
-                m: nn.functional.normalize(head(block.representations[m]), dim=-1)
-                for m, head in self.embedding_heads.items()
+                m: nn.functional.normalize(self._embed(m, h[m], block.representations[m]), dim=-1)
+                for m in self.embedding_heads
             }
         else:
             self._predict(batch, h, block, out)
@@ -153,11 +181,20 @@ class PgM(Method):
         if self.paired_head is not None:
             presence = self._presence(batch) if batch.presence else None
             heads["paired"] = self.paired_head(self.interaction(list(block.paired.values()), presence))
+            if self.config.identity_start and out.unimodal:
+                heads["paired"] = heads["paired"] + 0.5 * self._sum_of_present(out.unimodal, batch).detach()
         out.further = heads
         out.logits = heads["task"]
         if self.answer is not None and (self.answer.trained or not self.training):
             every = {**heads, **{f"uni/{m}": logits for m, logits in out.unimodal.items()}}
             out.logits = self.answer(every, self._usable(batch.presence))
+
+    def _embed(self, modality: str, h: Tensor, decoded: Tensor) -> Tensor:
+        head = self.embedding_heads[modality]
+        return head(decoded) if self.branches is None else head(h) + self.branches[modality](decoded)
+
+    def _sum_of_present(self, logits: Mapping[str, Tensor], batch: Batch) -> Tensor:
+        return sum(z * batch.presence[m].unsqueeze(-1) if m in batch.presence else z for m, z in logits.items())
 
     def _usable(self, presence: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """head -> bool ``[n]``: rows in which it has something to go by."""
@@ -169,7 +206,11 @@ class PgM(Method):
         return {**usable, "task": present.any(0), "paired": present.sum(0) > 1}
 
     def after_validation(self, scores: Mapping[str, float], held_out: HeldOut) -> bool:
-        if self.answer is None or held_out.labels is None:
+        if held_out.labels is None:
+            return False
+        if self.calibration is not None:
+            self.calibration.fit(held_out.logits, held_out.labels, self._usable(held_out.presence))
+        if self.answer is None:
             return False
         return self.answer.fit(held_out.logits, held_out.labels, self._usable(held_out.presence))
 
@@ -210,6 +251,8 @@ class PgM(Method):
                 # (uni, paired) or (uni-only, paired-only, shared, unused)
                 paired = block.shares[m][..., 1:3].sum(-1)
                 losses[f"share/{m}"] = ((paired - target).square() * batch.weight_of(m)).sum()
+        if self._informed:
+            losses.update(self._information_losses(batch, block, out))
         weights = {
             "task": 1.0,
             "uni": config.uni_weight,
@@ -217,6 +260,7 @@ class PgM(Method):
             "align": config.align_weight,
             "reconstruction": config.reconstruction_weight,
             "share": config.share_weight,
+            "information": config.information_weight,
         }
         total = losses["task"]
         for kind, weight in weights.items():
@@ -225,6 +269,17 @@ class PgM(Method):
                 total = total + (weight / len(terms)) * torch.stack(terms).sum()
         losses["total"] = total
         return losses
+
+    def _information_losses(self, batch: Batch, block: BlockOutput, out: Output) -> dict[str, Tensor]:
+        logits = {**out.further, **{f"uni/{m}": z for m, z in out.unimodal.items()}}
+        known = self.calibration.information({name: z.detach() for name, z in logits.items()}, batch.labels)
+        together = torch.stack([known[name] for name in out.further]).amax(0)
+        alone = {m: known[f"uni/{m}"] for m in out.unimodal}
+        targets = information_targets(alone, together, batch.presence)
+        return {
+            f"information/{m}": (share_error(block.shares[m], target) * batch.weight_of(m)).sum()
+            for m, target in targets.items()
+        }
 
     def _presence(self, batch: Batch) -> list[Tensor]:
         """bool ``[n]`` for every modality."""
@@ -237,12 +292,23 @@ class PgM(Method):
         return {m: target for m, target in found.items() if target is not None}
 
     def stages(self, lr: float) -> list[Stage]:
-        return [Stage("main", multi_rate_groups(self, lr, self.config.rates, default=1.0))]
+        rates = self.config.rates
+        if self.config.gate == "boundary":
+            rates = {**rates, "*": {"partitioner": PARTITIONER_RATE, **rates.get("*", {})}}
+        return [Stage("main", multi_rate_groups(self, lr, rates, default=1.0))]
+
+
+def _silent(linear: nn.Linear, modality: str | None = None) -> nn.Linear:
+    """A layer that says nothing until it is trained."""
+    nn.init.zeros_(linear.weight)
+    nn.init.zeros_(linear.bias)
+    return linear if modality is None else mark_part(linear, modality, "head")
 
 
 def _check_config(config: PgMConfig, spec: DataSpec) -> None:
     """Raises ConfigError for what no single module can see."""
-    for name in ("uni_weight", "paired_weight", "align_weight", "reconstruction_weight", "share_weight"):
+    weights = ("uni", "paired", "align", "reconstruction", "information", "share")
+    for name in (f"{kind}_weight" for kind in weights):
         value = getattr(config, name)
         if not 0.0 <= value < float("inf"):
             raise ConfigError(f"pgm.{name} is {value}, must be a finite number >= 0")

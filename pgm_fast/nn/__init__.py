@@ -1,13 +1,15 @@
 """Modules that replace parts of a model of your own, or make up a whole one. They need torch alone."""
 
 from .block import BlockOutput, PgMBlock
+from .calibration import Calibration
 from .contrastive import cross_modal_info_nce
 from .decoder import UniPairedDecoder
 from .distillation import cross_modal_duc
 from .encoders import GRUEncoder, MLPEncoder, TransformerEncoder, make_encoder
 from .gate import InteractionGate
+from .information import information_targets, share_error
 from .interaction import PairedInteraction
-from .learners import UniPairedLearners
+from .learners import ResidualLearners, UniPairedLearners
 from .mlp import MLP
 from .partitioned_linear import PartitionedLinear
 from .partitioner import ModalPartitioner
@@ -19,6 +21,7 @@ __all__ = [
     "PARTS",
     "SHARED",
     "BlockOutput",
+    "Calibration",
     "GRUEncoder",
     "InteractionGate",
     "MLPEncoder",
@@ -26,6 +29,7 @@ __all__ = [
     "PairedInteraction",
     "PartitionedLinear",
     "PgMBlock",
+    "ResidualLearners",
     "TransformerEncoder",
     "UniPairedDecoder",
     "UniPairedLearners",
@@ -33,8 +37,10 @@ __all__ = [
     "VariationalLayer",
     "cross_modal_duc",
     "cross_modal_info_nce",
+    "information_targets",
     "make_encoder",
     "mark_part",
     "modality_dict",
     "parameter_parts",
+    "share_error",
 ]

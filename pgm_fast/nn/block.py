@@ -13,7 +13,7 @@ from ..ops.row_weights import equal_weights
 from .contrastive import cross_modal_info_nce
 from .decoder import UniPairedDecoder
 from .fused_block import fused_block
-from .learners import UniPairedLearners
+from .learners import ResidualLearners, UniPairedLearners
 from .partitioner import ModalPartitioner
 from .parts import mark_part, modality_dict
 from .weights import among
@@ -70,6 +70,10 @@ class PgMBlock(nn.Module):
         dropout: inside the learners.
         align_temperature: of the contrastive alignment of paired features; None for no such loss.
         reconstruct_through: the reconstruction loss also moves its target.
+        by_shares: see :class:`ModalPartitioner`.
+        identity_start: the learners are residual and start as nothing, decoders start as the mean of both sides, and
+            what the gates hold back passes by: at first the block returns its input. Learners' features then have the
+            width of their modality, ``features`` is the width inside of them.
 
     Raises:
         ConfigError: values that do not fit, naming them.
@@ -80,7 +84,7 @@ class PgMBlock(nn.Module):
         dims: Mapping[str, int],
         features: int = 0,
         *,
-        gate: str = "single",
+        gate: str = "boundary",
         temperature: float = 1.0,
         chunk: int = 1,
         condition_on_others: bool = False,
@@ -90,6 +94,8 @@ class PgMBlock(nn.Module):
         dropout: float = 0.0,
         align_temperature: float | None = 0.1,
         reconstruct_through: bool = False,
+        by_shares: bool = False,
+        identity_start: bool = True,
     ):
         super().__init__()
         if not dims:
@@ -103,25 +109,35 @@ class PgMBlock(nn.Module):
         self.align_temperature = align_temperature
         self.reconstruct_through = reconstruct_through
         self.partitioners = modality_dict(
-            {m: ModalPartitioner(d, gate, temperature, condition_on_others, chunk) for m, d in dims.items()}
+            {m: ModalPartitioner(d, gate, temperature, condition_on_others, chunk, by_shares) for m, d in dims.items()}
         )
-        self.learners = modality_dict(
-            {
+        self.identity_start = identity_start
+        widths = dict(dims) if identity_start else dict.fromkeys(dims, features)
+        if identity_start:
+            learners = {m: ResidualLearners(d, features, dropout, uni_learner, paired_learner) for m, d in dims.items()}
+        else:
+            learners = {
                 m: UniPairedLearners(d, features, dropout, temperature, uni_learner, paired_learner)
                 for m, d in dims.items()
             }
-        )
+        self.learners = modality_dict(learners)
         self.decoders = None
-        uni_features, paired_features = features * uni_learner, features * paired_learner
         if decoder:
             self.decoders = modality_dict(
-                {m: UniPairedDecoder(d, uni_features, paired_features) for m, d in dims.items()}
+                {
+                    m: UniPairedDecoder(d, widths[m] * uni_learner, widths[m] * paired_learner, identity_start)
+                    for m, d in dims.items()
+                }
             )
-        for group in (self.partitioners, self.learners, self.decoders or {}):
+        self.align_projections = None
+        if paired_learner and align_temperature is not None and len(set(widths.values())) > 1:
+            projections = {m: mark_part(nn.Linear(w, features, bias=False), part="paired") for m, w in widths.items()}
+            self.align_projections = modality_dict(projections)
+        for group in (self.partitioners, self.learners, self.decoders or {}, self.align_projections or {}):
             for m, module in group.items():
                 mark_part(module, modality=m)
-        self.features = features
-        self.out_dims = dict(dims) if decoder else dict.fromkeys(dims, uni_features + paired_features)
+        self.features = widths
+        self.out_dims = dict(dims) if decoder else {m: w * (uni_learner + paired_learner) for m, w in widths.items()}
 
     def forward(
         self,
@@ -171,29 +187,29 @@ class PgMBlock(nn.Module):
         inputs = {m: _hide(representations[m], presence.get(m)) for m in self.partitioners}
         for m, h in inputs.items():
             present = presence.get(m)
-            partitioner, learners = self.partitioners[m], self.learners[m]
+            partitioner = self.partitioners[m]
             by = modality_weight.get(m, weight)
-            fused = None if shares or self.decoders is None else self._fused(m, h, by)
+            fused = None if shares or self.decoders is None or self.identity_start else self._fused(m, h, by)
             if fused is not None:
                 uni, paired, decoded, loss = fused
             else:
                 context = self._context(m, inputs, presence) if self.condition_on_others else None
-                uni, paired, *found = learners(h, partitioner.logits(h, context), partitioner, shares)
+                uni, paired, around, *found = self._learn(m, h, partitioner.logits(h, context), shares)
                 if shares:
                     out.shares[m] = found[0]
-                decoded, loss = self._decode(m, h, uni, paired, by)
+                decoded, loss = self._decode(m, h, uni, paired, by, around)
             out.representations[m] = _hide(decoded, present)
             if loss is not None:
                 out.losses[f"reconstruction/{m}"] = loss
             if uni is not None:
-                alone = learners.uni_alone(h, partitioner.logits(h), partitioner) if self.condition_on_others else uni
+                alone = self._learn(m, h, partitioner.logits(h))[0] if self.condition_on_others else uni
                 out.uni[m] = _hide(uni, present)
                 out.uni_alone[m] = _hide(alone, present)
             if paired is not None:
                 out.paired[m] = _hide(paired, present)
         if len(out.paired) > 1 and self.align_temperature is not None:
             out.losses["align"] = cross_modal_info_nce(
-                {m: f.flatten(0, -2) for m, f in out.paired.items()},
+                {m: self._aligned(m, f).flatten(0, -2) for m, f in out.paired.items()},
                 self.align_temperature,
                 None if weight is None else weight.flatten(),
                 {m: p.flatten() for m, p in presence.items()},
@@ -214,20 +230,40 @@ class PgMBlock(nn.Module):
 
     def alone(self, modality: str, representation: Tensor) -> Tensor:
         """``representations[modality]`` ``[..., out_dims[modality]]`` as if every other modality were absent."""
-        partitioner = self.partitioners[modality]
-        uni, paired = self.learners[modality](representation, partitioner.logits(representation), partitioner)
-        return self._decode(modality, representation, uni, paired, None)[0]
+        z = self.partitioners[modality].logits(representation)
+        uni, paired, around = self._learn(modality, representation, z)
+        return self._decode(modality, representation, uni, paired, None, around)[0]
+
+    def _learn(self, modality: str, h: Tensor, z: Tensor | None, shares: bool = False) -> tuple[Tensor | None, ...]:
+        """``(f^u, f^p, around)``, the last for the decoder; with ``shares`` also the gates' shares."""
+        partitioner, learners = self.partitioners[modality], self.learners[modality]
+        if not self.identity_start:
+            uni, paired, *found = learners(h, z, partitioner, shares)
+            return uni, paired, None, *found
+        uni, paired, *found = partitioner.split(h, z, shares)
+        taken = [part for part, learner in ((uni, learners.uni), (paired, learners.paired)) if learner is not None]
+        parts = taken[0] if len(taken) == 1 else 0.5 * (uni + paired)
+        return *learners(uni, paired), (h, parts), *found
+
+    def _aligned(self, modality: str, paired: Tensor) -> Tensor:
+        return paired if self.align_projections is None else self.align_projections[modality](paired)
 
     def _fused(self, modality: str, h: Tensor, weight: Tensor | None) -> tuple[Tensor, Tensor, Tensor, Tensor] | None:
         modules = self.partitioners[modality], self.learners[modality], self.decoders[modality]
         return fused_block(h, *modules, weight, self.reconstruct_through)
 
     def _decode(
-        self, modality: str, h: Tensor, uni: Tensor | None, paired: Tensor | None, weight: Tensor | None
+        self,
+        modality: str,
+        h: Tensor,
+        uni: Tensor | None,
+        paired: Tensor | None,
+        weight: Tensor | None,
+        around: tuple[Tensor, Tensor] | None,
     ) -> tuple[Tensor, Tensor | None]:
         if self.decoders is None:
             return torch.cat([f for f in (uni, paired) if f is not None], dim=-1), None
-        return self.decoders[modality](uni, paired, h if self.reconstruct_through else h.detach(), weight)
+        return self.decoders[modality](uni, paired, h if self.reconstruct_through else h.detach(), weight, around)
 
     @staticmethod
     def _context(modality: str, inputs: Mapping[str, Tensor], presence: Mapping[str, Tensor]) -> Tensor:

@@ -6,11 +6,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..errors import ConfigError
+from .mlp import MLP
 from .partitioned_linear import PartitionedLinear
 from .partitioner import ModalPartitioner
 from .parts import mark_part
 
-__all__ = ["UniPairedLearners"]
+__all__ = ["ResidualLearners", "UniPairedLearners"]
+
+NEITHER = "uni_learner and paired_learner are both off: keep at least one"
 
 
 class UniPairedLearners(nn.Module):
@@ -43,7 +46,7 @@ class UniPairedLearners(nn.Module):
     ):
         super().__init__()
         if not (uni or paired):
-            raise ConfigError("uni_learner and paired_learner are both off: keep at least one")
+            raise ConfigError(NEITHER)
         self.split = None
         if uni and paired:
             self.split = PartitionedLinear(dim, features, features, activation="gelu", temperature=temperature)
@@ -89,3 +92,40 @@ class UniPairedLearners(nn.Module):
 
     def _paired(self, hidden: Tensor) -> Tensor:
         return self.paired_norm(self.paired(self.dropout(hidden)))
+
+
+class ResidualLearners(nn.Module):
+    """f^u = uni + MLP_u(LayerNorm(uni)) and f^p = paired + MLP_p(LayerNorm(paired)).
+
+    The last layer of either MLP (linear, GELU, dropout, linear) is zero at first: f^u = uni, f^p = paired.
+
+    Args:
+        dim: width of the representation and of the features.
+        hidden: width inside of the MLPs.
+        dropout: inside of the MLPs.
+        uni: False for no uni-modal learner.
+        paired: False for no paired learner.
+
+    Raises:
+        ConfigError: neither learner.
+    """
+
+    def __init__(self, dim: int, hidden: int, dropout: float = 0.0, uni: bool = True, paired: bool = True):
+        super().__init__()
+        if not (uni or paired):
+            raise ConfigError(NEITHER)
+        self.uni_norm = mark_part(nn.LayerNorm(dim), part="uni") if uni else None
+        self.paired_norm = mark_part(nn.LayerNorm(dim), part="paired") if paired else None
+        self.uni = mark_part(MLP(dim, hidden, dim, dropout), part="uni") if uni else None
+        self.paired = mark_part(MLP(dim, hidden, dim, dropout), part="paired") if paired else None
+        for mlp in (self.uni, self.paired):
+            if mlp is not None:
+                nn.init.zeros_(mlp[3].weight)
+                nn.init.zeros_(mlp[3].bias)
+
+    def forward(self, uni: Tensor, paired: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        """``(f^u, f^p)``, each ``[..., dim]``, None for a learner that does not exist, of parts ``[..., dim]``."""
+        return (
+            None if self.uni is None else uni + self.uni(self.uni_norm(uni)),
+            None if self.paired is None else paired + self.paired(self.paired_norm(paired)),
+        )

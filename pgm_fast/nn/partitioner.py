@@ -11,7 +11,14 @@ from .parts import mark_part
 
 __all__ = ["GATES", "ModalPartitioner"]
 
-GATES = ("single", "dual", "sigmoid", "fixed", "none")
+GATES = ("boundary", "single", "dual", "sigmoid", "fixed", "none")
+FOUR_MASSES = ("boundary", "dual")
+
+WIDTH = 0.12  # of a boundary, in units of the representation's width
+REACH = 1.3  # boundaries lie in an interval of this length around 1/2, so that a gate can open and close entirely
+FLOOR = 0.3  # of a representation that reaches each learner whatever its gate says
+OPEN = 3.0  # initial bias: both gates wide open
+HIDDEN = 32
 
 
 class ModalPartitioner(nn.Module):
@@ -19,6 +26,10 @@ class ModalPartitioner(nn.Module):
 
     With z = W [h; c] + b the gate logits, tau the temperature:
 
+    - ``boundary``: two numbers per row, b_u where the uni-modal part ends and b_p how much of the other end is paired.
+      ``dual`` with z_uni,j = -(x_j - b_u)^2 / 2w^2 and z_paired,j = -(x_j - 1 + b_p)^2 / 2w^2 at x_j = (j + 1/2) / dim,
+      w = 0.12 sqrt(tau), where (b_u, b_p) = 1/2 + 1.3 (sigmoid(MLP(LayerNorm(h))) - 1/2) and no gradient passes from
+      the MLP to h; uni = 0.3 h + 0.7 e * h, paired = 0.3 h + 0.7 r * h. At first both are wide open.
     - ``single``: g = cumsoftmax(z / tau), paired = g * h, uni = (1 - g) * h. Exhaustive: uni + paired = h.
     - ``dual``: e = 1 - cumsoftmax(z_uni / tau), r = cumsoftmax(z_paired / tau), uni = e * h, paired = r * h: what both
       gates let through is shared, what neither does is unused.
@@ -35,7 +46,9 @@ class ModalPartitioner(nn.Module):
         gate: one of :data:`GATES`.
         temperature: tau > 0; smaller makes a harder boundary.
         condition_on_others: the logits also see a context c ``[..., dim]`` (zeros where none is passed).
-        chunk: this many neighbouring dimensions share one gate value; must divide ``dim``.
+        chunk: this many neighbouring dimensions share one gate value; must divide ``dim``, and be 1 for ``boundary``.
+        by_shares: no gradient reaches the boundaries from the parts, only from the shares: for gates that are trained
+            towards :func:`~pgm_fast.nn.information_targets`. Only for ``boundary``.
 
     Raises:
         ConfigError: unknown gate, a chunk that does not divide ``dim``, a temperature that is not positive and finite.
@@ -44,14 +57,17 @@ class ModalPartitioner(nn.Module):
     def __init__(
         self,
         dim: int,
-        gate: str = "single",
+        gate: str = "boundary",
         temperature: float = 1.0,
         condition_on_others: bool = False,
         chunk: int = 1,
+        by_shares: bool = False,
     ):
         super().__init__()
         if gate not in GATES:
             raise ConfigError(f"gate is {gate!r}, must be one of {', '.join(GATES)}")
+        if gate == "boundary" and chunk != 1:
+            raise ConfigError(f"chunk is {chunk}, must be 1 with the boundary gate, which has no logits to share")
         if chunk < 1 or dim % chunk:
             raise ConfigError(f"chunk is {chunk}, must be a positive divisor of the width {dim}")
         if not 0.0 < temperature < float("inf"):
@@ -61,7 +77,10 @@ class ModalPartitioner(nn.Module):
         self.temperature = temperature
         self.condition_on_others = condition_on_others
         self.chunk = chunk
-        self.projection = None
+        self.by_shares = by_shares
+        self.projection = self.boundaries = None
+        if gate == "boundary":
+            self.boundaries = _boundaries(dim * (2 if condition_on_others else 1))
         if gate in ("single", "dual", "sigmoid"):
             gates = 2 if gate == "dual" else 1
             self.projection = nn.Linear(dim * (2 if condition_on_others else 1), gates * (dim // chunk))
@@ -70,15 +89,20 @@ class ModalPartitioner(nn.Module):
     def logits(self, h: Tensor, context: Tensor | None = None) -> Tensor | None:
         """Gate logits ``[..., dim / chunk]`` (``dual``: ``[..., 2 * dim / chunk]``, uni first); None without a learned
         gate."""
-        if self.projection is None:
+        if self.projection is None and self.boundaries is None:
             return None
         if self.condition_on_others:
             h = torch.cat((h, torch.zeros_like(h) if context is None else context), dim=-1)
-        return self.projection(h)
+        return self.projection(h) if self.boundaries is None else self.boundaries(h.detach())
 
     def split(self, h: Tensor, z: Tensor | None, return_shares: bool = False) -> tuple[Tensor, ...]:
         """``(uni, paired)`` for logits that :meth:`logits` gave; with ``return_shares`` also what :meth:`shares_of`
         gives, for ``single`` and ``dual`` from the same pass."""
+        if self.gate == "boundary":
+            bumps = self._bumps(z)
+            parts = ops.partition_dual(h, *(z.detach() if self.by_shares else z for z in bumps))
+            uni, paired = (torch.lerp(part + parts[2], h, FLOOR) for part in parts[:2])
+            return (uni, paired, ops.partition_share(*bumps)) if return_shares else (uni, paired)
         if self.gate == "single":
             return ops.partition(h, z, self.temperature, return_share=return_shares)
         if self.gate == "dual":
@@ -89,6 +113,13 @@ class ModalPartitioner(nn.Module):
             return uni_only + shared, paired_only + shared, *shares
         parts = self._split_plainly(h, z)
         return (*parts, self.shares_of(h, z)) if return_shares else parts
+
+    def _bumps(self, z: Tensor) -> tuple[Tensor, Tensor]:
+        boundary = 0.5 + REACH * (torch.sigmoid(z.float() if z.dtype.itemsize < 4 else z) - 0.5)
+        x = (torch.arange(self.dim, device=z.device, dtype=boundary.dtype) + 0.5) / self.dim
+        uni, paired = boundary.unsqueeze(-1).unbind(-2)
+        scale = -0.5 / (WIDTH**2 * self.temperature)
+        return scale * (x - uni).square(), scale * (x - 1 + paired).square()
 
     def _split_plainly(self, h: Tensor, z: Tensor | None) -> tuple[Tensor, Tensor]:
         if self.gate == "none":
@@ -111,6 +142,8 @@ class ModalPartitioner(nn.Module):
 
     def shares_of(self, h: Tensor, z: Tensor | None) -> Tensor:
         """:meth:`shares` for logits that :meth:`logits` gave."""
+        if self.gate == "boundary":
+            return ops.partition_share(*self._bumps(z))
         if self.gate == "dual":
             z_uni, z_paired = z.chunk(2, dim=-1)
             return ops.partition_share(z_uni, z_paired, self.temperature)
@@ -136,3 +169,10 @@ class ModalPartitioner(nn.Module):
             f"dim={self.dim}, gate={self.gate}, temperature={self.temperature}, "
             f"condition_on_others={self.condition_on_others}, chunk={self.chunk}"
         )
+
+
+def _boundaries(width: int) -> nn.Sequential:
+    last = nn.Linear(HIDDEN, 2)
+    nn.init.zeros_(last.weight)
+    nn.init.constant_(last.bias, OPEN)
+    return nn.Sequential(nn.LayerNorm(width), nn.Linear(width, HIDDEN), nn.GELU(), last)

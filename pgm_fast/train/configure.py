@@ -41,7 +41,7 @@ CHOICES = {
     "data.resident": ("auto", "always", "never"),
     "model.encoder": ("auto", *ENCODERS),
     "model.answer": ANSWERS,
-    "pgm.gate": ("single", "dual", "sigmoid", "fixed", "none"),
+    "pgm.gate": ("boundary", "single", "dual", "sigmoid", "fixed", "none"),
     "pgm.interaction": ("attention", "concat"),
     "dimml.optimizer": ("auto", *OPTIMIZERS),
     "dimml.schedule": ("auto", *SCHEDULES),
@@ -53,7 +53,7 @@ CHOICES = {
 }
 
 # What a run did that was written before the setting existed.
-EARLIER = {"model.normalize": False}
+EARLIER = {"model.normalize": False, "pgm.identity_start": False, "pgm.information_weight": 0.0}
 
 AT_LEAST_ONE = ("of at least 1", lambda x: x >= 1)
 NOT_NEGATIVE = ("of at least 0", lambda x: x >= 0)
@@ -76,6 +76,7 @@ RANGES = {
     "pgm.align_weight": NOT_NEGATIVE,
     "pgm.align_temperature": POSITIVE,
     "pgm.reconstruction_weight": NOT_NEGATIVE,
+    "pgm.information_weight": NOT_NEGATIVE,
     "pgm.share_weight": NOT_NEGATIVE,
     "dimml.shared_weight": NOT_NEGATIVE,
     "dimml.duc_weight": NOT_NEGATIVE,

@@ -196,7 +196,7 @@ def test_correlations_against_plain_formulas():
 def run(tmp_path_factory):
     out = tmp_path_factory.mktemp("runs") / "run"
     options = {"kind": "mixture", "n": 200, "missing": 0.1}
-    fit(method="pgm", data="synthetic", out=str(out), **FAST_RUN, **{"data.options": options})
+    fit(method="pgm", data="synthetic", out=str(out), **FAST_RUN, **{"data.options": options, "pgm.gate": "single"})
     return out
 
 

@@ -3,25 +3,31 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 
 import pytest
 import torch
+from module_cases import awaken
 from tolerances import FP64, ROW_WEIGHT_FP32, TRAINED_SHARE
 from torch.nn.functional import gelu
 
 from pgm_fast.data.batch import Batch
 from pgm_fast.errors import ConfigError
 from pgm_fast.methods import ModelConfig, PgMConfig, build
+from pgm_fast.methods.pgm import PARTITIONER_RATE
 from pgm_fast.methods.tasks import task_loss
 from pgm_fast.nn import cross_modal_info_nce
+from pgm_fast.nn.partitioner import GATES
 
 SMALL = ModelConfig(dim=8, hidden=12, heads=2, dropout=0.0, normalize=False)
-GATES = ("single", "dual", "sigmoid", "fixed", "none")
+
+
+BEFORE = {"gate": "single", "identity_start": False, "interaction": "attention"}  # the form with a single gate
 
 
 def make(spec, model=SMALL, **config):
     torch.manual_seed(0)
-    return build("pgm", spec, model, PgMConfig(**config)).double()
+    return awaken(build("pgm", spec, model, PgMConfig(**config)).double())
 
 
 def requiring_gradients(batch):
@@ -46,7 +52,7 @@ def test_total_is_the_weighted_sum_of_means_over_modalities(make_batch):
         return sum(terms) / len(terms)
 
     expected = losses["task"] + 0.7 * mean("uni") + 0.6 * losses["paired"] + 0.5 * losses["align"]
-    expected = expected + 0.4 * mean("reconstruction") + 0.3 * mean("share")
+    expected = expected + 0.4 * mean("reconstruction") + 0.3 * mean("share") + mean("information")
     torch.testing.assert_close(losses["total"], expected, rtol=FP64, atol=FP64)
     assert [name for name in losses if name.startswith("share/")] == ["share/text", "share/vision"]
     assert [name for name in losses if name.startswith("uni/")] == ["uni/text", "uni/audio", "uni/vision"]
@@ -54,7 +60,7 @@ def test_total_is_the_weighted_sum_of_means_over_modalities(make_batch):
 
 def test_losses_are_those_of_the_formula(make_batch):
     spec, batch = make_batch(missing=["audio"])
-    method = make(spec)
+    method = make(spec, **BEFORE)
     out = method(batch, report=True)
     h = {m: method.encoders[m](batch.inputs[m]) for m in spec.modalities}
     here = batch.presence["audio"]
@@ -151,13 +157,14 @@ def test_retrieval_trains_by_matching_and_alignment(make_batch):
 
 
 SWITCHES = [
-    {"gate": gate, "uni_learner": uni, "paired_learner": paired, "decoder": decoder}
-    for gate in GATES
+    {"gate": gate, "uni_learner": uni, "paired_learner": paired, "decoder": decoder, "identity_start": identity}
+    for gate, identity in itertools.product(GATES, (True, False))
     for uni, paired in ((True, True), (True, False), (False, True))
     for decoder in (True, False)
 ]
 OTHERS = [
-    {"interaction": "concat"},
+    {"interaction": "attention"},
+    {"information_weight": 0.0},
     {"condition_on_others": True},
     {"condition_on_others": True, "gate": "dual", "decoder": False},
     {"chunk": 4, "gate": "dual"},
@@ -171,6 +178,7 @@ OTHERS = [
     {"uni_weight": 0.0, "paired_weight": 0.0, "align_weight": 0.0, "reconstruction_weight": 0.0},
     {"share_weight": 1.0, "share_target": {"*": 0.7}},
     {"share_weight": 1.0, "share_target": {"text": 0.7}, "gate": "dual"},
+    {"share_weight": 1.0, "share_target": {"text": 0.7}, "gate": "single"},
     {"share_weight": 1.0, "share_target": {"text": 0.7}, "gate": "sigmoid", "chunk": 2},
 ]
 
@@ -205,13 +213,16 @@ def test_reports_only_when_asked(make_batch):
     assert out.shares == {} and out.features == {}
 
 
-@pytest.mark.parametrize("gate", ["single", "dual", "sigmoid"])
+@pytest.mark.parametrize("gate", ["boundary", "single", "dual", "sigmoid"])
 @pytest.mark.parametrize("target", [0.2, 0.8])
 def test_the_share_follows_its_target(make_batch, gate, target):
     spec, batch = make_batch()
-    method = make(spec, gate=gate, share_weight=10.0, share_target={"text": target})
+    settings = {"share_weight": 10.0, "share_target": {"text": target}, "information_weight": 0.0}
+    torch.manual_seed(0)
+    config = PgMConfig(gate=gate, rates={"*": {"partitioner": 0.02 if gate == "boundary" else 1.0}}, **settings)
+    method = build("pgm", spec, dataclasses.replace(SMALL, dim=32), config).double()
     optimizer = torch.optim.Adam(method.stages(0.03)[0].groups)
-    for _ in range(80):
+    for _ in range(240):
         optimizer.zero_grad()
         method(batch).losses["total"].backward()
         optimizer.step()
@@ -222,14 +233,17 @@ def test_the_share_follows_its_target(make_batch, gate, target):
 def test_parts_move_at_their_rates(make_batch):
     spec, batch = make_batch()
     rates = {"*": {"encoder": 0.5}, "text": {"uni": 0.0, "encoder": 2.0}, "shared": {"head": 0.25}}
-    method = make(spec, rates=rates)
+    method = make(spec, rates=rates, interaction="attention")
     groups = {g["name"]: g for g in method.stages(0.1)[0].groups}
     assert groups["text.encoder"]["lr"] == 0.2 and groups["audio.encoder"]["lr"] == 0.05
     assert (
         groups["shared.head"]["lr"] == 0.025
         and groups["text.head"]["lr"] == 0.1
         and groups["shared.paired"]["lr"] == 0.1
+        and groups["text.partitioner"]["lr"] == 0.1 * PARTITIONER_RATE
     )
+    slower = make(spec, rates={"*": {"partitioner": 2.0}}).stages(0.1)[0].groups
+    assert {g["lr"] for g in slower if g["name"].endswith(".partitioner")} == {0.2}
     before = {name: [p.detach().clone() for p in g["params"]] for name, g in groups.items()}
     method(batch).losses["total"].backward()
     torch.optim.SGD(list(groups.values()), lr=1.0).step()
@@ -240,7 +254,7 @@ def test_parts_move_at_their_rates(make_batch):
 
 def test_state_dict_names_do_not_change(make_batch):
     spec, _ = make_batch(modalities=2)
-    names = list(make(spec).state_dict())
+    names = list(make(spec, **BEFORE).state_dict())
     per_modality = [
         "encoders.{m}.net.0",
         "encoders.{m}.net.3",
@@ -282,11 +296,11 @@ def test_rows_with_one_modality_do_not_count_in_the_paired_loss(make_batch):
     ("config", "task", "message"),
     [
         ({"gate": "soft"}, "classification", "gate is 'soft'"),
-        ({"chunk": 3}, "classification", "chunk is 3.*8"),
+        ({"chunk": 3, "gate": "single"}, "classification", "chunk is 3.*8"),
         ({"temperature": -1.0}, "classification", "temperature is -1.0"),
         ({"interaction": "sum"}, "classification", "pgm.interaction is 'sum'"),
         ({"learner_dim": -1}, "classification", "pgm.learner_dim is -1"),
-        ({"learner_dim": 5}, "classification", "model.heads is 2.*5"),
+        ({**BEFORE, "learner_dim": 5}, "classification", "model.heads is 2.*5"),
         ({"uni_learner": False, "paired_learner": False}, "classification", "keep at least one"),
         ({"uni_weight": -0.1}, "classification", "pgm.uni_weight is -0.1"),
         ({"align_weight": float("nan")}, "classification", "pgm.align_weight is nan"),

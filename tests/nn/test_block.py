@@ -6,17 +6,17 @@ import itertools
 
 import pytest
 import torch
+from module_cases import awaken
 from tolerances import AUTOCAST_BF16, FP64
 
 from pgm_fast.errors import ConfigError
 from pgm_fast.nn import PgMBlock, parameter_parts
-
-GATES = ("single", "dual", "sigmoid", "fixed", "none")
+from pgm_fast.nn.partitioner import GATES
 
 
 def block(dims=None, **kwargs):
     torch.manual_seed(0)
-    return PgMBlock(dims or {"text": 8, "audio": 8}, **kwargs).double()
+    return awaken(PgMBlock(dims or {"text": 8, "audio": 8}, **kwargs).double())
 
 
 def inputs(*leading, widths=(8, 8)):
@@ -30,7 +30,7 @@ def inputs(*leading, widths=(8, 8)):
 
 @pytest.mark.parametrize("leading", [(5,), (2, 3), (0,)])
 def test_keeps_names_widths_and_leading_dimensions(leading):
-    module = PgMBlock({"text": 8, "audio": 4}).double()
+    module = block({"text": 8, "audio": 4})
     x = inputs(*leading, widths=(8, 4))
     representations, losses = module(x)
     assert {m: r.shape for m, r in representations.items()} == {m: h.shape for m, h in x.items()}
@@ -102,17 +102,19 @@ def test_nothing_of_other_modalities_reaches_the_lone_uni_features(condition):
 
 
 @pytest.mark.parametrize(
-    ("gate", "uni", "paired", "decoder"),
-    [c for c in itertools.product(GATES, [True, False], [True, False], [True, False]) if c[1] or c[2]],
+    ("gate", "uni", "paired", "decoder", "identity"),
+    [c for c in itertools.product(GATES, *[[True, False]] * 4) if c[1] or c[2]],
 )
-def test_every_switch_gives_what_out_dims_says_and_trains_every_parameter(gate, uni, paired, decoder):
-    module = block(features=6, gate=gate, uni_learner=uni, paired_learner=paired, decoder=decoder)
+def test_every_switch_gives_what_out_dims_says_and_trains_every_parameter(gate, uni, paired, decoder, identity):
+    module = block(
+        features=6, gate=gate, uni_learner=uni, paired_learner=paired, decoder=decoder, identity_start=identity
+    )
     x = inputs(5)
     out = module.run(x, shares=True)
     assert {m: r.shape[-1] for m, r in out.representations.items()} == module.out_dims
     assert bool(out.uni) == uni and bool(out.paired) == paired and ("align" in out.losses) == paired
     if not decoder:
-        assert module.out_dims["text"] == 6 * (uni + paired)
+        assert module.out_dims["text"] == (8 if identity else 6) * (uni + paired)
     total = sum(r.square().sum() for r in out.representations.values()) + sum(out.losses.values())
     total.backward()
     for name, parameter in module.named_parameters():
@@ -126,7 +128,46 @@ def test_parameters_know_modality_and_part():
     }
 
 
+@pytest.mark.parametrize("gate", GATES)
+@pytest.mark.parametrize("sides", [{}, {"paired_learner": False}, {"uni_learner": False}])
+def test_it_starts_by_returning_its_input_bit_by_bit(gate, sides):
+    torch.manual_seed(0)
+    module = PgMBlock({"text": 48, "audio": 80}, gate=gate, **sides)
+    x = {m: 3 * h.detach().float() + 0.1 for m, h in inputs(64, widths=(48, 80)).items()}
+    representations, losses = module(x)
+    for m, h in x.items():
+        assert torch.equal(representations[m], h)
+        assert losses[f"reconstruction/{m}"] == 0
+
+
+def test_what_the_boundaries_are_told_by_their_shares_they_are_not_told_by_the_task():
+    module, x = block(by_shares=True), inputs(5)
+    out = module.run(x, shares=True)
+    gates = list(module.partitioners.parameters())
+    task = sum(r.square().sum() for r in out.representations.values()) + sum(out.losses.values())
+    assert all(g is None for g in torch.autograd.grad(task, gates, retain_graph=True, allow_unused=True))
+    grads = torch.autograd.grad(sum(s[..., 0].sum() for s in out.shares.values()), gates)
+    assert all(g.any() for g in grads)
+
+
 def test_state_dict_names_are_stable():
+    own = [
+        "partitioners.text.boundaries.0.weight",
+        "partitioners.text.boundaries.0.bias",
+        "partitioners.text.boundaries.1.weight",
+        "partitioners.text.boundaries.1.bias",
+        "partitioners.text.boundaries.3.weight",
+        "partitioners.text.boundaries.3.bias",
+        *(f"learners.text.{side}_norm.{p}" for side in ("uni", "paired") for p in ("weight", "bias")),
+        *(f"learners.text.{side}.{i}.{p}" for side in ("uni", "paired") for i in (0, 3) for p in ("weight", "bias")),
+        "decoders.text.uni_weight",
+        "decoders.text.paired_weight",
+        "decoders.text.bias",
+    ]
+    assert list(block({"text": 8}).state_dict()) == own
+
+
+def test_state_dict_names_of_the_single_gate_are_stable():
     own = [
         "partitioners.text.projection.weight",
         "partitioners.text.projection.bias",
@@ -146,11 +187,12 @@ def test_state_dict_names_are_stable():
         "decoders.text.paired_weight",
         "decoders.text.bias",
     ]
-    assert list(block({"text": 8}).state_dict()) == own
+    assert list(block({"text": 8}, gate="single", identity_start=False).state_dict()) == own
 
 
 @pytest.mark.parametrize(
-    ("gate", "condition", "missing"), [("single", False, False), ("single", False, True), ("dual", True, True)]
+    ("gate", "condition", "missing"),
+    [("boundary", False, False), ("single", False, False), ("single", False, True), ("dual", True, True)],
 )
 def test_compiles_whole_and_agrees(gate, condition, missing):
     module, x = block(gate=gate, condition_on_others=condition).eval(), inputs(4)
@@ -164,13 +206,14 @@ def test_compiles_whole_and_agrees(gate, condition, missing):
     torch.testing.assert_close(*results, rtol=FP64, atol=FP64)
 
 
-def test_runs_under_autocast():
+@pytest.mark.parametrize("identity", [True, False])
+def test_runs_under_autocast(identity):
     torch.manual_seed(0)
-    module = PgMBlock({"text": 8, "audio": 8})
+    module = awaken(PgMBlock({"text": 8, "audio": 8}, identity_start=identity))
     x = {m: h.detach().float() for m, h in inputs(5).items()}
     with torch.autocast("cpu", torch.bfloat16):
         representations, losses = module(x)
-    assert representations["text"].dtype == torch.bfloat16
+    assert representations["text"].dtype == (torch.float32 if identity else torch.bfloat16)
     assert all(loss.dtype == torch.float32 for loss in losses.values())
     reference, reference_losses = module(x)
     torch.testing.assert_close(

@@ -40,7 +40,14 @@ def both_ways(run, module, *inputs, monkeypatch):
 def test_a_block_gives_the_same_numbers_and_draws(gate, through, dropout, weighted, monkeypatch):
     torch.manual_seed(0)
     block = PgMBlock(
-        {"text": 12, "audio": 8}, 6, gate=gate, chunk=2, temperature=0.7, dropout=dropout, reconstruct_through=through
+        {"text": 12, "audio": 8},
+        6,
+        gate=gate,
+        chunk=2,
+        temperature=0.7,
+        dropout=dropout,
+        reconstruct_through=through,
+        identity_start=False,
     ).double()
     h = {m: torch.randn(9, d, dtype=torch.float64) for m, d in (("text", 12), ("audio", 8))}
     weight = torch.linspace(0, 0.3, 9, dtype=torch.float64) if weighted else None
@@ -83,7 +90,7 @@ def calls(model, x, module):
 
 def test_a_hook_is_called_as_often_as_for_a_large_batch(monkeypatch):
     x = torch.randn(3, 6)
-    block, mlp = PgMBlock({"text": 6, "audio": 6}), MLP(6, 4, 2)
+    block, mlp = PgMBlock({"text": 6, "audio": 6}, gate="single", identity_start=False), MLP(6, 4, 2)
     cases = [(block, {"text": x, "audio": x}, module) for module in block.modules()]
     cases += [(mlp, x, module) for module in mlp.modules()]
     small = [calls(*case) for case in cases]
@@ -104,7 +111,7 @@ def test_a_module_in_anothers_place_is_called():
     other[3] = Doubled(4, 2, dtype=torch.float64)
     other[3].load_state_dict(mlp[3].state_dict())
     torch.testing.assert_close(other(x), 2 * mlp(x), rtol=FP64, atol=FP64)
-    block = PgMBlock({"text": 6}).double()
+    block = PgMBlock({"text": 6}, gate="single", identity_start=False).double()
     before, _ = block({"text": x})
     learners = block.learners["text"]
     second = learners.uni
@@ -137,7 +144,7 @@ def _another_activation(block):
 @pytest.mark.parametrize("change", [_no_bias, _no_affine_norm, _another_eps, _another_temperature, _another_activation])
 def test_a_changed_setting_means_what_it_means_to_the_modules(change, monkeypatch):
     torch.manual_seed(0)
-    block, x = PgMBlock({"text": 6}), torch.randn(3, 6, dtype=torch.float64)
+    block, x = PgMBlock({"text": 6}, gate="single", identity_start=False), torch.randn(3, 6, dtype=torch.float64)
     change(block)
     block.double()
     small, _ = block({"text": x})

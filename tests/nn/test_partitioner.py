@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import pytest
 import torch
+from module_cases import awaken
 from tolerances import DIFFERENT, FP64, FRESH_GATE_12, SPLIT_12_FP64
 
 from pgm_fast import ops
 from pgm_fast.errors import ConfigError
 from pgm_fast.nn import ModalPartitioner
-
-GATES = ("single", "dual", "sigmoid", "fixed", "none")
+from pgm_fast.nn.partitioner import GATES
 
 
 def partitioner(gate, **kwargs):
@@ -52,6 +52,28 @@ def test_dual_gate_gives_both_learners_what_both_gates_let_through():
     torch.testing.assert_close(shares.sum(-1), torch.ones(5, dtype=torch.float64), rtol=FP64, atol=FP64)
 
 
+@pytest.mark.parametrize("temperature", [1.0, 0.25])
+def test_boundaries_are_where_the_parts_end(temperature):
+    h, module = representation(5, 12), awaken(partitioner("boundary", temperature=temperature))
+    b_uni, b_paired = (0.5 + 1.3 * (torch.sigmoid(module.logits(h)) - 0.5)).unbind(-1)
+    x, width = (torch.arange(12, dtype=torch.float64) + 0.5) / 12, 0.12 * temperature**0.5
+
+    def cumsoftmax(centre):
+        return torch.softmax(-(x - centre[:, None]).square() / (2 * width**2), -1).cumsum(-1)
+
+    e, r = 1 - cumsoftmax(b_uni), cumsoftmax(1 - b_paired)
+    uni, paired, shares = module.split(h, module.logits(h), return_shares=True)
+    torch.testing.assert_close(uni, 0.3 * h + 0.7 * e * h, rtol=FP64, atol=FP64)
+    torch.testing.assert_close(paired, 0.3 * h + 0.7 * r * h, rtol=FP64, atol=FP64)
+    masses = [part.mean(-1) for part in (e * (1 - r), r * (1 - e), e * r, (1 - e) * (1 - r))]
+    torch.testing.assert_close(shares, torch.stack(masses, -1), rtol=FP64, atol=FP64)
+
+
+def test_fresh_boundaries_are_wide_open():
+    shares = ModalPartitioner(64, "boundary").shares(torch.randn(5, 64))
+    assert shares[..., 2].min() > 0.8
+
+
 def test_no_gate_gives_the_whole_representation_to_both():
     h = representation(3, 12)
     uni, paired = partitioner("none")(h)
@@ -79,7 +101,7 @@ def test_shares_are_the_mass_that_a_row_of_ones_would_split_into(gate):
 @pytest.mark.parametrize("gate", GATES)
 @pytest.mark.parametrize("chunk", [1, 3])
 def test_shares_of_the_pass_that_splits_are_the_same_and_train_the_gate_alike(gate, chunk):
-    module, h = partitioner(gate, chunk=chunk), representation(4, 2, 12)
+    module, h = partitioner(gate, chunk=1 if gate == "boundary" else chunk), representation(4, 2, 12)
     z = module.logits(h)
     uni, paired, shares = module.split(h, z, return_shares=True)
     for a, b in zip((uni, paired, shares), (*module.split(h, z), module.shares_of(h, z)), strict=True):
@@ -114,7 +136,7 @@ def test_empty_batch_and_half_precision_under_autocast(gate):
     module = ModalPartitioner(12, gate)
     uni, paired = module(torch.zeros(0, 12))
     assert uni.shape == paired.shape == (0, 12)
-    assert module.shares(torch.zeros(0, 12)).shape == (0, 4 if gate == "dual" else 2)
+    assert module.shares(torch.zeros(0, 12)).shape == (0, 4 if gate in ("boundary", "dual") else 2)
     with torch.autocast("cpu", torch.bfloat16):
         uni, paired = module(torch.randn(3, 12, dtype=torch.bfloat16))
     assert uni.dtype == paired.dtype == torch.bfloat16
@@ -130,8 +152,9 @@ def test_module_agrees_with_the_op():
     ("kwargs", "message"),
     [
         ({"gate": "singel"}, "'singel'.*single, dual"),
-        ({"chunk": 5}, "chunk is 5.*12"),
-        ({"chunk": 0}, "chunk is 0"),
+        ({"gate": "single", "chunk": 5}, "chunk is 5.*12"),
+        ({"gate": "boundary", "chunk": 2}, "chunk is 2, must be 1 with the boundary gate"),
+        ({"gate": "single", "chunk": 0}, "chunk is 0"),
         ({"temperature": 0.0}, "temperature is 0.0"),
         ({"temperature": float("nan")}, "temperature is nan"),
     ],

@@ -1,0 +1,167 @@
+"""How sure a head may be of what it says: a temperature per head, and weights of a mixture, from held-out rows.
+
+The likelihood of a row's label under a head's logits z at temperature T:
+
+    classification   softmax(z / T)[y]
+    multilabel       prod_c sigmoid(z_c / T) or its complement
+    regression       prod_c Normal(y_c; z_c, T^2)
+
+Temperature scaling: Guo et al., "On Calibration of Modern Neural Networks", ICML 2017. The mixture's weights are the
+maximum of their posterior under a Dirichlet prior, by expectation maximisation.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+__all__ = ["Calibration", "fit_temperature", "label_log_likelihood", "mixture_weights"]
+
+COOLEST, HOTTEST = 0.05, 20.0  # between a head twenty times too timid and one twenty times too sure
+_SEARCH_STEPS = 40  # golden section: an interval of log 400 shrinks to 3e-8 of itself
+_GOLDEN = (math.sqrt(5) - 1) / 2
+EM_STEPS = 40
+PSEUDO_COUNTS = 4.0  # rows a head is credited with before any is seen
+
+
+class Calibration(nn.Module):
+    """How much each head knows of a row's label, by a temperature per head that is fitted to held-out rows.
+
+    A head's information about a row is what its likelihood of the label gains over knowing nothing, as a part of what
+    there is to know, in [0, 1]:
+
+    - classification: max(0, 1 + log p(y) / log C), over equally likely classes;
+    - multilabel: max(0, 1 - log p(y) / log p_0(y)), with p_0 the labels' frequencies in the held-out rows;
+    - regression: 1 - exp(-2 (log p(y) - log p_0(y)) / targets), with p_0 the normal distribution of the held-out
+      targets: of jointly normal variables its mean is about the squared correlation (Linfoot, Information and Control,
+      1957).
+
+    Before :meth:`fit` all temperatures are 1, and p_0 is one half, or standard normal.
+
+    Args:
+        heads: their names.
+        task: classification, multilabel or regression.
+        outputs: C, of every head.
+    """
+
+    def __init__(self, heads: Sequence[str], task: str, outputs: int):
+        super().__init__()
+        self.heads = tuple(heads)
+        self.task = task
+        self.register_buffer("temperature", torch.ones(len(self.heads)))
+        if task == "multilabel":
+            self.register_buffer("frequency", torch.full((outputs,), 0.5))
+        if task == "regression":
+            self.register_buffer("mean", torch.zeros(outputs))
+            self.register_buffer("deviation", torch.ones(outputs))
+
+    def fit(self, logits: Mapping[str, Tensor], labels: Tensor, usable: Mapping[str, Tensor]) -> None:
+        """Fit to held-out rows.
+
+        Args:
+            logits: head -> ``[n, C]``.
+            labels: int64 ``[n]``, or ``[n, C]``.
+            usable: head -> bool ``[n]``, rows in which it has input; all where it is missing here.
+        """
+        if not len(labels):
+            return
+        for k, head in enumerate(self.heads):
+            rows = usable.get(head, slice(None))
+            self.temperature[k] = fit_temperature(self.task, logits[head][rows], labels[rows])
+        if self.task == "multilabel":
+            self.frequency.copy_((labels.double().sum(0) + 0.5) / (len(labels) + 1))
+        if self.task == "regression":
+            values = labels.double().view(len(labels), -1)
+            self.mean.copy_(values.mean(0))
+            self.deviation.copy_(values.std(0, correction=0).clamp(min=1e-6))
+
+    @torch.no_grad()
+    def information(self, logits: Mapping[str, Tensor], labels: Tensor) -> dict[str, Tensor]:
+        """head -> ``[n]`` in [0, 1]; see the class."""
+        gains = {}
+        for head, temperature in zip(self.heads, self.temperature, strict=True):
+            z = logits[head].to(torch.promote_types(logits[head].dtype, torch.float32))
+            gains[head] = self._relative(label_log_likelihood(self.task, z, labels, temperature.to(z.dtype)), z, labels)
+        return gains
+
+    def _relative(self, log_likelihood: Tensor, z: Tensor, labels: Tensor) -> Tensor:
+        if self.task == "classification":
+            return (1 + log_likelihood / math.log(max(z.shape[-1], 2))).clamp(0, 1)
+        labels = labels.to(z.dtype).view_as(z)
+        if self.task == "multilabel":
+            p = self.frequency.to(z.dtype)
+            nothing = labels * p.log() + (1 - labels) * torch.log1p(-p)
+            return (1 - log_likelihood / nothing.sum(-1)).clamp(0, 1)
+        mean, deviation = self.mean.to(z.dtype), self.deviation.to(z.dtype)
+        nothing = -0.5 * ((labels - mean) / deviation).square() - deviation.log() - 0.5 * math.log(2 * math.pi)
+        return -torch.expm1(-2 * (log_likelihood - nothing.sum(-1)).clamp(min=0) / z.shape[-1])
+
+
+def label_log_likelihood(task: str, logits: Tensor, labels: Tensor, temperature: Tensor | float = 1.0) -> Tensor:
+    """``[n]``: log likelihood of each row's label.
+
+    Args:
+        task: classification, multilabel or regression.
+        logits: ``[n, C]``.
+        labels: int64 ``[n]``, or ``[n, C]``.
+        temperature: number or 0-dim tensor > 0.
+    """
+    if task == "classification":
+        return -F.cross_entropy(logits / temperature, labels, reduction="none")
+    labels = labels.to(logits.dtype).view_as(logits)
+    if task == "multilabel":
+        return -F.binary_cross_entropy_with_logits(logits / temperature, labels, reduction="none").sum(-1)
+    variance = torch.as_tensor(temperature, dtype=logits.dtype, device=logits.device).square()
+    return -0.5 * ((logits - labels).square() / variance + torch.log(2 * math.pi * variance)).sum(-1)
+
+
+def fit_temperature(task: str, logits: Tensor, labels: Tensor) -> float:
+    """The temperature at which these rows' labels are likeliest; 1 without rows.
+
+    For classes and labels it is searched between 0.05 and 20 in the logarithm, where the likelihood has one maximum
+    (it is concave in 1 / T); for regression it is the root of the mean squared error, in closed form.
+    """
+    if not len(labels):
+        return 1.0
+    logits = logits.detach().double()
+    if task == "regression":
+        error = (logits - labels.double().view_as(logits)).square().mean().sqrt()
+        return max(float(error), 1e-6)
+
+    def loss(log_temperature: float) -> float:
+        return -float(label_log_likelihood(task, logits, labels, math.exp(log_temperature)).mean())
+
+    low, high = math.log(COOLEST), math.log(HOTTEST)
+    a, b = high - _GOLDEN * (high - low), low + _GOLDEN * (high - low)
+    at_a, at_b = loss(a), loss(b)
+    for _ in range(_SEARCH_STEPS):
+        if at_a <= at_b:
+            high, b, at_b = b, a, at_a
+            a = high - _GOLDEN * (high - low)
+            at_a = loss(a)
+        else:
+            low, a, at_a = a, b, at_b
+            b = low + _GOLDEN * (high - low)
+            at_b = loss(b)
+    return math.exp((low + high) / 2)
+
+
+def mixture_weights(log_likelihood: Tensor, usable: Tensor) -> Tensor:
+    """Weights ``[K]`` of a mixture of K heads, together 1.
+
+    Args:
+        log_likelihood: ``[n, K]``, of each row's label by each head.
+        usable: bool ``[n, K]``: heads that have something to go by in a row; the others take no part in it.
+    """
+    evidence = log_likelihood.double().masked_fill(~usable, -math.inf)
+    evidence = evidence[usable.any(1)]
+    weight = torch.full((usable.shape[1],), 1.0 / usable.shape[1], dtype=torch.float64)
+    for _ in range(EM_STEPS):
+        responsibility = torch.softmax(evidence + weight.log(), dim=1)
+        counts = responsibility.sum(0) + PSEUDO_COUNTS
+        weight = counts / counts.sum()
+    return weight
