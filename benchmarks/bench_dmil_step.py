@@ -128,9 +128,8 @@ def _copy(source, *layers: Gaussian) -> None:
     """The rows of all means, then of all log-variances, to a layer each."""
     goals = [layer.mu for layer in layers] + [layer.logvar for layer in layers]
     with torch.no_grad():
-        for goal, weight, bias in zip(
-            goals, source.weight.chunk(len(goals)), source.bias.chunk(len(goals)), strict=True
-        ):
+        rows = (x.chunk(len(goals)) for x in (source.linear.weight, source.linear.bias))
+        for goal, weight, bias in zip(goals, *rows, strict=True):
             goal.weight.copy_(weight)
             goal.bias.copy_(bias)
 

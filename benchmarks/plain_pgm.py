@@ -96,9 +96,9 @@ def _learner(first: nn.Linear, dropout: nn.Dropout, second: nn.Linear, norm: nn.
 
 
 def _decoder(decoder: nn.Module) -> nn.Linear:
-    weights = torch.cat([decoder.uni_weight, decoder.paired_weight], dim=1).detach()
+    weights = torch.cat([decoder.uni.weight, decoder.paired.weight], dim=1).detach()
     linear = nn.Linear(weights.shape[1], weights.shape[0])
     with torch.no_grad():
         linear.weight.copy_(weights)
-        linear.bias.copy_(decoder.bias)
+        linear.bias.copy_(decoder.paired.bias)
     return linear

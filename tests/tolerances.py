@@ -21,6 +21,10 @@ FP64 = 1e-12
 # Chains of matrix products are no such formulas: they are compared in fp64, or judged by the error of plain torch.
 FP32 = 8 * EPS[torch.float32]
 
+# A block and a head of width 24 in fp32, computed by other ops of the same formula: a chain of 8 products and norms,
+# each of at most 24 terms of order 1 and one rounding a term.
+OTHER_PATH_FP32 = 8 * 24 * EPS[torch.float32]
+
 # fp64 losses with row weights kept in fp32: 1/6 and the like are off by eps/2 relative, once on each of the two sides.
 ROW_WEIGHT_FP32 = EPS[torch.float32]
 

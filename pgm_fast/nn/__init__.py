@@ -10,6 +10,7 @@ from .gate import InteractionGate
 from .information import information_targets, share_error
 from .interaction import PairedInteraction
 from .learners import ResidualLearners, UniPairedLearners
+from .linear import IdentityLinear, QuietLinear
 from .mlp import MLP
 from .partitioned_linear import PartitionedLinear
 from .partitioner import ModalPartitioner
@@ -23,12 +24,14 @@ __all__ = [
     "BlockOutput",
     "Calibration",
     "GRUEncoder",
+    "IdentityLinear",
     "InteractionGate",
     "MLPEncoder",
     "ModalPartitioner",
     "PairedInteraction",
     "PartitionedLinear",
     "PgMBlock",
+    "QuietLinear",
     "ResidualLearners",
     "TransformerEncoder",
     "UniPairedDecoder",

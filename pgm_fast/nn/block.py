@@ -12,7 +12,6 @@ from ..errors import ConfigError
 from ..ops.row_weights import equal_weights
 from .contrastive import cross_modal_info_nce
 from .decoder import UniPairedDecoder
-from .fused_block import fused_block
 from .learners import ResidualLearners, UniPairedLearners
 from .partitioner import ModalPartitioner
 from .parts import mark_part, modality_dict
@@ -74,6 +73,7 @@ class PgMBlock(nn.Module):
         identity_start: the learners are residual and start as nothing, decoders start as the mean of both sides, and
             what the gates hold back passes by: at first the block returns its input. Learners' features then have the
             width of their modality, ``features`` is the width inside of them.
+        device, dtype: of the parameters.
 
     Raises:
         ConfigError: values that do not fit, naming them.
@@ -96,6 +96,8 @@ class PgMBlock(nn.Module):
         reconstruct_through: bool = False,
         by_shares: bool = False,
         identity_start: bool = True,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
     ):
         super().__init__()
         if not dims:
@@ -105,19 +107,26 @@ class PgMBlock(nn.Module):
         if align_temperature is not None and not 0.0 < align_temperature < float("inf"):
             raise ConfigError(f"align_temperature is {align_temperature}, must be positive and finite")
         features = features or max(dims.values())
+        factory = {"device": device, "dtype": dtype}
         self.condition_on_others = condition_on_others
         self.align_temperature = align_temperature
         self.reconstruct_through = reconstruct_through
         self.partitioners = modality_dict(
-            {m: ModalPartitioner(d, gate, temperature, condition_on_others, chunk, by_shares) for m, d in dims.items()}
+            {
+                m: ModalPartitioner(d, gate, temperature, condition_on_others, chunk, by_shares, **factory)
+                for m, d in dims.items()
+            }
         )
         self.identity_start = identity_start
         widths = dict(dims) if identity_start else dict.fromkeys(dims, features)
         if identity_start:
-            learners = {m: ResidualLearners(d, features, dropout, uni_learner, paired_learner) for m, d in dims.items()}
+            learners = {
+                m: ResidualLearners(d, features, dropout, uni_learner, paired_learner, **factory)
+                for m, d in dims.items()
+            }
         else:
             learners = {
-                m: UniPairedLearners(d, features, dropout, temperature, uni_learner, paired_learner)
+                m: UniPairedLearners(d, features, dropout, uni_learner, paired_learner, **factory)
                 for m, d in dims.items()
             }
         self.learners = modality_dict(learners)
@@ -125,13 +134,17 @@ class PgMBlock(nn.Module):
         if decoder:
             self.decoders = modality_dict(
                 {
-                    m: UniPairedDecoder(d, widths[m] * uni_learner, widths[m] * paired_learner, identity_start)
+                    m: UniPairedDecoder(
+                        d, widths[m] * uni_learner, widths[m] * paired_learner, identity_start, **factory
+                    )
                     for m, d in dims.items()
                 }
             )
         self.align_projections = None
         if paired_learner and align_temperature is not None and len(set(widths.values())) > 1:
-            projections = {m: mark_part(nn.Linear(w, features, bias=False), part="paired") for m, w in widths.items()}
+            projections = {
+                m: mark_part(nn.Linear(w, features, bias=False, **factory), part="paired") for m, w in widths.items()
+            }
             self.align_projections = modality_dict(projections)
         for group in (self.partitioners, self.learners, self.decoders or {}, self.align_projections or {}):
             for m, module in group.items():
@@ -144,6 +157,7 @@ class PgMBlock(nn.Module):
         representations: Mapping[str, Tensor],
         presence: Mapping[str, Tensor] | None = None,
         weight: Tensor | None = None,
+        mask: Tensor | None = None,
     ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """``(representations, losses)``: modality -> ``[..., out_dims[m]]``, and named scalars to weigh and add.
 
@@ -155,8 +169,19 @@ class PgMBlock(nn.Module):
             representations: modality -> ``[..., dims[m]]``, the same leading dimensions for all.
             presence: modality -> bool ``[...]`` for modalities that may be missing; what stands there is then ignored.
             weight: ``[...]``, weight of each row in the losses; None for the mean.
+            mask: bool ``[...]``, False where a padded sequence has no step: as if every modality were absent there, and
+                no part of the losses, whatever ``weight`` says of it.
+
+        Raises:
+            ValueError: modalities that are not the block's, or shapes that do not fit; it names the modality.
         """
         modality_weight = None
+        if mask is not None:
+            everywhere = torch.ones_like(mask)
+            presence = {m: mask & (presence or {}).get(m, everywhere) for m in self.partitioners}
+            if weight is None:
+                weight = among(equal_weights(mask.shape, mask.numel(), device=mask.device), mask)
+            weight = weight * mask
         if presence:
             if weight is None:
                 first = next(iter(presence.values()))
@@ -187,26 +212,21 @@ class PgMBlock(nn.Module):
         inputs = {m: _hide(representations[m], presence.get(m)) for m in self.partitioners}
         for m, h in inputs.items():
             present = presence.get(m)
-            partitioner = self.partitioners[m]
-            by = modality_weight.get(m, weight)
-            fused = None if shares or self.decoders is None or self.identity_start else self._fused(m, h, by)
-            if fused is not None:
-                uni, paired, decoded, loss = fused
-            else:
-                context = self._context(m, inputs, presence) if self.condition_on_others else None
-                uni, paired, around, *found = self._learn(m, h, partitioner.logits(h, context), shares)
-                if shares:
-                    out.shares[m] = found[0]
-                decoded, loss = self._decode(m, h, uni, paired, by, around)
+            context = self._context(m, inputs, presence) if self.condition_on_others else None
+            uni, paired, *found = self.partitioners[m](h, context, shares)
+            if shares:
+                out.shares[m] = found[0]
+            f_uni, f_paired = self.learners[m](uni, paired)
+            decoded, loss = self._decode(m, h, (uni, paired), (f_uni, f_paired), modality_weight.get(m, weight))
             out.representations[m] = _hide(decoded, present)
             if loss is not None:
                 out.losses[f"reconstruction/{m}"] = loss
-            if uni is not None:
-                alone = self._learn(m, h, partitioner.logits(h))[0] if self.condition_on_others else uni
-                out.uni[m] = _hide(uni, present)
+            if f_uni is not None:
+                alone = self.learners[m](*self.partitioners[m](h))[0] if self.condition_on_others else f_uni
+                out.uni[m] = _hide(f_uni, present)
                 out.uni_alone[m] = _hide(alone, present)
-            if paired is not None:
-                out.paired[m] = _hide(paired, present)
+            if f_paired is not None:
+                out.paired[m] = _hide(f_paired, present)
         if len(out.paired) > 1 and self.align_temperature is not None:
             out.losses["align"] = cross_modal_info_nce(
                 {m: self._aligned(m, f).flatten(0, -2) for m, f in out.paired.items()},
@@ -224,46 +244,41 @@ class PgMBlock(nn.Module):
             if representations[m].shape[-1] != partitioner.dim:
                 shape = list(representations[m].shape)
                 raise ValueError(f"the representation of {m} must have shape [..., {partitioner.dim}], got {shape}")
+        leading = {m: list(h.shape[:-1]) for m, h in representations.items()}
+        if any(shape != next(iter(leading.values())) for shape in leading.values()):
+            raise ValueError(
+                "representations must have the same leading dimensions, got "
+                + ", ".join(f"{m} {[*shape, self.partitioners[m].dim]}" for m, shape in leading.items())
+                + ": pool or align the sequences to one length first"
+            )
         for m, present in presence.items():
             if m not in self.partitioners or present.dtype != torch.bool:
                 raise ValueError(f"presence must be bool tensors for some of {known}; got {m}: {present.dtype}")
 
     def alone(self, modality: str, representation: Tensor) -> Tensor:
         """``representations[modality]`` ``[..., out_dims[modality]]`` as if every other modality were absent."""
-        z = self.partitioners[modality].logits(representation)
-        uni, paired, around = self._learn(modality, representation, z)
-        return self._decode(modality, representation, uni, paired, None, around)[0]
-
-    def _learn(self, modality: str, h: Tensor, z: Tensor | None, shares: bool = False) -> tuple[Tensor | None, ...]:
-        """``(f^u, f^p, around)``, the last for the decoder; with ``shares`` also the gates' shares."""
-        partitioner, learners = self.partitioners[modality], self.learners[modality]
-        if not self.identity_start:
-            uni, paired, *found = learners(h, z, partitioner, shares)
-            return uni, paired, None, *found
-        uni, paired, *found = partitioner.split(h, z, shares)
-        taken = [part for part, learner in ((uni, learners.uni), (paired, learners.paired)) if learner is not None]
-        parts = taken[0] if len(taken) == 1 else 0.5 * (uni + paired)
-        return *learners(uni, paired), (h, parts), *found
+        parts = self.partitioners[modality](representation)
+        return self._decode(modality, representation, parts, self.learners[modality](*parts), None)[0]
 
     def _aligned(self, modality: str, paired: Tensor) -> Tensor:
         return paired if self.align_projections is None else self.align_projections[modality](paired)
-
-    def _fused(self, modality: str, h: Tensor, weight: Tensor | None) -> tuple[Tensor, Tensor, Tensor, Tensor] | None:
-        modules = self.partitioners[modality], self.learners[modality], self.decoders[modality]
-        return fused_block(h, *modules, weight, self.reconstruct_through)
 
     def _decode(
         self,
         modality: str,
         h: Tensor,
-        uni: Tensor | None,
-        paired: Tensor | None,
+        parts: tuple[Tensor, Tensor],
+        features: tuple[Tensor | None, Tensor | None],
         weight: Tensor | None,
-        around: tuple[Tensor, Tensor] | None,
     ) -> tuple[Tensor, Tensor | None]:
+        learned = [f for f in features if f is not None]
         if self.decoders is None:
-            return torch.cat([f for f in (uni, paired) if f is not None], dim=-1), None
-        return self.decoders[modality](uni, paired, h if self.reconstruct_through else h.detach(), weight, around)
+            return torch.cat(learned, dim=-1), None
+        around = None
+        if self.identity_start:
+            read = [part for part, f in zip(parts, features, strict=True) if f is not None]
+            around = h, read[0] if len(read) == 1 else 0.5 * (read[0] + read[1])
+        return self.decoders[modality](*features, h if self.reconstruct_through else h.detach(), weight, around)
 
     @staticmethod
     def _context(modality: str, inputs: Mapping[str, Tensor], presence: Mapping[str, Tensor]) -> Tensor:

@@ -46,18 +46,37 @@ class Calibration(nn.Module):
         heads: their names.
         task: classification, multilabel or regression.
         outputs: C, of every head.
+        device, dtype: of the buffers.
     """
 
-    def __init__(self, heads: Sequence[str], task: str, outputs: int):
+    def __init__(
+        self,
+        heads: Sequence[str],
+        task: str,
+        outputs: int,
+        *,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ):
         super().__init__()
         self.heads = tuple(heads)
         self.task = task
-        self.register_buffer("temperature", torch.ones(len(self.heads)))
+        self.register_buffer("temperature", torch.empty(len(self.heads), device=device, dtype=dtype))
         if task == "multilabel":
-            self.register_buffer("frequency", torch.full((outputs,), 0.5))
+            self.register_buffer("frequency", torch.empty(outputs, device=device, dtype=dtype))
         if task == "regression":
-            self.register_buffer("mean", torch.zeros(outputs))
-            self.register_buffer("deviation", torch.ones(outputs))
+            self.register_buffer("mean", torch.empty(outputs, device=device, dtype=dtype))
+            self.register_buffer("deviation", torch.empty(outputs, device=device, dtype=dtype))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Forget what was fitted."""
+        self.temperature.fill_(1.0)
+        if self.task == "multilabel":
+            self.frequency.fill_(0.5)
+        if self.task == "regression":
+            self.mean.zero_()
+            self.deviation.fill_(1.0)
 
     def fit(self, logits: Mapping[str, Tensor], labels: Tensor, usable: Mapping[str, Tensor]) -> None:
         """Fit to held-out rows.

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from .. import ops
 from ..errors import ConfigError
+from .fused import are_plain
+from .linear import IdentityLinear, rename_loaded
 from .parts import mark_part
 
 __all__ = ["UniPairedDecoder"]
@@ -26,35 +25,38 @@ class UniPairedDecoder(nn.Module):
         uni_features: width of u; 0 where there is no uni-modal learner.
         paired_features: width of p; 0 where there is no paired learner.
         identity_start: both widths are then ``dim`` or 0.
+        device, dtype: of the parameters.
 
     Raises:
         ConfigError: both widths are 0, or not ``dim`` with ``identity_start``.
     """
 
-    def __init__(self, dim: int, uni_features: int, paired_features: int, identity_start: bool = False):
+    def __init__(
+        self,
+        dim: int,
+        uni_features: int,
+        paired_features: int,
+        identity_start: bool = False,
+        *,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ):
         super().__init__()
-        if uni_features + paired_features == 0:
+        widths = [width for width in (uni_features, paired_features) if width]
+        if not widths:
             raise ConfigError("a decoder needs uni-modal or paired features, both widths are 0")
-        bound = 1.0 / math.sqrt(uni_features + paired_features)
-
-        def parameter(*shape: int) -> nn.Parameter:
-            return nn.Parameter(torch.empty(shape).uniform_(-bound, bound))
-
-        self.uni_weight = parameter(dim, uni_features) if uni_features else None
-        self.paired_weight = parameter(dim, paired_features) if paired_features else None
-        self.bias = parameter(dim)
-        if identity_start:
-            self._start_as_identity(dim)
+        if identity_start and set(widths) != {dim}:
+            raise ConfigError(f"identity_start takes features of the width {dim} of h, got {widths}")
+        self.uni = self.paired = None
+        last = "paired" if paired_features else "uni"
+        for side, width in (("uni", uni_features), ("paired", paired_features)):
+            settings = {"bias": side == last, "device": device, "dtype": dtype}
+            if identity_start and width:
+                setattr(self, side, IdentityLinear(dim, 1 / len(widths), **settings))
+            elif width:
+                setattr(self, side, nn.Linear(width, dim, **settings))
+        rename_loaded(self, {"uni_weight": "uni.weight", "paired_weight": "paired.weight", "bias": f"{last}.bias"})
         mark_part(self, part="decoder")
-
-    @torch.no_grad()
-    def _start_as_identity(self, dim: int) -> None:
-        weights = [w for w in (self.uni_weight, self.paired_weight) if w is not None]
-        for weight in weights:
-            if weight.shape != (dim, dim):
-                raise ConfigError(f"identity_start takes features of the width {dim} of h, got {weight.shape[1]}")
-            weight.copy_(torch.eye(dim) / len(weights))
-        self.bias.zero_()
 
     def forward(
         self,
@@ -78,13 +80,17 @@ class UniPairedDecoder(nn.Module):
             h, parts = around
             decoded, loss = self(uni, paired, parts + (target - h), row_weight)
             return h + (decoded - parts), loss
-        if self.uni_weight is not None and self.paired_weight is not None:
-            return ops.reconstruction(
-                uni, paired, self.uni_weight, self.paired_weight, self.bias, target, row_weight=row_weight
-            )
-        one, weight = (uni, self.uni_weight) if self.paired_weight is None else (paired, self.paired_weight)
-        decoded = F.linear(one, weight, self.bias)
-        error = (decoded.float() - target.float() if decoded.dtype.itemsize < 4 else decoded - target).square().mean(-1)
-        if row_weight is None:
-            return decoded, error.sum() / max(error.numel(), 1)
-        return decoded, (error * row_weight).sum()
+        if self.uni is None or self.paired is None or not self._is_one_op(uni):
+            decoded = sum(layer(x) for layer, x in ((self.uni, uni), (self.paired, paired)) if layer is not None)
+            return decoded, _distance(decoded, target, row_weight)
+        return ops.reconstruction(
+            uni, paired, self.uni.weight, self.paired.weight, self.paired.bias, target, row_weight=row_weight
+        )
+
+    def _is_one_op(self, x: Tensor) -> bool:
+        return are_plain(x, (nn.Linear, IdentityLinear), self.uni, self.paired) and self.paired.bias is not None
+
+
+def _distance(decoded: Tensor, target: Tensor, row_weight: Tensor | None) -> Tensor:
+    error = (decoded.float() - target.float() if decoded.dtype.itemsize < 4 else decoded - target).square().mean(-1)
+    return error.sum() / max(error.numel(), 1) if row_weight is None else (error * row_weight).sum()

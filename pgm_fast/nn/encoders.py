@@ -52,19 +52,28 @@ class MLPEncoder(nn.Module):
     """
 
     def __init__(
-        self, in_dim: int, dim: int, hidden: int = 128, layers: int = 1, dropout: float = 0.0, per_step: bool = False
+        self,
+        in_dim: int,
+        dim: int,
+        hidden: int = 128,
+        layers: int = 1,
+        dropout: float = 0.0,
+        per_step: bool = False,
+        *,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
     ):
         super().__init__()
         self.per_step = per_step
         if layers == 1:
-            self.net = MLP(in_dim, hidden, dim, dropout)
+            self.net = MLP(in_dim, hidden, dim, dropout, device=device, dtype=dtype)
             return
         modules: list[nn.Module] = []
         width = in_dim
         for _ in range(layers):
-            modules += [nn.Linear(width, hidden), nn.GELU(), nn.Dropout(dropout)]
+            modules += [nn.Linear(width, hidden, device=device, dtype=dtype), nn.GELU(), nn.Dropout(dropout)]
             width = hidden
-        modules.append(nn.Linear(width, dim))
+        modules.append(nn.Linear(width, dim, device=device, dtype=dtype))
         self.net = nn.Sequential(*modules)
 
     def forward(self, x: Tensor, lengths: Tensor | None = None) -> Tensor:
@@ -84,14 +93,25 @@ class GRUEncoder(nn.Module):
     """
 
     def __init__(
-        self, in_dim: int, dim: int, hidden: int = 128, layers: int = 1, dropout: float = 0.0, per_step: bool = False
+        self,
+        in_dim: int,
+        dim: int,
+        hidden: int = 128,
+        layers: int = 1,
+        dropout: float = 0.0,
+        per_step: bool = False,
+        *,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
     ):
         super().__init__()
         self.per_step = per_step
         layers = max(layers, 1)
-        self.rnn = nn.GRU(in_dim, hidden, layers, batch_first=True, dropout=dropout if layers > 1 else 0.0)
+        factory = {"device": device, "dtype": dtype}
+        between = dropout if layers > 1 else 0.0
+        self.rnn = nn.GRU(in_dim, hidden, layers, batch_first=True, dropout=between, **factory)
         self.dropout = nn.Dropout(dropout)
-        self.out = nn.Linear(hidden, dim)
+        self.out = nn.Linear(hidden, dim, **factory)
 
     def forward(self, x: Tensor, lengths: Tensor | None = None) -> Tensor:
         """``[B, T, in_dim]`` -> ``[B, dim]`` or, per step, ``[B, T, dim]``."""
@@ -108,15 +128,18 @@ class GRUEncoder(nn.Module):
 class _TransformerLayer(nn.Module):
     """Pre-norm self-attention and feed-forward (Xiong et al., ICML 2020), masked by validity."""
 
-    def __init__(self, hidden: int, heads: int, dropout: float):
+    def __init__(self, hidden: int, heads: int, dropout: float, **factory):
         super().__init__()
         self.heads = heads
-        self.norm_attention = nn.LayerNorm(hidden)
-        self.qkv = nn.Linear(hidden, 3 * hidden)
-        self.attention_out = nn.Linear(hidden, hidden)
-        self.norm_feed = nn.LayerNorm(hidden)
+        self.norm_attention = nn.LayerNorm(hidden, **factory)
+        self.qkv = nn.Linear(hidden, 3 * hidden, **factory)
+        self.attention_out = nn.Linear(hidden, hidden, **factory)
+        self.norm_feed = nn.LayerNorm(hidden, **factory)
         self.feed = nn.Sequential(
-            nn.Linear(hidden, 2 * hidden), nn.GELU(), nn.Dropout(dropout), nn.Linear(2 * hidden, hidden)
+            nn.Linear(hidden, 2 * hidden, **factory),
+            nn.GELU(),
+            nn.Dropout(dropout),
+            nn.Linear(2 * hidden, hidden, **factory),
         )
         self.dropout = nn.Dropout(dropout)
 
@@ -147,16 +170,20 @@ class TransformerEncoder(nn.Module):
         heads: int = 4,
         dropout: float = 0.0,
         per_step: bool = False,
+        *,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
     ):
         super().__init__()
+        factory = {"device": device, "dtype": dtype}
         if heads < 1 or hidden % heads:
             raise ConfigError(f"model.heads is {heads}, must divide model.hidden, {hidden}")
         self.per_step = per_step
-        self.embed = nn.Linear(in_dim, hidden)
-        self.layers = nn.ModuleList(_TransformerLayer(hidden, heads, dropout) for _ in range(max(layers, 1)))
-        self.norm = nn.LayerNorm(hidden)
+        self.embed = nn.Linear(in_dim, hidden, **factory)
+        self.layers = nn.ModuleList(_TransformerLayer(hidden, heads, dropout, **factory) for _ in range(max(layers, 1)))
+        self.norm = nn.LayerNorm(hidden, **factory)
         self.dropout = nn.Dropout(dropout)
-        self.out = nn.Linear(hidden, dim)
+        self.out = nn.Linear(hidden, dim, **factory)
 
     def forward(self, x: Tensor, lengths: Tensor | None = None) -> Tensor:
         """``[B, T, in_dim]`` -> ``[B, dim]`` or, per step, ``[B, T, dim]``."""

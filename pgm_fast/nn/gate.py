@@ -22,13 +22,22 @@ class InteractionGate(nn.Module):
         dim: width of each component.
         components: how many, K.
         hidden: width inside; 0 for ``dim``.
+        device, dtype: of the parameters.
     """
 
-    def __init__(self, dim: int, components: int, hidden: int = 0):
+    def __init__(
+        self,
+        dim: int,
+        components: int,
+        hidden: int = 0,
+        *,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ):
         super().__init__()
         hidden = hidden or dim
-        self.hidden = nn.Linear(components * dim, hidden)
-        self.out = nn.Linear(hidden, components)
+        self.hidden = nn.Linear(components * dim, hidden, device=device, dtype=dtype)
+        self.out = nn.Linear(hidden, components, device=device, dtype=dtype)
 
     def forward(self, components: Sequence[Tensor], usable: Sequence[Tensor | None] | None = None) -> Tensor:
         """Gate logits ``[..., K]``, before the softmax.

@@ -28,12 +28,22 @@ class PairedInteraction(nn.Module):
         features: width of each.
         kind: one of :data:`INTERACTIONS`.
         heads: attention heads; must divide ``features``.
+        device, dtype: of the parameters.
 
     Raises:
         ConfigError: unknown kind, or heads that do not divide ``features``.
     """
 
-    def __init__(self, modalities: int, features: int, kind: str = "attention", heads: int = 4):
+    def __init__(
+        self,
+        modalities: int,
+        features: int,
+        kind: str = "attention",
+        heads: int = 4,
+        *,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ):
         super().__init__()
         if kind not in INTERACTIONS:
             raise ConfigError(f"interaction is {kind!r}, must be one of {', '.join(INTERACTIONS)}")
@@ -43,9 +53,10 @@ class PairedInteraction(nn.Module):
         self.heads = heads
         self.out_features = modalities * features
         if kind == "attention":
-            self.norm = nn.LayerNorm(features)
-            self.qkv = nn.Linear(features, 3 * features)
-            self.out = nn.Linear(features, features)
+            factory = {"device": device, "dtype": dtype}
+            self.norm = nn.LayerNorm(features, **factory)
+            self.qkv = nn.Linear(features, 3 * features, **factory)
+            self.out = nn.Linear(features, features, **factory)
         mark_part(self, SHARED, "paired")
 
     def forward(self, paired: Sequence[Tensor], presence: Sequence[Tensor] | None = None) -> Tensor:

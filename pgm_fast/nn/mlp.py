@@ -1,49 +1,67 @@
-"""Linear, GELU, dropout, linear: the form of every head and of the encoders of vectors."""
+"""Linear, GELU, dropout, linear: the form of every head, of the learners and of the encoders of vectors."""
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
 
 from .. import ops
 from .fused import are_plain, are_small, keep_factors, serves_small_batches
+from .linear import QuietLinear
 
 __all__ = ["MLP"]
 
 
 class MLP(nn.Sequential):
     """``nn.Sequential(Linear, GELU, Dropout, Linear)``, which small batches on a CPU take through one op
-    (:func:`pgm_fast.ops.mlp`).
+    (:func:`pgm_fast.ops.mlp`) where nobody has changed its layers.
 
     Args:
         in_features, hidden, out_features: widths.
         dropout: of the hidden features.
+        quiet: the last layer is a :class:`~pgm_fast.nn.linear.QuietLinear`: the output is zero at first.
+        device, dtype: of the parameters.
     """
 
-    def __init__(self, in_features: int, hidden: int, out_features: int, dropout: float = 0.0):
+    def __init__(
+        self,
+        in_features: int,
+        hidden: int,
+        out_features: int,
+        dropout: float = 0.0,
+        quiet: bool = False,
+        *,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ):
+        last = QuietLinear if quiet else nn.Linear
         super().__init__(
-            nn.Linear(in_features, hidden), nn.GELU(), nn.Dropout(dropout), nn.Linear(hidden, out_features)
+            nn.Linear(in_features, hidden, device=device, dtype=dtype),
+            nn.GELU(),
+            nn.Dropout(dropout),
+            last(hidden, out_features, device=device, dtype=dtype),
         )
 
     def forward(self, x: Tensor) -> Tensor:
         """``[..., in_features]`` to ``[..., out_features]``."""
         layers = tuple(self)
         # what does not fit the first layer is its to name
-        if not serves_small_batches(x) or not _are_one_op(*layers) or x.shape[-1] != layers[0].in_features:
+        if not serves_small_batches(x) or not _are_one_op(x, *layers) or x.shape[-1] != layers[0].in_features:
             return super().forward(x)
         first, _, dropout, second = layers
         keep = keep_factors(dropout, x, first.out_features)
         return ops.mlp(x, first.weight, first.bias, second.weight, second.bias, keep)
 
 
-def _are_one_op(*layers: nn.Module) -> bool:
+def _are_one_op(x: Tensor, *layers: nn.Module) -> bool:
     if len(layers) != 4:
         return False
     first, activation, dropout, second = layers
     return (
-        are_plain(nn.Linear, first, second)
-        and are_plain(nn.GELU, activation)
+        are_plain(x, (nn.Linear, QuietLinear), first, second)
+        and are_plain(x, nn.GELU, activation)
         and activation.approximate == "none"
-        and are_plain(nn.Dropout, dropout)
+        and are_plain(x, nn.Dropout, dropout)
         and first.bias is not None
         and second.bias is not None
         and are_small(first, second)

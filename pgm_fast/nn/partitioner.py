@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from .. import ops
 from ..errors import ConfigError
+from .linear import QuietLinear
 from .parts import mark_part
 
 __all__ = ["GATES", "ModalPartitioner"]
@@ -49,6 +50,7 @@ class ModalPartitioner(nn.Module):
         chunk: this many neighbouring dimensions share one gate value; must divide ``dim``, and be 1 for ``boundary``.
         by_shares: no gradient reaches the boundaries from the parts, only from the shares: for gates that are trained
             towards :func:`~pgm_fast.nn.information_targets`. Only for ``boundary``.
+        device, dtype: of the parameters.
 
     Raises:
         ConfigError: unknown gate, a chunk that does not divide ``dim``, a temperature that is not positive and finite.
@@ -62,6 +64,9 @@ class ModalPartitioner(nn.Module):
         condition_on_others: bool = False,
         chunk: int = 1,
         by_shares: bool = False,
+        *,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
     ):
         super().__init__()
         if gate not in GATES:
@@ -80,10 +85,11 @@ class ModalPartitioner(nn.Module):
         self.by_shares = by_shares
         self.projection = self.boundaries = None
         if gate == "boundary":
-            self.boundaries = _boundaries(dim * (2 if condition_on_others else 1))
+            self.boundaries = _boundaries(dim * (2 if condition_on_others else 1), device=device, dtype=dtype)
         if gate in ("single", "dual", "sigmoid"):
             gates = 2 if gate == "dual" else 1
-            self.projection = nn.Linear(dim * (2 if condition_on_others else 1), gates * (dim // chunk))
+            seen = dim * (2 if condition_on_others else 1)
+            self.projection = nn.Linear(seen, gates * (dim // chunk), device=device, dtype=dtype)
         mark_part(self, part="partitioner")
 
     def logits(self, h: Tensor, context: Tensor | None = None) -> Tensor | None:
@@ -131,14 +137,15 @@ class ModalPartitioner(nn.Module):
         paired = gate * h
         return h - paired, paired
 
-    def forward(self, h: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """``(uni, paired)``, each ``[..., dim]``.
+    def forward(self, h: Tensor, context: Tensor | None = None, return_shares: bool = False) -> tuple[Tensor, ...]:
+        """``(uni, paired)``, each ``[..., dim]``, with ``return_shares`` also what :meth:`shares` gives.
 
         Args:
             h: ``[..., dim]``.
             context: ``[..., dim]``, used only with ``condition_on_others``.
+            return_shares: whether shares are asked for.
         """
-        return self.split(h, self.logits(h, context))
+        return self.split(h, self.logits(h, context), return_shares)
 
     def shares_of(self, h: Tensor, z: Tensor | None) -> Tensor:
         """:meth:`shares` for logits that :meth:`logits` gave."""
@@ -171,8 +178,10 @@ class ModalPartitioner(nn.Module):
         )
 
 
-def _boundaries(width: int) -> nn.Sequential:
-    last = nn.Linear(HIDDEN, 2)
-    nn.init.zeros_(last.weight)
-    nn.init.constant_(last.bias, OPEN)
-    return nn.Sequential(nn.LayerNorm(width), nn.Linear(width, HIDDEN), nn.GELU(), last)
+def _boundaries(width: int, **factory) -> nn.Sequential:
+    return nn.Sequential(
+        nn.LayerNorm(width, **factory),
+        nn.Linear(width, HIDDEN, **factory),
+        nn.GELU(),
+        QuietLinear(HIDDEN, 2, start=OPEN, **factory),
+    )

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 
+import torch
 from torch import Tensor, nn
 
 from ..errors import ConfigError
@@ -26,12 +27,22 @@ class ResNetEncoder(nn.Module):
         in_dim: width of a step.
         dim: width of the representation.
         dropout: before the last linear layer.
+        device, dtype: of the parameters.
 
     Raises:
         ConfigError: unknown kind, a width that is no square RGB picture, or ``transformers`` is not installed.
     """
 
-    def __init__(self, kind: str, in_dim: int, dim: int, dropout: float = 0.0):
+    def __init__(
+        self,
+        kind: str,
+        in_dim: int,
+        dim: int,
+        dropout: float = 0.0,
+        *,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ):
         super().__init__()
         if kind not in PICTURES:
             raise ConfigError(f"resnet18 reads {' or '.join(PICTURES)}, not {kind}: use mlp, gru or transformer")
@@ -53,9 +64,9 @@ class ResNetEncoder(nn.Module):
             depths=[2, 2, 2, 2],
             layer_type="basic",
         )
-        self.net = ResNetModel(config)
+        self.net = ResNetModel(config).to(device=device, dtype=dtype)
         self.dropout = nn.Dropout(dropout)
-        self.out = nn.Linear(config.hidden_sizes[-1], dim)
+        self.out = nn.Linear(config.hidden_sizes[-1], dim, device=device, dtype=dtype)
 
     def forward(self, x: Tensor, lengths: Tensor | None = None) -> Tensor:
         """``[B, T, in_dim]`` -> ``[B, dim]``."""

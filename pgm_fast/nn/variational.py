@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import math
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from .. import ops
 from ..errors import ConfigError
+from .linear import rename_loaded
 
 __all__ = ["Variational", "VariationalLayer"]
 
@@ -45,23 +44,32 @@ class VariationalLayer(nn.Module):
         in_features: width of x.
         out_features: width of each z.
         layers: how many Gaussians.
+        device, dtype: of the parameters.
 
     Raises:
         ConfigError: a size below 1.
 
-    ``weight`` is ``[2 * layers * out_features, in_features]``: the rows of all means, then those of all log-variances.
+    ``linear.weight`` is ``[2 * layers * out_features, in_features]``: the rows of all means, then those of all
+    log-variances.
     """
 
-    def __init__(self, in_features: int, out_features: int, layers: int = 1):
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        layers: int = 1,
+        *,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ):
         super().__init__()
         for name, value in (("in_features", in_features), ("out_features", out_features), ("layers", layers)):
             if value < 1:
                 raise ConfigError(f"{name} is {value}, must be at least 1")
         self.out_features = out_features
         self.layers = layers
-        bound = 1.0 / math.sqrt(in_features)  # as torch.nn.Linear begins
-        self.weight = nn.Parameter(torch.empty(2 * layers * out_features, in_features).uniform_(-bound, bound))
-        self.bias = nn.Parameter(torch.empty(2 * layers * out_features).uniform_(-bound, bound))
+        self.linear = nn.Linear(in_features, 2 * layers * out_features, device=device, dtype=dtype)
+        rename_loaded(self, {"weight": "linear.weight", "bias": "linear.bias"})
 
     def forward(self, x: Tensor, sample: bool | None = None, seed: Tensor | None = None) -> Variational:
         """The Gaussians of ``x`` ``[..., in_features]``.
@@ -70,15 +78,15 @@ class VariationalLayer(nn.Module):
             sample: whether z is drawn; None for in training only.
             seed: of the noise, see :func:`pgm_fast.ops.gaussian_sample_kl`.
         """
-        mu, logvar = F.linear(x, self.weight, self.bias).chunk(2, dim=-1)
+        mu, logvar = self.linear(x).chunk(2, dim=-1)
         sample = self.training if sample is None else sample
         z, kl = ops.gaussian_sample_kl(mu, logvar, sample=sample, seed=seed, layers=self.layers)
         return Variational(mu, logvar, z, kl)
 
     def moments(self, x: Tensor) -> tuple[list[Tensor], list[Tensor]]:
         """Means and log-variances ``[..., out_features]`` of every layer, with no sample and no divergence."""
-        parts = F.linear(x, self.weight, self.bias).chunk(2 * self.layers, dim=-1)
+        parts = self.linear(x).chunk(2 * self.layers, dim=-1)
         return list(parts[: self.layers]), list(parts[self.layers :])
 
     def extra_repr(self) -> str:
-        return f"in_features={self.weight.shape[1]}, out_features={self.out_features}, layers={self.layers}"
+        return f"out_features={self.out_features}, layers={self.layers}"

@@ -57,7 +57,7 @@ def divergence(q, p=None):
 
 def by_numpy(method, batch, names):
     """All losses of a complete batch in evaluation, from the parameters alone."""
-    w = {name: value.detach().numpy() for name, value in method.named_parameters()}
+    w = {name.replace(".linear.", "."): value.detach().numpy() for name, value in method.named_parameters()}
 
     def linear(x, name):
         return x @ w[f"{name}.weight"].T + w[f"{name}.bias"]

@@ -73,7 +73,7 @@ def test_losses_are_those_of_the_formula(make_batch):
         f_uni = learners.uni_norm(learners.uni(gelu(learners.split.uni((1 - gate) * x))))
         f_paired = learners.paired_norm(learners.paired(gelu(learners.split.paired(gate * x))))
         decoder = method.block.decoders[m]
-        decoded[m] = f_uni @ decoder.uni_weight.T + f_paired @ decoder.paired_weight.T + decoder.bias
+        decoded[m] = decoder.uni(f_uni) + decoder.paired(f_paired)
         rows = (decoded[m] - x).square().mean(-1)
         torch.testing.assert_close(
             out.losses[f"reconstruction/{m}"], (rows * batch.weight_of(m)).sum(), rtol=FP64, atol=FP64
@@ -279,7 +279,8 @@ def test_state_dict_names_do_not_change(make_batch):
     ]
     layers = [layer.format(m=m) for m in spec.modalities for layer in per_modality] + shared
     expected = {f"{layer}.{kind}" for layer in layers for kind in ("weight", "bias")}
-    expected |= {f"block.decoders.{m}.{p}" for m in spec.modalities for p in ("uni_weight", "paired_weight", "bias")}
+    decoder = ("uni.weight", "paired.weight", "paired.bias")
+    expected |= {f"block.decoders.{m}.{p}" for m in spec.modalities for p in decoder}
     assert set(names) == expected and len(names) == len(expected)
 
 

@@ -160,9 +160,9 @@ def test_state_dict_names_are_stable():
         "partitioners.text.boundaries.3.bias",
         *(f"learners.text.{side}_norm.{p}" for side in ("uni", "paired") for p in ("weight", "bias")),
         *(f"learners.text.{side}.{i}.{p}" for side in ("uni", "paired") for i in (0, 3) for p in ("weight", "bias")),
-        "decoders.text.uni_weight",
-        "decoders.text.paired_weight",
-        "decoders.text.bias",
+        "decoders.text.uni.weight",
+        "decoders.text.paired.weight",
+        "decoders.text.paired.bias",
     ]
     assert list(block({"text": 8}).state_dict()) == own
 
@@ -183,9 +183,9 @@ def test_state_dict_names_of_the_single_gate_are_stable():
         "learners.text.uni_norm.bias",
         "learners.text.paired_norm.weight",
         "learners.text.paired_norm.bias",
-        "decoders.text.uni_weight",
-        "decoders.text.paired_weight",
-        "decoders.text.bias",
+        "decoders.text.uni.weight",
+        "decoders.text.paired.weight",
+        "decoders.text.paired.bias",
     ]
     assert list(block({"text": 8}, gate="single", identity_start=False).state_dict()) == own
 
@@ -236,3 +236,47 @@ def test_runs_under_autocast(identity):
 def test_wrong_arguments_are_named(kwargs, message):
     with pytest.raises(ConfigError, match=message):
         PgMBlock(**kwargs)
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+def test_padded_steps_change_nothing_whatever_they_hold(weighted):
+    module = block().eval()
+    steps = torch.tensor([[True, True, True], [True, False, False]])
+    x = inputs(2, 3)
+    weight = torch.rand(2, 3, dtype=torch.float64) if weighted else None
+    flat = {m: h[steps] for m, h in x.items()}
+    expected, losses = module(flat, weight=None if weight is None else weight[steps] / weight[steps].sum())
+    for garbage in (0.0, 1e8):
+        padded = {m: h.masked_fill(~steps.unsqueeze(-1), garbage) for m, h in x.items()}
+        made, found = module(padded, weight=None if weight is None else weight / weight[steps].sum(), mask=steps)
+        torch.testing.assert_close(found, losses, rtol=FP64, atol=FP64, check_dtype=False)
+        for m, h in made.items():
+            torch.testing.assert_close(h[steps], expected[m], rtol=FP64, atol=FP64)
+            assert not h[~steps].any()
+
+
+def test_sequences_of_different_lengths_are_named():
+    x = {"text": torch.randn(2, 5, 8), "audio": torch.randn(2, 7, 8)}
+    with pytest.raises(ValueError, match=r"text \[2, 5, 8\], audio \[2, 7, 8\]"):
+        block()({m: h.double() for m, h in x.items()})
+
+
+def test_one_sample_needs_no_batch():
+    module, x = block(align_temperature=None).eval(), inputs(3)
+    batch, _ = module(x)
+    for k in range(3):
+        one, _ = module({m: h[k] for m, h in x.items()})
+        torch.testing.assert_close(one, {m: r[k] for m, r in batch.items()}, rtol=FP64, atol=FP64)
+
+
+def test_stacked_models_are_mapped_over():
+    models = [PgMBlock({"text": 8, "audio": 8}).double() for _ in range(2)]
+    x = {m: h.detach() for m, h in inputs(4).items()}
+    stacked, buffers = torch.func.stack_module_state(models)
+
+    def call(parameters, buffers):
+        return torch.func.functional_call(models[0], (parameters, buffers), (x,))[0]
+
+    made = torch.func.vmap(call)(stacked, buffers)
+    for k, model in enumerate(models):
+        torch.testing.assert_close({m: h[k] for m, h in made.items()}, model(x)[0], rtol=FP64, atol=FP64)

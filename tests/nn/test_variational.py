@@ -14,12 +14,12 @@ from pgm_fast.ops import gated_mixture
 def test_layers_that_share_an_input_are_one_product_with_the_numbers_of_each():
     both = VariationalLayer(5, 3, layers=2).double()
     apart = [VariationalLayer(5, 3).double() for _ in range(2)]
-    means, logvars = both.weight.chunk(2)[0].chunk(2), both.weight.chunk(2)[1].chunk(2)
-    biases = both.bias.chunk(4)
+    means, logvars = both.linear.weight.chunk(2)[0].chunk(2), both.linear.weight.chunk(2)[1].chunk(2)
+    biases = both.linear.bias.chunk(4)
     with torch.no_grad():
         for k, layer in enumerate(apart):
-            layer.weight.copy_(torch.cat([means[k], logvars[k]]))
-            layer.bias.copy_(torch.cat([biases[k], biases[2 + k]]))
+            layer.linear.weight.copy_(torch.cat([means[k], logvars[k]]))
+            layer.linear.bias.copy_(torch.cat([biases[k], biases[2 + k]]))
     x = torch.randn(7, 5, dtype=torch.float64)
     joined, (mus, log_variances) = both(x, sample=False), both.moments(x)
     for k, layer in enumerate(apart):
@@ -40,11 +40,18 @@ def test_it_samples_in_training_only_and_leading_dimensions_stay():
 
 def test_names_and_shapes_of_parameters_are_fixed():
     shapes = {name: tuple(value.shape) for name, value in VariationalLayer(5, 3, layers=2).state_dict().items()}
-    assert shapes == {"weight": (12, 5), "bias": (12,)}
+    assert shapes == {"linear.weight": (12, 5), "linear.bias": (12,)}
     shapes = {name: tuple(value.shape) for name, value in InteractionGate(4, 3, hidden=6).state_dict().items()}
     assert shapes == {"hidden.weight": (6, 12), "hidden.bias": (6,), "out.weight": (3, 6), "out.bias": (3,)}
     with pytest.raises(ConfigError, match="layers is 0, must be at least 1"):
         VariationalLayer(5, 3, layers=0)
+
+
+def test_what_earlier_versions_saved_is_loaded():
+    layer = VariationalLayer(5, 3, layers=2)
+    weight, bias = torch.randn(12, 5), torch.randn(12)
+    layer.load_state_dict({"weight": weight, "bias": bias})
+    assert torch.equal(layer.linear.weight, weight) and torch.equal(layer.linear.bias, bias)
 
 
 def test_what_is_not_usable_gets_no_weight_and_the_rest_keep_their_proportions():
