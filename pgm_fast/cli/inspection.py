@@ -16,6 +16,7 @@ from .terminal import say, show_table
 __all__ = ["READING", "inspect_source"]
 
 READING = ("format", "task", "modalities", "label", "group_by", "order_by", "nonfinite", "options")
+_SPLITTING = ("resplit", "resplit_seed", "resplit_by")
 
 
 def inspect_source(source: str, overrides: Sequence[str]) -> bool:
@@ -35,10 +36,10 @@ def inspect_source(source: str, overrides: Sequence[str]) -> bool:
     if others:
         raise ConfigError(
             f"{others[0]!r} is not allowed here; check-data takes the keys that say how to read: "
-            f"{', '.join(f'data.{key}' for key in READING)}"
+            f"{', '.join(f'data.{key}' for key in (*READING, *_SPLITTING))}"
         )
     settings = asdict(make_config(None, overrides).data)
-    reading = {key: settings[key] for key in READING}
+    reading = {key: settings[key] for key in (*READING, *_SPLITTING)}
     problems = check(source, **reading)
     errors = [problem for problem in problems if problem.severity == "error"]
     for problem in problems:

@@ -16,6 +16,7 @@ from .labels import decide_task, label_problems, likely_classes
 from .media import MediaRows
 from .raw import Problem, Raw, RefusedData, Request, nearest
 from .readers import read
+from .splitting import RESPLITS
 
 __all__ = ["check_features", "examine", "find_problems", "normal_split"]
 
@@ -59,6 +60,12 @@ def _check_request(request: Request) -> None:
     ):
         message = f"{list(request.modalities)}: name each modality once, at least one, or leave it out for all"
         raise RefusedData(Problem(request.source, "modalities", None, message))
+    if request.resplit not in RESPLITS:
+        message = f"'{request.resplit}' is not one of {', '.join(RESPLITS)}"
+        raise RefusedData(Problem(request.source, "resplit", None, message))
+    if request.resplit_by is not None and request.resplit == "none":
+        message = f"'{request.resplit_by}' keeps no rows together without resplit=all or resplit=validation"
+        raise RefusedData(Problem(request.source, "resplit_by", None, message))
     if request.order_by is not None and request.group_by is None:
         raise RefusedData(
             Problem(request.source, "order_by", None, f"'{request.order_by}' orders nothing without group_by")
@@ -172,6 +179,7 @@ def find_problems(raw: Raw, request: Request) -> Iterator[Problem]:
     yield from _ids(raw, request)
     yield from _lengths(raw)
     yield from _presence(raw, rows)
+    yield from _columns(raw, request, rows)
     if request.group_by is not None:
         yield from _groups(raw, request, rows)
     if raw.label is not None:
@@ -324,8 +332,9 @@ def _presence(raw: Raw, rows: int) -> Iterator[Problem]:
         yield raw.problem("presence", row, f"no modality is present ({count} such rows); leave such rows out")
 
 
-def _groups(raw: Raw, request: Request, rows: int) -> Iterator[Problem]:
-    for argument, key in (("group_by", request.group_by), ("order_by", request.order_by)):
+def _columns(raw: Raw, request: Request, rows: int) -> Iterator[Problem]:
+    for argument in ("group_by", "order_by", "resplit_by"):
+        key = getattr(request, argument)
         if key is not None and key not in raw.columns:
             hint = f"{nearest(key, list(raw.columns))}; columns are {', '.join(raw.columns) or 'none'}"
             yield raw.problem(key, None, f"no such column for {argument}{hint}")
@@ -333,6 +342,9 @@ def _groups(raw: Raw, request: Request, rows: int) -> Iterator[Problem]:
             yield raw.problem(
                 key, None, f"{len(raw.columns[key])} values for {rows} rows; {argument} needs one per row"
             )
+
+
+def _groups(raw: Raw, request: Request, rows: int) -> Iterator[Problem]:
     for name, array in raw.modalities.items():
         if array.ndim == 3:
             yield raw.problem(

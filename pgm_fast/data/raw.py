@@ -62,6 +62,9 @@ class Request:
     apply: bool = False
     class_names: tuple[str, ...] | None = None
     num_classes: int | None = None
+    resplit: str = "none"
+    resplit_seed: int = 0
+    resplit_by: str | None = None
 
 
 @dataclass

@@ -14,7 +14,7 @@ from .feature_set import FeatureSet
 from .grouping import group_array, group_members
 from .labels import convert_labels, decide_task
 from .raw import Problem, Raw, RefusedData, Request
-from .splitting import carve_validation, stratified_split
+from .splitting import carve_validation, redraw_split, stratified_split
 
 __all__ = ["check", "load"]
 
@@ -34,6 +34,7 @@ def _request(
     apply=False,
     class_names=None,
     num_classes=None,
+    **resplitting,
 ) -> Request:
     return Request(
         source=str(source),
@@ -48,6 +49,7 @@ def _request(
         apply=apply,
         class_names=None if class_names is None else tuple(class_names),
         num_classes=num_classes,
+        **resplitting,
     )
 
 
@@ -62,9 +64,26 @@ def check(
     order_by: str | None = None,
     nonfinite: str = "error",
     options: Mapping | None = None,
+    resplit: str = "none",
+    resplit_seed: int = 0,
+    resplit_by: str | None = None,
 ) -> list[Problem]:
     """Everything that is wrong with a source, errors first; arguments as for :func:`load`. Reads every value once."""
-    _, problems = examine(_request(source, format, task, modalities, label, group_by, order_by, nonfinite, options))
+    request = _request(
+        source,
+        format,
+        task,
+        modalities,
+        label,
+        group_by,
+        order_by,
+        nonfinite,
+        options,
+        resplit=resplit,
+        resplit_seed=resplit_seed,
+        resplit_by=resplit_by,
+    )
+    _, problems = examine(request)
     return sorted(problems, key=lambda problem: ("error", "warning", "note").index(problem.severity))
 
 
@@ -82,6 +101,9 @@ def load(
     apply: bool = False,
     class_names: Sequence[str] | None = None,
     num_classes: int | None = None,
+    resplit: str = "none",
+    resplit_seed: int = 0,
+    resplit_by: str | None = None,
 ) -> FeatureSet:
     """Read and check a feature set.
 
@@ -103,6 +125,10 @@ def load(
         class_names: the classes in the model's order. Names as labels, and numbers in a source with ``class_names`` of
             its own, are coded by this list.
         num_classes: how many classes there are; a class may be without rows.
+        resplit: ``none``; ``all``: rows are dealt to the splits anew, stratified, in the proportions that the splits
+            have; ``validation``: those of train and validation are, and the test rows stay.
+        resplit_seed: of that.
+        resplit_by: column whose rows with one value then come into one split.
 
     Without splits in the source a seeded stratified 70/10/20 split is made; without validation rows 15 % of the
     training rows (stratified, seeded) become validation. Both are logged, and both depend on the data alone. Validation
@@ -124,6 +150,9 @@ def load(
         apply,
         class_names,
         num_classes,
+        resplit=resplit,
+        resplit_seed=resplit_seed,
+        resplit_by=resplit_by,
     )
     raw, problems = examine(request)
     errors = [problem for problem in problems if problem.severity == "error"]
@@ -160,9 +189,13 @@ def _assemble(raw: Raw, request: Request) -> FeatureSet:
         presence = None if presence is None else presence[members[:, 0]]
         ids = names.astype(str)
 
-    split = _split(
-        raw, request.apply, split, len(next(iter(modalities.values()))), label if step_lengths is None else None
-    )
+    strata = label if step_lengths is None else None
+    split = _split(raw, request.apply, split, len(next(iter(modalities.values()))), strata)
+    if not request.apply:
+        kept_together = None if request.resplit_by is None else raw.columns[request.resplit_by]
+        if kept_together is not None and request.group_by is not None:
+            kept_together = kept_together[members[:, 0]]
+        split = redraw_split(split, request.resplit, request.resplit_seed, strata, kept_together)
     return FeatureSet(
         name=raw.name,
         modalities=modalities,

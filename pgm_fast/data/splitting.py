@@ -1,4 +1,4 @@
-"""Seeded, stratified splits: a property of the data, the same in every run whatever the run's own seed."""
+"""Seeded, stratified splits: a property of the data and how it is read, whatever the run's own seed."""
 
 from __future__ import annotations
 
@@ -6,15 +6,16 @@ import numpy as np
 
 from .feature_set import SPLITS
 
-__all__ = ["carve_validation", "stratified_folds", "stratified_split"]
+__all__ = ["RESPLITS", "carve_validation", "redraw_split", "stratified_folds", "stratified_split"]
 
 SEED = 0
 PERIOD = 100  # of the pattern below: fractions are whole percents
+RESPLITS = ("none", "all", "validation")  # which rows are dealt anew
 
 
-def _shuffled_by_class(rows: np.ndarray, label: np.ndarray | None) -> np.ndarray:
+def _shuffled_by_class(rows: np.ndarray, label: np.ndarray | None, seed: int = SEED) -> np.ndarray:
     """The rows in random order within each class, class after class; of one class where labels are not one per row."""
-    rng = np.random.Generator(np.random.PCG64(SEED))
+    rng = np.random.Generator(np.random.PCG64(seed))
     rows = rng.permutation(rows)
     if label is None or label.ndim != 1 or label.dtype.kind not in "iub":
         return rows
@@ -47,6 +48,39 @@ def carve_validation(split: np.ndarray, label: np.ndarray | None, fraction: floa
     train = _shuffled_by_class(np.flatnonzero(split == "train"), label)
     moved = train[_pattern((1 - fraction, fraction), len(train)) == 1]
     split[moved if len(moved) else train[:1]] = "valid"
+    return split
+
+
+def redraw_split(
+    split: np.ndarray,
+    which: str,
+    seed: int,
+    label: np.ndarray | None = None,
+    groups: np.ndarray | None = None,
+) -> np.ndarray:
+    """The split with its rows dealt anew, in the proportions that it has.
+
+    Args:
+        split: names ``[N]``.
+        which: one of :data:`RESPLITS`: no row, every row, or those of train and validation, the test rows staying.
+        seed: another one, another split.
+        label: integer labels ``[N]``, within each class of which the proportions hold.
+        groups: ``[N]``; rows with one value come into one split, and the proportions are those of the groups.
+    """
+    if which == "none":
+        return split
+    dealt = np.arange(len(split)) if which == "all" else np.flatnonzero(split != "test")
+    names = [name for name in SPLITS if (split[dealt] == name).any()]
+    fractions = tuple(float(np.mean(split[dealt] == name)) for name in names)
+    if groups is None:
+        units, unit_of = _shuffled_by_class(dealt, label, seed), np.arange(len(split))
+    else:
+        _, unit_of = np.unique(groups, return_inverse=True)
+        units = _shuffled_by_class(np.unique(unit_of[dealt]), None, seed)
+    part = np.zeros(int(unit_of.max()) + 1, np.int64)
+    part[units] = _pattern(fractions, len(units))
+    split = split.copy()
+    split[dealt] = np.asarray(names)[part[unit_of[dealt]]]
     return split
 
 

@@ -108,6 +108,7 @@ def load_features(
             order_by=settings.order_by,
             nonfinite=settings.nonfinite,
             options=dict(settings.options) if own or settings.source not in _EMBEDDED else None,
+            **(_resplit(config) if own else {}),
             **({} if own else {"apply": apply, "class_names": class_names, "num_classes": num_classes}),
         )
 
@@ -117,6 +118,10 @@ def load_features(
         if labels or refused.problem.key != settings.label:
             raise
         return read("retrieval")
+
+
+def _resplit(config: Config) -> dict[str, Any]:
+    return {key: getattr(config.data, key) for key in ("resplit", "resplit_seed", "resplit_by")}
 
 
 def features_of_run(state: Mapping[str, Any], data: FeatureSet | str | None = None, *, labels: bool) -> FeatureSet:

@@ -26,6 +26,9 @@ class DataConfig:
     label: str = "label"  # key of the labels
     group_by: Optional[str] = None  # per-row key: rows with one value form a sequence, with a label per step
     order_by: Optional[str] = None  # per-row key that orders the steps of a sequence
+    resplit: str = "none"  # none; all or validation: rows, or those of train and valid, are dealt to the splits anew
+    resplit_seed: int = 0  # of that
+    resplit_by: Optional[str] = None  # per-row key: rows with one value come into one split when they are dealt anew
     standardize: bool = True  # zero mean and unit variance per dimension, statistics from the training split only
     nonfinite: str = "error"  # error, or zero: NaN and infinities become 0
     modality_dropout: float = 0.0  # training: probability of hiding a modality of a sample, never all of them

@@ -22,6 +22,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from ..backends import BACKENDS
 from ..data.feature_set import TASKS
+from ..data.splitting import RESPLITS
 from ..errors import ConfigError
 from ..methods import METHODS
 from ..methods.answers import ANSWERS
@@ -38,6 +39,7 @@ CHOICES = {
     "data.format": ("auto", "npz", "pt", "safetensors", "folder", "mmsa", "multibench", "lsmi", "avmnist", "av"),
     "data.task": ("auto", *TASKS),
     "data.nonfinite": ("error", "zero"),
+    "data.resplit": RESPLITS,
     "data.resident": ("auto", "always", "never"),
     "model.encoder": ("auto", *ENCODERS),
     "model.answer": ANSWERS,
@@ -62,6 +64,7 @@ FRACTION = ("of at least 0 and below 1", lambda x: 0 <= x < 1)
 
 RANGES = {
     "data.modality_dropout": FRACTION,
+    "data.resplit_seed": NOT_NEGATIVE,
     "model.dim": AT_LEAST_ONE,
     "model.hidden": AT_LEAST_ONE,
     "model.layers": AT_LEAST_ONE,

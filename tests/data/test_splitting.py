@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pgm_fast.data.splitting import carve_validation, stratified_split
+from pgm_fast.data import load
+from pgm_fast.data.splitting import carve_validation, redraw_split, stratified_split
+from pgm_fast.errors import DataError
 
 LABELS = st.lists(st.integers(0, 4), min_size=1, max_size=200).map(np.array)
 
@@ -37,3 +40,49 @@ def test_validation_is_taken_from_train_alone(label, data):
     train = (split == "train").sum()
     assert 1 <= (carved == "valid").sum() < train
     assert abs((carved == "valid").sum() - 0.15 * train) <= 1
+
+
+@settings(deadline=None)
+@given(data=st.data(), label=LABELS, which=st.sampled_from(["all", "validation"]), seed=st.integers(0, 9))
+def test_rows_dealt_anew_keep_the_proportions_and_the_test_rows_where_they_are_to_stay(data, label, which, seed):
+    names = data.draw(st.lists(st.sampled_from(["train", "valid", "test"]), min_size=len(label), max_size=len(label)))
+    split = np.array(["train", "valid", *names])
+    label = np.concatenate([[0, 0], label])
+    dealt = redraw_split(split, which, seed, label)
+    assert np.array_equal(dealt, redraw_split(split, which, seed, label))
+    if which == "validation":
+        assert np.array_equal(dealt == "test", split == "test")
+    moved = np.ones(len(split), bool) if which == "all" else split != "test"
+    for rows in [moved, *(moved & (label == value) for value in np.unique(label))]:
+        for name in ("train", "valid", "test"):
+            fraction = (split[moved] == name).mean()
+            assert abs((dealt[rows] == name).sum() - fraction * rows.sum()) <= 2 + 0.01 * rows.sum()
+
+
+def test_another_seed_is_another_split_and_none_is_the_same_one():
+    split, label = stratified_split(90), np.arange(90) % 3
+    assert len({redraw_split(split, "all", seed, label).tobytes() for seed in range(5)}) == 5
+    assert np.array_equal(redraw_split(split, "none", 3, label), split)
+
+
+@settings(deadline=None)
+@given(groups=st.lists(st.integers(0, 12), min_size=30, max_size=60).map(np.array), seed=st.integers(0, 9))
+def test_rows_of_a_group_come_into_one_split(groups, seed):
+    dealt = redraw_split(stratified_split(len(groups)), "all", seed, groups=groups)
+    assert all(len(set(dealt[groups == group])) == 1 for group in groups)
+
+
+def test_a_source_is_read_with_its_rows_dealt_anew(tmp_path):
+    video = np.repeat(np.arange(20), 3)
+    split = np.repeat(["train"] * 12 + ["valid"] * 4 + ["test"] * 4, 3)
+    arrays = {"text": np.random.default_rng(0).normal(size=(60, 4)).astype(np.float32)}
+    np.savez(tmp_path / "set.npz", **arrays, label=np.arange(60) % 2, video=video, split=split)
+    by_row = load(tmp_path / "set.npz", resplit="validation", resplit_by="video", resplit_seed=1)
+    assert np.array_equal(by_row.split == "test", split == "test") and not np.array_equal(by_row.split, split)
+    assert all(len(set(by_row.split[video == value])) == 1 for value in range(20))
+    sequences = load(tmp_path / "set.npz", group_by="video", resplit="all", resplit_by="video", resplit_seed=1)
+    assert sorted(sequences.split) == sorted(split[::3])
+    with pytest.raises(DataError, match="vide: no such column for resplit_by .did you mean 'video'"):
+        load(tmp_path / "set.npz", resplit="all", resplit_by="vide")
+    with pytest.raises(DataError, match="keeps no rows together without resplit=all"):
+        load(tmp_path / "set.npz", resplit_by="video")
