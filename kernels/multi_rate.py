@@ -143,13 +143,13 @@ def multi_rate_step_kernel(
         p_row = p_tensors + tensor * table.TENSOR_WORDS
         group = tl.load(p_row + table.GROUP)
         p_group = p_groups + group * table.GROUP_NUMBERS
-        if is_due(tl.load(p_row + table.WAITED), tl.load(p_group + table.UPDATE_EVERY)):
+        a_gradient = tl.load(p_gradients + tensor)
+        if (a_gradient != 0) & is_due(tl.load(p_row + table.WAITED), tl.load(p_group + table.UPDATE_EVERY)):
             factor = gradient_factor(p_group, p_sums, p_grad_scale, group, num_groups, CLIP)
             if ALGORITHM == "adamw":
                 scalars = adamw_scalars(p_row, p_group, factor)
             else:
                 scalars = sgd_scalars(p_row, p_group, factor)
-            a_gradient = tl.load(p_gradients + tensor)
             length = chunk_length(p_row, start, chunk_size)
             addresses = tl.load(p_row + table.PARAM) | tl.load(p_row + table.MASTER) | a_gradient
             addresses |= (
@@ -197,7 +197,7 @@ def multi_rate_step_kernel(
                 tl.store(p_skipped, tl.load(p_skipped) + 1.0)
         else:
             for first in range(0, num_tensors, table.ROWS):
-                advance(p_tensors, p_groups, first, num_tensors)
+                advance(p_tensors, p_gradients, p_groups, first, num_tensors)
 
 
 @triton.jit
@@ -289,10 +289,11 @@ def is_due(a_waited, update_every):
 
 
 @triton.jit
-def advance(p_tensors, p_groups, first, num_tensors):
-    """Counts this step of table.ROWS tensors."""
+def advance(p_tensors, p_gradients, p_groups, first, num_tensors):
+    """Counts this step of those of table.ROWS tensors that have a gradient."""
     o_tensor = first + tl.arange(0, table.ROWS)
     mask = o_tensor < num_tensors
+    mask = mask & (tl.load(p_gradients + o_tensor, mask, 0) != 0)
     p_row = p_tensors + o_tensor.to(tl.int64) * table.TENSOR_WORDS
     group = tl.load(p_row + table.GROUP, mask, 0)
     update_every = tl.load(p_groups + group * table.GROUP_NUMBERS + table.UPDATE_EVERY, mask, 1.0)
@@ -340,8 +341,10 @@ def multi_rate_chunk_squares_kernel(
     """A program owns a chunk. Writes the sum of the squares of its gradients."""
     chunk = tl.program_id(0).to(tl.int64)
     tensor, start = tl.load(p_chunks + 2 * chunk), tl.load(p_chunks + 2 * chunk + 1)
-    length = chunk_length(p_tensors + tensor * table.TENSOR_WORDS, start, chunk_size)
     a_gradient = tl.load(p_gradients + tensor)
+    length = chunk_length(p_tensors + tensor * table.TENSOR_WORDS, start, chunk_size)
+    if a_gradient == 0:
+        length = 0
     T: tl.constexpr = tl.float64 if GRADIENT_TYPE == tl.float64 else tl.float32
     total = chunk_squares(a_gradient, start, length, T, GRADIENT_TYPE, AT_A_TIME, BLOCK)
     if total - total != 0.0:

@@ -80,7 +80,7 @@ static_assert(sizeof(GroupRow<float>) == 13 * 4, "launch.py and multi_rate_table
 // What one launch takes. Tensors of one launch share dtypes and device.
 struct Launch {
   const TensorRow* tensors;
-  const uint64_t* gradients;  // of each tensor, same strides as the parameter and dense
+  const uint64_t* gradients;  // of each tensor, same strides as the parameter and dense; 0: none, the tensor stays as it is
   const Chunk* chunks;
   const void* groups;  // GroupRow<T>
   int64_t num_tensors;

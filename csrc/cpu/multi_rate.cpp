@@ -175,10 +175,10 @@ void step(const Launch& launch, int threads) {
     const Chunk& chunk = launch.chunks[c];
     const TensorRow& row = launch.tensors[chunk.tensor];
     const GroupRow<T>& group = groups[row.group];
-    if (!multi_rate::is_due(row, group)) return;
+    const uint64_t gradient = launch.gradients[chunk.tensor];
+    if (gradient == 0 || !multi_rate::is_due(row, group)) return;
     const T factor = multi_rate::gradient_factor(launch, group, row.group);
     const int64_t n = std::min(launch.chunk_size, row.numel - chunk.start);
-    const uint64_t gradient = launch.gradients[chunk.tensor];
     const auto run = [&](const auto& scalars) {
       if constexpr (sizeof(T) == sizeof(double)) {
         update_part_double(row, gradient, chunk.start, n, scalars);
@@ -192,7 +192,9 @@ void step(const Launch& launch, int threads) {
       run(multi_rate::sgd_scalars(row, group, factor));
     }
   });
-  for (int64_t t = 0; t < launch.num_tensors; ++t) multi_rate::advance(launch.tensors[t], groups[launch.tensors[t].group]);
+  for (int64_t t = 0; t < launch.num_tensors; ++t) {
+    if (launch.gradients[t] != 0) multi_rate::advance(launch.tensors[t], groups[launch.tensors[t].group]);
+  }
 }
 
 // ---- sums of squares -----------------------------------------------------------------------------------------------------------------
@@ -229,6 +231,7 @@ double sum_of_squares(const float* x, int64_t n) {
 
 template <class T>
 double chunk_squares(const Launch& launch, const Chunk& chunk) {
+  if (launch.gradients[chunk.tensor] == 0) return 0.0;
   const int64_t size = size_of(launch.gradient_dtype);
   const int64_t end = std::min(chunk.start + launch.chunk_size, launch.tensors[chunk.tensor].numel);
   T buffer[kBlock];

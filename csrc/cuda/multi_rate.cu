@@ -241,7 +241,7 @@ __global__ void __launch_bounds__(kThreads) multi_rate_update(const __grid_const
     const TensorRow& row = launch.tensors[chunk.tensor];
     if (thread == 0) {
       const GroupRow<T>& group = groups[row.group];
-      due = multi_rate::is_due(row, group);
+      due = launch.gradients[chunk.tensor] != 0 && multi_rate::is_due(row, group);
       if (due) scalars = Block::prepare(row, group, multi_rate::gradient_factor(launch, group, row.group));
     }
     __syncthreads();
@@ -264,7 +264,7 @@ __global__ void __launch_bounds__(kThreads) multi_rate_update(const __grid_const
     return;
   }
   for (int64_t t = thread; t < launch.num_tensors; t += kThreads) {
-    multi_rate::advance(launch.tensors[t], groups[launch.tensors[t].group]);
+    if (launch.gradients[t] != 0) multi_rate::advance(launch.tensors[t], groups[launch.tensors[t].group]);
   }
 }
 
@@ -285,10 +285,11 @@ __global__ void __launch_bounds__(kThreads) multi_rate_chunk_squares(const __gri
   for (int64_t c = blockIdx.x; c < launch.num_chunks; c += gridDim.x) {
     const Chunk chunk = launch.chunks[c];
     const int64_t rest = launch.tensors[chunk.tensor].numel - chunk.start;
-    const int n = static_cast<int>(rest < launch.chunk_size ? rest : launch.chunk_size);
-    const G* g = at<const G>(launch.gradients[chunk.tensor]) + chunk.start;
+    const uint64_t gradient = launch.gradients[chunk.tensor];
+    const int n = gradient == 0 ? 0 : static_cast<int>(rest < launch.chunk_size ? rest : launch.chunk_size);
+    const G* g = at<const G>(gradient) + chunk.start;
     constexpr int kN = 16 / sizeof(G);
-    const int whole = launch.gradients[chunk.tensor] % 16 == 0 ? n / kN * kN : 0, thread = static_cast<int>(threadIdx.x);
+    const int whole = gradient % 16 == 0 ? n / kN * kN : 0, thread = static_cast<int>(threadIdx.x);
     T sum = 0;
     for (int k = thread * kN; k < whole; k += kThreads * kN) {
       T x[kN];

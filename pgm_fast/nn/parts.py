@@ -48,7 +48,7 @@ def parameter_parts(model: nn.Module) -> dict[str, tuple[str | None, str | None]
     seen: set[int] = set()
 
     def walk(module: nn.Module, prefix: str, modality: str | None, part: str | None) -> None:
-        own_modality, own_part = getattr(module, _MARK, (None, None))
+        own_modality, own_part = _marks(module)
         modality = own_modality if own_modality is not None else modality
         part = own_part if own_part is not None else part
         for name, parameter in module.named_parameters(recurse=False):
@@ -60,6 +60,12 @@ def parameter_parts(model: nn.Module) -> dict[str, tuple[str | None, str | None]
 
     walk(model, "", None, None)
     return found
+
+
+def _marks(module: nn.Module) -> tuple[str | None, str | None]:
+    """Its own, or those of the layer that it wraps under the name that PEFT's adapters give it."""
+    wrapped = getattr(module, "base_layer", None)
+    return getattr(module, _MARK, None) or getattr(wrapped, _MARK, (None, None))
 
 
 def modality_dict(modules: Mapping[str, nn.Module]) -> nn.ModuleDict:

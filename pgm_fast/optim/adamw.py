@@ -38,8 +38,10 @@ class MultiRateAdamW(MultiRateOptimizer):
         master_weights: of 16-bit parameters: None; ``"float32"``, a float32 copy; ``"remainder"``, the 16 bits that a
             bfloat16 lacks of a float32, half of that memory, to the same updates. No process group gathers 16-bit
             integers: checkpoint shards of that form as shards, without ``full_state_dict``.
-        capturable: kept for torch; ``step`` and the moments are always on the device, so any instance can be captured,
-            with ``lr`` as a tensor there if it is to change between replays.
+        foreach, fused, capturable: taken as torch takes them, and without effect: a step is one kernel in any case,
+            with its state on the device; any instance can be captured, with ``lr`` as a tensor there if it is to
+            change between replays.
+        differentiable: must be False.
 
     State: ``step`` (float32 scalar), ``exp_avg``, ``exp_avg_sq``, with amsgrad ``max_exp_avg_sq``, and ``waited``,
     ``master_param`` or ``param_remainder`` where they are asked for.
@@ -66,7 +68,10 @@ class MultiRateAdamW(MultiRateOptimizer):
         clip: str = "global",
         skip_nonfinite: bool = False,
         master_weights: str | None = None,
+        foreach: bool | None = None,
         capturable: bool = False,
+        differentiable: bool = False,
+        fused: bool | None = None,
     ):
         defaults = {
             "lr": lr,
@@ -75,10 +80,13 @@ class MultiRateAdamW(MultiRateOptimizer):
             "weight_decay": weight_decay,
             "amsgrad": amsgrad,
             "maximize": maximize,
-            "update_every": update_every,
+            "foreach": foreach,
             "capturable": capturable,
+            "differentiable": differentiable,
+            "fused": fused,
+            "decoupled_weight_decay": True,
         }
-        super().__init__(params, defaults, max_norm, clip, skip_nonfinite, master_weights)
+        super().__init__(params, defaults, update_every, max_norm, clip, skip_nonfinite, master_weights)
 
     def _check_group(self, group: dict[str, Any]) -> None:
         group["betas"] = tuple(float(beta) for beta in group["betas"])

@@ -7,9 +7,8 @@ numbers per group, and the ``Launch`` struct itself as words.
 
 from __future__ import annotations
 
-import math
 from array import array
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,9 +17,9 @@ from torch import Tensor
 
 from .device_tables import DeviceTables
 from .remainder import join_remainder, split_remainder
-from .watch import local_gradient, local_tensor
+from .watch import address_of_gradient, beta_columns, local_gradient, local_tensor
 
-__all__ = ["GROUP_COLUMNS", "Entry", "Launch", "Shards", "chunk_size", "group_row"]
+__all__ = ["GROUP_COLUMNS", "Entry", "Launch", "Shards", "chunk_size", "group_row", "update_every"]
 
 DTYPES = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16: 3}
 MASTERS = {None: 0, "float32": 1, "remainder": 2}
@@ -28,8 +27,9 @@ ALGORITHMS = {"adamw": 0, "sgd": 1}
 CLIPS = {"none": 0, "global": 1, "group": 2}
 AMSGRAD, NESTEROV, RATE_IS_DOUBLE = 1, 2, 4
 
-GROUP_COLUMNS = {"lr": 0, "weight_decay": 1, "eps": 7, "momentum": 8}
-"""Hyper-parameters that a group's row holds as they are; the others are derived, see :func:`group_row`."""
+GROUP_COLUMNS = {"lr": 0, "weight_decay": 1, "betas": 2, "eps": 7, "momentum": 8}
+"""Hyper-parameters that change from step to step, in a group's row: as they are, of ``betas`` what
+:func:`~pgm_fast.optim.watch.beta_columns` derives; the others are in :func:`group_row`."""
 
 # words of the Launch struct that change from step to step
 WORD_GRADIENTS, WORD_GROUPS, WORD_GRAD_SCALE, WORD_FOUND_INF = 1, 3, 15, 16
@@ -40,13 +40,14 @@ CHUNKS_PER_PROCESSOR = 4
 
 @dataclass
 class Entry:
-    """One parameter that has a gradient.
+    """One parameter that has a gradient, or had one and may have one again.
 
     Attributes:
         param: the parameter.
         group, group_index: its group.
         state: its state, locally: a DTensor's as shards.
         master: the form of its master weights.
+        gradient_dtype: of its gradient.
         moment_names: state that a step rewrites, in the order of the tables; None in the place of one that the group
             does without.
         work: dense memory that stands in for a parameter with gaps during a step; else None.
@@ -58,6 +59,7 @@ class Entry:
     group_index: int
     state: dict[str, Tensor]
     master: str | None
+    gradient_dtype: torch.dtype
     moment_names: tuple[str | None, ...]
     work: Tensor | None = None
     gradient_copy: Tensor | None = None
@@ -69,6 +71,10 @@ class Entry:
     def gradient(self) -> Tensor:
         """The gradient as a kernel reads it."""
         return local_tensor(self.param.grad.detach()) if self.gradient_copy is None else self.gradient_copy
+
+    def gradient_address(self) -> int:
+        """0 where there is none: kernels leave the parameter as it is, and do not count the step."""
+        return 0 if self.param.grad is None else address_of_gradient(self.gradient())
 
     def precise_param(self) -> Tensor:
         """The parameter in the dtype of the computation."""
@@ -157,8 +163,8 @@ class Launch:
         sizes = [entry.local().numel() for entry in self.entries]
         chunks = [(i, start) for i, size in enumerate(sizes) for start in range(0, size, self.chunk_size)]
         self.changing = DeviceTables(self.host_gradients, self.host_groups, self.device)
-        self.tensors = torch.tensor(rows, dtype=torch.int64).to(self.device)
-        self.chunks = torch.tensor(chunks, dtype=torch.int64).reshape(-1, 2).to(self.device)
+        self.tensors = torch.tensor(rows, dtype=torch.int64, device="cpu").to(self.device)
+        self.chunks = torch.tensor(chunks, dtype=torch.int64, device="cpu").reshape(-1, 2).to(self.device)
         self.sums = torch.zeros(self.num_groups + 1, dtype=torch.float64, device=self.device)
         self.partials = torch.zeros(len(chunks), dtype=torch.float64, device=self.device)
         self.finished = torch.zeros(1, dtype=torch.int32, device=self.device)
@@ -189,6 +195,10 @@ class Launch:
             ],
         )
         self.address = self.words.buffer_info()[0]
+
+    def present(self) -> list[Entry]:
+        """Entries that have a gradient now."""
+        return [entry for entry in self.entries if entry.param.grad is not None]
 
     @property
     def compute_dtype(self) -> torch.dtype:
@@ -253,23 +263,24 @@ def _address(x: Tensor | None) -> int:
     return 0 if x is None else x.data_ptr()
 
 
+def update_every(group: Mapping[str, Any]) -> int:
+    """1 where a group does not say: an optimizer of torch has no such entry, and its checkpoints are ours."""
+    return group.get("update_every", 1)
+
+
 def group_row(group: dict[str, Any], max_norm: float) -> list[float]:
     """A group's row of the table."""
     beta1, beta2 = group.get("betas", (0.0, 0.0))
     return [
         float(group["lr"]) if not isinstance(group["lr"], Tensor) or group["lr"].device.type == "cpu" else 0.0,
         group["weight_decay"],
-        1.0 - beta1,
-        beta2,
-        1.0 - beta2,
-        math.log(beta1) if beta1 > 0 else -math.inf,
-        math.log(beta2) if beta2 > 0 else -math.inf,
+        *beta_columns(beta1, beta2),
         group.get("eps", 0.0),
         group.get("momentum", 0.0),
         1.0 - group.get("dampening", 0.0),
         -1.0 if group["maximize"] else 1.0,
         max_norm,
-        float(group["update_every"]),
+        float(update_every(group)),
     ]
 
 

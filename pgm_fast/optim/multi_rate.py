@@ -14,7 +14,7 @@ from torch.optim import Optimizer
 
 from .device_tables import is_capturing
 from .hooks import hooked, leave_uncompiled
-from .launch import DTYPES, Entry
+from .launch import DTYPES, Entry, update_every
 from .plan import Plan, Settings
 from .watch import is_direct, local_gradient, local_tensor, placements_of, same_strides
 
@@ -22,15 +22,13 @@ __all__ = ["MultiRateOptimizer"]
 
 MASTER_WEIGHTS = (None, "float32", "remainder")
 CLIP = ("global", "group")
-# what torch's optimizers keep in their groups and these have no use for
-FOREIGN = ("foreach", "fused", "differentiable", "decoupled_weight_decay")
 
 
 class MultiRateOptimizer(Optimizer):
     """Steps every tensor of every param group in one kernel launch per combination of device and dtypes.
 
     Tables of addresses are made once and kept; a steady step looks for changes (compiled, where the host path is
-    built), and launches. New tables are made when a gradient comes or goes, after ``add_param_group``,
+    built), and launches. New tables are made when a parameter gets its first gradient, after ``add_param_group``,
     ``load_state_dict``, and when parameters or their state are replaced.
 
     State is kept in float32 (float64 for float64 parameters) whatever the dtype of the parameter, under the names that
@@ -68,6 +66,7 @@ class MultiRateOptimizer(Optimizer):
         self,
         params: Iterable,
         defaults: dict[str, Any],
+        update_every: int,
         max_norm: float | None,
         clip: str,
         skip_nonfinite: bool,
@@ -75,6 +74,14 @@ class MultiRateOptimizer(Optimizer):
     ):
         _check_choice("clip", clip, CLIP)
         _check_choice("master_weights", master_weights, MASTER_WEIGHTS)
+        if defaults.get("differentiable"):
+            raise ValueError(
+                f"differentiable is True, must be False: a step of {type(self).__name__} is one kernel, which autograd "
+                "does not see; use torch's optimizer to differentiate through steps"
+            )
+        # entries beyond torch's only where they say something: checkpoints then hold the same keys as torch's
+        if update_every != 1:
+            defaults["update_every"] = update_every
         if clip == "group":
             defaults["max_norm"] = max_norm
         else:
@@ -127,7 +134,7 @@ class MultiRateOptimizer(Optimizer):
             entry.copy_in()
         plan.measure()
         if not plan.launches:
-            return torch.zeros((), dtype=torch.float64)
+            return torch.zeros((), dtype=torch.float64, device="cpu")
         return plan.launches[0].sums[-1].sqrt()
 
     @hooked
@@ -147,7 +154,8 @@ class MultiRateOptimizer(Optimizer):
                 loss = closure()
         found_inf = getattr(self, "found_inf", None)
         if found_inf is not None and not isinstance(found_inf, Tensor):
-            found_inf = torch.tensor(float(found_inf))  # GradScaler's sum over no gradient at all is the number 0
+            # GradScaler's sum over no gradient at all is the number 0
+            found_inf = torch.tensor(float(found_inf), dtype=torch.float32, device="cpu")
         self._current_plan().run(getattr(self, "grad_scale", None), found_inf)
         return loss
 
@@ -173,10 +181,11 @@ class MultiRateOptimizer(Optimizer):
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
         for index, group in enumerate(self.param_groups):
-            known = {sys.intern(key): value for key, value in group.items() if key not in FOREIGN}
+            known = {sys.intern(key): value for key, value in group.items()}
             for key, value in self.defaults.items():
-                if key not in FOREIGN:
-                    known.setdefault(key, value)
+                known.setdefault(key, value)
+            if known.get("update_every") == 1 and "update_every" not in self.defaults:
+                del known["update_every"]
             if "betas" in known:
                 known["betas"] = tuple(known["betas"])
             self.param_groups[index] = known
@@ -187,16 +196,23 @@ class MultiRateOptimizer(Optimizer):
         """Take up the state of an optimizer of this class or of torch's. Tensors are copied, in full precision: torch's
         own method would cast float32 moments of 16-bit parameters to 16 bits.
 
+        Groups that have names on both sides, as those of :func:`pgm_fast.optim.multi_rate_groups`, are matched by name
+        in whatever order they come; without names by position, as in torch.
+
         Raises:
             ValueError: other groups, or master weights of another form than this optimizer keeps.
         """
         # as the last hook, so that what others make of the dictionary is what is loaded
-        handle = self.register_load_state_dict_pre_hook(lambda _, loaded: setattr(self, "_loaded", loaded))
+        handle = self.register_load_state_dict_pre_hook(MultiRateOptimizer._take_up)
         try:
             super().load_state_dict(state_dict)
         finally:
             handle.remove()
             self._loaded = None
+
+    def _take_up(self, loaded: dict[str, Any]) -> dict[str, Any]:
+        self._loaded = {**loaded, "param_groups": _by_name(loaded["param_groups"], self.param_groups)}
+        return self._loaded
 
     def _restore_loaded(self) -> None:
         """State as it was saved in place of what torch has cast."""
@@ -216,7 +232,8 @@ class MultiRateOptimizer(Optimizer):
             self._graphs_hold: list[Plan] = []
 
     def _current_plan(self) -> Plan:
-        if self._plan is None or not self._plan.refresh():
+        plan = self._plan
+        if plan is None or not plan.is_of(self.state, self.param_groups) or not plan.refresh():
             self._plan = None
             self._plan = self._new_plan()
         return self._plan
@@ -226,16 +243,18 @@ class MultiRateOptimizer(Optimizer):
         if is_capturing():
             raise RuntimeError(
                 f"{type(self).__name__} would need new tables while a CUDA graph is captured: since the step before, "
-                "if there was one, a gradient came or went, or a parameter, its state or a param group changed. Take "
+                "if there was one, a first gradient came, or a parameter, its state or a param group changed. Take "
                 "one step with the same parameters, gradients and groups before the capture"
             )
         entries, absent = [], []
         for index, group in enumerate(self.param_groups):
             for param in group["params"]:
-                if param.grad is None:
-                    absent.append(param)
-                else:
+                if param.grad is not None:
                     entries.append(self._entry(param, group, index))
+                elif param in self.state and torch.ops.aten.is_non_overlapping_and_dense(local_tensor(param)):
+                    entries.append(self._waiting_entry(param, group, index))
+                else:
+                    absent.append(param)
         self._make_counters(entries)
         clip = "none" if self.clip == "global" and self._max_norm is None else self.clip
         settings = Settings(self.algorithm, clip, self.skip_nonfinite, self._max_norm)
@@ -258,16 +277,25 @@ class MultiRateOptimizer(Optimizer):
             raise TypeError(f"a {local.dtype} parameter takes a gradient of its own dtype, got {grad.dtype}")
         if grad.device != local.device:
             raise ValueError(f"a parameter on {local.device} takes a gradient there, got one on {grad.device}")
-        master = self._master_of(local.dtype)
-        needed = self._needed_moments(group)
-        moments = tuple(name if name in needed else None for name in self._moments())
-        entry = Entry(param, group, index, {}, master, moments)
+        entry = self._new_entry(param, group, index, grad.dtype)
         if not torch.ops.aten.is_non_overlapping_and_dense(local):
             entry.work = torch.empty_like(local).copy_(local)
         if not is_direct(param):
             entry.gradient_copy = torch.empty_like(entry.local(), dtype=grad.dtype).copy_(grad)
         self._make_state(entry)
         return entry
+
+    def _waiting_entry(self, param: Tensor, group: dict[str, Any], index: int) -> Entry:
+        """Of a parameter that had a gradient before: it is there when the next one comes, as those mostly are that come
+        and go, with memory that a kernel can walk."""
+        entry = self._new_entry(param, group, index, param.dtype)
+        self._make_state(entry)
+        return entry
+
+    def _new_entry(self, param: Tensor, group: dict[str, Any], index: int, gradient_dtype: torch.dtype) -> Entry:
+        needed = self._needed_moments(group)
+        moments = tuple(name if name in needed else None for name in self._moments())
+        return Entry(param, group, index, {}, self._master_of(param.dtype), gradient_dtype, moments)
 
     def _make_state(self, entry: Entry) -> None:
         """What is missing of an entry's state, counters aside; what is there in the memory that kernels walk."""
@@ -308,7 +336,7 @@ class MultiRateOptimizer(Optimizer):
                 elif counter.device != device or counter.dtype != torch.float32 or counter.dim():
                     lacking.setdefault(device, []).append((state, name, counter))
         for device, counters in lacking.items():
-            buffer = torch.zeros(len(counters), device=device)
+            buffer = torch.zeros(len(counters), dtype=torch.float32, device=device)
             for view, (state, name, value) in zip(buffer.unbind(), counters, strict=True):
                 view.copy_(value.reshape(())) if isinstance(value, Tensor) else view.fill_(value)
                 state[name] = view
@@ -319,7 +347,7 @@ class MultiRateOptimizer(Optimizer):
 
     def _counters(self, group: Mapping[str, Any]) -> tuple[str, ...]:
         """Counters that parameters of the group have."""
-        return ("waited",) if group["update_every"] > 1 else ()
+        return ("waited",) if update_every(group) > 1 else ()
 
     def _moments(self) -> tuple[str, ...]:
         """Names of the state that a step rewrites, in the order of the kernels' tables."""
@@ -350,7 +378,7 @@ class MultiRateOptimizer(Optimizer):
             value = group.get(key, 0.0)
             if not isinstance(value, Tensor) and not 0.0 <= value < math.inf:
                 raise ValueError(f"{key} is {value!r}, must be a finite number >= 0")
-        every = group["update_every"]
+        every = update_every(group)
         if isinstance(every, bool) or not isinstance(every, int) or every < 1:
             raise ValueError(f"update_every is {every!r}, must be a whole number >= 1")
         if self.clip == "group":
@@ -367,6 +395,20 @@ def _check_choice(name: str, value: object, allowed: tuple) -> None:
 def _check_max_norm(value: float | None) -> None:
     if value is not None and not 0.0 < value:
         raise ValueError(f"max_norm is {value!r}, must be a number > 0, or None for no clipping")
+
+
+def _by_name(saved: list[dict], own: list[dict]) -> list[dict]:
+    """``saved`` in the order of ``own``, where all groups of both have names of their own; else as it is."""
+    theirs, ours = ([group.get("name") for group in groups] for groups in (saved, own))
+    for names in (theirs, ours):
+        if None in names or len(set(names)) < len(names):
+            return saved
+    if set(theirs) != set(ours):
+        raise ValueError(
+            f"the saved state has the param groups {', '.join(map(str, theirs))}, this optimizer has "
+            f"{', '.join(map(str, ours))}: build it with the same groups"
+        )
+    return [saved[theirs.index(name)] for name in ours]
 
 
 def _mesh_of(x: Tensor) -> Any:

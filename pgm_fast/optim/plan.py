@@ -41,11 +41,11 @@ class Settings:
 
 
 class Plan:
-    """Launches for the parameters that have a gradient now.
+    """Launches for the parameters that have a gradient, or had one before.
 
     Args:
         entries: those parameters.
-        absent: those without a gradient.
+        absent: those that never had a gradient.
         skipped: counts skipped steps, per device of a launch; the first launch's does.
         graphs_hold: takes this plan up when it is part of a CUDA graph, whose replays use all that is in it.
     """
@@ -56,11 +56,12 @@ class Plan:
         entries: Sequence[Entry],
         absent: Sequence[Tensor],
         state: Mapping[Tensor, dict],
-        groups: Sequence[dict],
+        groups: list[dict],
         skipped: dict[torch.device, Tensor],
         graphs_hold: list[Plan],
     ):
         self.settings = settings
+        self._made_of = state, groups
         self._graphs_hold, self._captured = graphs_hold, False
         self.measured = False
         keyed: dict[tuple, list[Entry]] = {}
@@ -69,10 +70,10 @@ class Plan:
         ordered = [entry for members in keyed.values() for entry in members]
         self.copied = [entry for entry in ordered if entry.work is not None or entry.gradient_copy is not None]
         # one slot at least: empty memory has no address
-        self._addresses = array("q", [entry.gradient().data_ptr() for entry in ordered] or [0])
+        self._addresses = array("q", [entry.gradient_address() for entry in ordered] or [0])
         self._gradients = torch.frombuffer(self._addresses, dtype=torch.int64)
         rows = [group_row(group, settings.max_norm(group)) for group in groups]
-        self._rows_double = torch.tensor(rows, dtype=torch.float64)
+        self._rows_double = torch.tensor(rows, dtype=torch.float64, device="cpu")
         self._rows = self._rows_double.float()
         self._host_rates = [
             (index, group["lr"])
@@ -93,7 +94,7 @@ class Plan:
                 slot=slot,
                 copied=e.gradient_copy is not None,
                 versioned=e.master == "float32",
-                gradient=local_tensor(e.param.grad),
+                gradient=_gradient_of(e),
             )
             for slot, e in enumerate(ordered)
         ]
@@ -105,6 +106,7 @@ class Plan:
         rows = self._rows_double if param_dtype == torch.float64 else self._rows
         gradients = self._gradients[first : first + len(members)]
         sizes = [entry.local().numel() for entry in members]
+        counts = skipped.setdefault(device, torch.zeros((), dtype=torch.float32, device=device))
         return Launch(
             algorithm=self.settings.algorithm,
             device=device,
@@ -120,8 +122,12 @@ class Plan:
             max_norm=self.settings.max_norm,
             host_gradients=gradients,
             host_groups=rows,
-            skipped=skipped.setdefault(device, torch.zeros((), device=device)) if not self.launches else None,
+            skipped=None if self.launches else counts,
         )
+
+    def is_of(self, state: Mapping[Tensor, dict], groups: list[dict]) -> bool:
+        """Whether these are the very objects that it was made of."""
+        return self._made_of[0] is state and self._made_of[1] is groups
 
     def refresh(self) -> bool:
         """Brings the tables up to date; False where that takes a new plan."""
@@ -172,10 +178,16 @@ class Plan:
         self.watch.bump_versions()
 
 
+def _gradient_of(entry: Entry) -> Tensor:
+    """The local gradient, or an empty one of its dtype."""
+    grad = entry.param.grad
+    return torch.empty(0, dtype=entry.gradient_dtype, device="cpu") if grad is None else local_tensor(grad)
+
+
 def _combination(entry: Entry) -> tuple:
     """What the parameters of one launch have in common."""
     local = entry.local()
-    return local.device, local.dtype, entry.gradient().dtype, entry.master, _shards(entry.param)
+    return local.device, local.dtype, entry.gradient_dtype, entry.master, _shards(entry.param)
 
 
 def _shards(param: Tensor) -> Shards:

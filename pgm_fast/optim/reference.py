@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .launch import Entry, Launch
+from .launch import Entry, Launch, update_every
 
 __all__ = ["adamw", "run_squares", "run_step", "sgd"]
 
@@ -70,7 +70,7 @@ def _bias_correction(beta: float, step: Tensor) -> Tensor:
 def run_squares(launch: Launch) -> None:
     """Sums of squares of the gradients as they are: of each group, then of all, into ``launch.sums``."""
     sums = [torch.zeros((), dtype=torch.float64, device=launch.device) for _ in range(launch.num_groups)]
-    for entry in launch.entries:
+    for entry in launch.present():
         sums[entry.group_index] = sums[entry.group_index] + entry.gradient().double().square().sum()
     launch.sums.copy_(torch.stack([*sums, torch.stack(sums).sum()]))
 
@@ -85,7 +85,7 @@ def run_step(launch: Launch) -> None:
         skip = skip | ~launch.sums[-1].isfinite()
     if launch.skipped is not None:
         launch.skipped.add_(skip)
-    for entry in launch.entries:
+    for entry in launch.present():
         _step_entry(launch, entry, skip)
 
 
@@ -93,7 +93,7 @@ def _step_entry(launch: Launch, entry: Entry, skip: Tensor) -> None:
     group, state = entry.group, entry.state
     due = ~skip
     if "waited" in state:
-        due = due & (state["waited"] + 1 >= group["update_every"])
+        due = due & (state["waited"] + 1 >= update_every(group))
         state["waited"].copy_(torch.where(skip, state["waited"], torch.where(due, 0.0, state["waited"] + 1)))
     dtype = launch.compute_dtype
     grad = entry.gradient().to(dtype) * gradient_factor(launch, entry)

@@ -25,8 +25,8 @@ class MultiRateSGD(MultiRateOptimizer):
         dampening: of the momentum's gradient, after the first step (per group).
         weight_decay: added to the gradient (per group).
         nesterov: needs a momentum and no dampening (per group).
-        maximize, update_every, max_norm, clip, skip_nonfinite, master_weights, capturable: as
-            :class:`~pgm_fast.optim.MultiRateAdamW` has them.
+        maximize, update_every, max_norm, clip, skip_nonfinite, master_weights, foreach, capturable, differentiable,
+            fused: as :class:`~pgm_fast.optim.MultiRateAdamW` has them.
 
     State, with momentum: ``momentum_buffer``, zeros before the first step, and ``step``, which torch does not have and
     does not mind.
@@ -53,7 +53,10 @@ class MultiRateSGD(MultiRateOptimizer):
         clip: str = "global",
         skip_nonfinite: bool = False,
         master_weights: str | None = None,
+        foreach: bool | None = None,
         capturable: bool = False,
+        differentiable: bool = False,
+        fused: bool | None = None,
     ):
         defaults = {
             "lr": lr,
@@ -62,10 +65,11 @@ class MultiRateSGD(MultiRateOptimizer):
             "weight_decay": weight_decay,
             "nesterov": nesterov,
             "maximize": maximize,
-            "update_every": update_every,
-            "capturable": capturable,
+            "foreach": foreach,
+            "differentiable": differentiable,
+            "fused": fused,
         }
-        super().__init__(params, defaults, max_norm, clip, skip_nonfinite, master_weights)
+        super().__init__(params, defaults, update_every, max_norm, clip, skip_nonfinite, master_weights)
 
     def _check_group(self, group: dict[str, Any]) -> None:
         if group["nesterov"] and (group["momentum"] <= 0 or group["dampening"] != 0):

@@ -5,9 +5,12 @@ In Python here, compiled in ``csrc/torch/multi_rate.cpp`` where the host path is
 
 from __future__ import annotations
 
+import math
+import operator
 from array import array
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from numbers import Real
 from typing import Any
 
 import torch
@@ -20,6 +23,8 @@ __all__ = [
     "RATES",
     "REBUILD",
     "Watched",
+    "address_of_gradient",
+    "beta_columns",
     "is_direct",
     "local_gradient",
     "local_tensor",
@@ -28,6 +33,7 @@ __all__ = [
     "same_strides",
 ]
 
+EMPTY = 16  # the address of a gradient without elements, which nobody reads
 GRADIENTS, RATES, REBUILD = 1, 2, 4
 """What :meth:`Watch.refresh` reports, as a sum: addresses of gradients, hyper-parameters that are plain numbers, and
 everything else, which takes new tables."""
@@ -40,7 +46,7 @@ class Watched:
     Attributes:
         param: its ``grad`` is watched.
         local: the memory of it that is here: the parameter itself or a DTensor's shard.
-        slot: row of its gradient's address; -1 where it had no gradient.
+        slot: row of its gradient's address, which is 0 while there is none; -1 where it never had one.
         copied: whether the address is that of a copy in the strides and placements of the parameter.
         versioned: whether a write to it by anybody else takes new tables: master weights are a copy of it.
         gradient: the local gradient, for its dtype.
@@ -57,7 +63,7 @@ class Watched:
 def make_watch(
     params: Sequence[Watched],
     state: Mapping[Tensor, dict],
-    groups: Sequence[dict],
+    groups: list[dict],
     columns: Mapping[str, int],
     gradients: array,
     rows: Tensor,
@@ -66,7 +72,8 @@ def make_watch(
     """A compiled watch, or one in Python.
 
     Args:
-        columns: name of a hyper-parameter -> its column in the rows.
+        groups: the optimizer's own list.
+        columns: name of a hyper-parameter -> its column in the rows, of ``betas`` the first of five.
         gradients: addresses, written by the watch.
         rows, rows_double: hyper-parameters of each group, float32 and float64, written by the watch.
     """
@@ -75,7 +82,13 @@ def make_watch(
         return Watch(params, state, groups, columns, gradients, rows, rows_double)
     listed = [(w.param, w.local, w.slot, w.copied, w.versioned, w.gradient) for w in params]
     addresses = gradients.buffer_info()[0], rows.data_ptr(), rows_double.data_ptr()
-    return compiled.Watch(listed, state, list(groups), dict(columns), *addresses)
+    return compiled.Watch(listed, state, groups, dict(columns), *addresses)
+
+
+def beta_columns(beta1: float, beta2: float) -> list[float]:
+    """What the rows hold of betas: 1 - beta1, beta2, 1 - beta2 and both logarithms."""
+    logarithms = [math.log(beta) if beta > 0 else -math.inf for beta in (beta1, beta2)]
+    return [1.0 - beta1, beta2, 1.0 - beta2, *logarithms]
 
 
 class Watch:
@@ -90,6 +103,7 @@ class Watch:
             (entries, list(entries.items())) for entries in (state, *state.values()) if isinstance(entries, dict)
         ]
         self.groups = [(group, dict(group)) for group in groups]
+        self.lists = [(members, list(members)) for members in (groups, *(group["params"] for group in groups))]
 
     def refresh(self) -> int:
         """What changed since the last call; addresses and numbers are in the tables by then, unless it is
@@ -100,6 +114,8 @@ class Watch:
             for (key, value), (known_key, known_value) in zip(entries.items(), known, strict=True):
                 if key is not known_key or value is not known_value:
                     return REBUILD
+        if any(len(now) != len(known) or any(map(operator.is_not, now, known)) for now, known in self.lists):
+            return REBUILD
         changes = 0
         for index, (group, known) in enumerate(self.groups):
             if group.keys() != known.keys():
@@ -120,21 +136,33 @@ class Watch:
     def bump_versions(self) -> None:
         """Tells autograd that the parameters were written: what saved them for a backward pass must not use them any
         more."""
-        torch.autograd.graph.increment_version([w.param for w in self.params if w.slot >= 0])
+        torch.autograd.graph.increment_version([w.param for w in self.params if w.slot >= 0 and self.gradients[w.slot]])
         self.versions = [_version(w) for w in self.params]
 
     def _take_in(self, index: int, key: str, old: Any, new: Any) -> bool:
-        if key not in self.columns or type(old) not in (int, float) or type(new) not in (int, float):
+        if key == "betas" and key in self.columns:
+            if len(new) != 2 or not all(isinstance(beta, Real) and 0 < beta < 1 for beta in new):
+                return False
+            values = beta_columns(*map(float, new))
+        elif key in self.columns and isinstance(old, Real) and isinstance(new, Real):
+            if (old == 0) != (new == 0):  # a momentum that comes or goes brings or takes state
+                return False
+            values = [float(new)]
+        else:
             return False
-        if (old == 0) != (new == 0):  # a momentum that comes or goes brings or takes state
-            return False
-        self.rows[index, self.columns[key]] = new
-        self.rows_double[index, self.columns[key]] = new
+        first = self.columns[key]
+        for rows in (self.rows, self.rows_double):
+            rows[index, first : first + len(values)] = torch.tensor(values, dtype=rows.dtype, device="cpu")
         return True
 
     def _look_at(self, w: Watched, address: int) -> int:
         if w.param.grad is None:
-            return 0 if w.slot < 0 else REBUILD
+            if w.slot < 0 or not self.gradients[w.slot]:
+                return 0
+            if w.copied:
+                return REBUILD
+            self.gradients[w.slot] = 0
+            return GRADIENTS
         local, grad = local_tensor(w.param), local_tensor(w.param.grad)
         if w.slot < 0 or local.data_ptr() != address:
             return REBUILD
@@ -142,10 +170,15 @@ class Watch:
             return REBUILD
         if is_direct(w.param) == w.copied:
             return REBUILD
-        if w.copied or self.gradients[w.slot] == grad.data_ptr():
+        if w.copied or self.gradients[w.slot] == address_of_gradient(grad):
             return 0
-        self.gradients[w.slot] = grad.data_ptr()
+        self.gradients[w.slot] = address_of_gradient(grad)
         return GRADIENTS
+
+
+def address_of_gradient(grad: Tensor) -> int:
+    """Of a local gradient, never 0, which means that there is none: an empty one, a shard say, has no memory."""
+    return grad.data_ptr() or EMPTY
 
 
 def local_tensor(x: Tensor) -> Tensor:

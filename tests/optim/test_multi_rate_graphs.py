@@ -112,12 +112,23 @@ def test_tables_that_a_graph_needs_made_anew_are_refused(device):
     optimizer = MultiRateSGD(owned, lr=1.0)
     with pytest.raises(RuntimeError, match="MultiRateSGD would need new tables while a CUDA graph is captured"):
         device.capture(optimizer.step)
+    owned[0].grad = torch.zeros(3)
+    optimizer.step()
+    owned[1].grad = torch.zeros(3)
+    with pytest.raises(RuntimeError, match="a first gradient came.*Take one step with the same parameters"):
+        device.capture(optimizer.step)
+
+
+def test_a_graph_replays_with_the_gradients_that_were_there(device):
+    owned = [nn.Parameter(torch.zeros(3)) for _ in range(2)]
+    optimizer = MultiRateSGD(owned, lr=1.0)
     for p in owned:
-        p.grad = torch.zeros(3)
+        p.grad = torch.ones(3)
     optimizer.step()
     owned[0].grad = None
-    with pytest.raises(RuntimeError, match="a gradient came or went.*Take one step with the same parameters"):
-        device.capture(optimizer.step)
+    graph = device.capture(optimizer.step)
+    device.replay(graph)
+    assert [p[0].item() for p in owned] == [-1.0, -2.0]
 
 
 def test_captures_without_a_step_between_them_are_counted(device):
@@ -149,7 +160,7 @@ def test_what_a_graph_uses_lives_as_long_as_the_optimizer(device, captured):
     if captured:
         device.capture(optimizer.step)
     held = weakref.ref(optimizer._plan)
-    owned[0].grad = None
+    owned[0].data = torch.zeros(3)
     optimizer.step()
     gc.collect()
     assert (held() is not None) == captured
