@@ -64,8 +64,10 @@ def stepped(
     with pgm_fast.backend(backend):
         running = build(groups, **options)
         for step in range(steps):
-            for p in made:
+            for k, p in enumerate(made):
                 p.grad = torch.randn(p.shape, generator=generator).to(device, dtype)
                 on_gradient(step, p.grad)
+                if step == 2 and k % 3 == 1:  # gradients come and go
+                    p.grad = None
             running.step()
     return made, running
