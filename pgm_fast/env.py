@@ -16,7 +16,7 @@ from dataclasses import asdict, dataclass
 from importlib import metadata, util
 from pathlib import Path
 
-__all__ = ["EXTRAS", "Fact", "doctor", "git_commit", "versions"]
+__all__ = ["EXTRAS", "Fact", "checked_out", "doctor", "git_commit", "versions"]
 
 # Extra of pyproject.toml -> {module: distribution}.
 EXTRAS = {
@@ -73,8 +73,53 @@ def versions() -> dict[str, str | None]:
     }
 
 
+def checked_out(path: str | os.PathLike = ".") -> str | None:
+    """The commit checked out where ``path`` lies, from git's own files; None where there is none.
+
+    Nothing is executed: git runs programs that a repository's configuration names, and the repository may be a
+    stranger's.
+    """
+    folder = Path(path).resolve()
+    for parent in (folder, *folder.parents):
+        git = parent / ".git"
+        if git.is_file():  # a worktree's points to its folder
+            git = parent / _short_text(git).removeprefix("gitdir:").strip()
+        if git.is_dir():
+            return _head(git)
+    return None
+
+
+def _head(git: Path) -> str | None:
+    head = _short_text(git / "HEAD").strip()
+    name = head.removeprefix("ref:").strip()
+    if name != head:
+        common = git / _short_text(git / "commondir").strip()
+        head = _short_text(git / name).strip() or _short_text(common / name).strip() or _packed(common, name)
+    return head if re.fullmatch("[0-9a-f]{40}|[0-9a-f]{64}", head) else None
+
+
+def _packed(git: Path, name: str) -> str:
+    lines = (line.split(" ") for line in _short_text(git / "packed-refs", 1 << 24).splitlines())
+    return next((parts[0] for parts in lines if parts[-1] == name), "")
+
+
+def _short_text(path: Path, limit: int = 4096) -> str:
+    """The beginning of a plain file; nothing where there is none."""
+    try:
+        if not path.is_file():
+            return ""
+        with path.open("rb") as file:
+            return file.read(limit).decode("utf-8", "replace")
+    except (OSError, ValueError):
+        return ""
+
+
 def git_commit(path: str | os.PathLike = ".") -> str | None:
-    """The commit checked out where ``path`` lies, ``-dirty`` if tracked files differ; None where there is none."""
+    """The commit checked out where ``path`` lies, ``-dirty`` if tracked files differ; None where there is none.
+
+    By running git, which runs what the repository's configuration names: for sources of one's own, see
+    :func:`checked_out`.
+    """
     folder = Path(path)
     folder = folder if folder.is_dir() else folder.parent
     # --no-optional-locks: do not refresh the index of someone's repository on the way.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,7 +12,7 @@ from ..errors import ConfigError
 from ..train import predict
 from ..train.assembly import features_of_run
 from ..train.checkpoints import load_run
-from ..train.files import atomic_write
+from ..train.files import atomic_write, write_csv
 from ..train.folder import RunFolder
 from ..train.predictions import Predictions
 from ..train.reports import PARTITIONS
@@ -96,6 +95,4 @@ def _write_csv(file, arrays: dict[str, np.ndarray]) -> None:
         else:
             labels = PARTITIONS[values.shape[1]] if name.startswith("share.") else range(values.shape[1])
             columns.update({f"{name}.{label}": values[:, number] for number, label in enumerate(labels)})
-    writer = csv.writer(file, lineterminator="\n")
-    writer.writerow(columns)
-    writer.writerows(zip(*(column.astype(str) for column in columns.values()), strict=True))
+    write_csv(file, columns, zip(*(column.astype(str) for column in columns.values()), strict=True))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -10,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from ..env import versions
-from ..train.files import atomic_write
+from ..train.files import atomic_write, write_csv
 from ..train.plots.canvas import save
 from ..train.reports import write_json
 from .estimates import COMPONENTS
@@ -43,9 +42,7 @@ def write(found: Interactions, folder: str | PathLike) -> list[Path]:
     with atomic_write(paths[0], "wb") as file:
         np.savez(file, **columns)
     with atomic_write(paths[1], "w") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(columns)
-        writer.writerows(zip(*map(_cells, columns.values()), strict=True))
+        write_csv(file, columns, zip(*map(_cells, columns.values()), strict=True))
     save(bars(found), paths[2])
     with atomic_write(paths[3], "w") as file:
         file.write(page(found))

@@ -223,7 +223,7 @@ def _read(path: Path) -> str:
 
 def _parse(text: str, name: str) -> Mapping[str, Any]:
     try:
-        value = OmegaConf.to_container(OmegaConf.load(StringIO(text)), resolve=True)
+        value = OmegaConf.to_container(OmegaConf.load(StringIO(text)), resolve=False)
     except yaml.YAMLError as error:
         mark, problem = getattr(error, "problem_mark", None), getattr(error, "problem", None) or str(error)
         where = f" at line {mark.line + 1}, column {mark.column + 1}" if mark else ""
@@ -250,11 +250,26 @@ def _split(override: str) -> tuple[str, _Typed]:
 def _apply(config, values: Mapping[str, Any]) -> None:
     for key, hint, value in _leaves(Config, values, ""):
         value = _value_of(key, hint, value)
+        _refuse_interpolation(key, value)
         try:
             OmegaConf.update(config, key, value, merge=True)
         except (OmegaConfBaseException, TypeError, ValueError):
             where, hint, value = _misfit(key, hint, value) or (key, hint, value)
             raise ConfigError(f"{where}={value!r} has the wrong type; it takes {_type_name(hint)}") from None
+
+
+def _refuse_interpolation(key: str, value: Any) -> None:
+    """A configuration is plain values. What OmegaConf would put in place of ``${...}`` is another's to choose where a
+    file is a stranger's, an environment variable say, and would be written into the run."""
+    if isinstance(value, Mapping):
+        for name, item in value.items():
+            _refuse_interpolation(key, str(name))
+            _refuse_interpolation(f"{key}.{name}", item)
+    elif isinstance(value, (list, tuple)):
+        for item in value:
+            _refuse_interpolation(key, item)
+    elif isinstance(value, str) and "${" in value:
+        raise ConfigError(f"{key}={value!r} holds ${{...}}, which is not looked up: write the value itself")
 
 
 def _misfit(key: str, hint: Any, value: Any) -> tuple[str, Any, Any] | None:

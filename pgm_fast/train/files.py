@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+import csv
 import os
 import re
 import secrets
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
 from ..errors import CheckpointError
 
-__all__ = ["atomic_write", "second_name"]
+__all__ = ["atomic_write", "second_name", "write_csv"]
 
 
 @contextmanager
@@ -112,3 +113,24 @@ def _sync_folder(folder: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def write_csv(file: IO[str], header: Iterable[str], rows: Iterable[Iterable[str]]) -> None:
+    """Every csv that is written: no cell is a formula to a spreadsheet, whatever a data set's ids and names are.
+
+    A text that begins with ``=``, ``+``, ``-``, ``@``, a tab or a carriage return and is no number gets an apostrophe
+    in front (OWASP, "CSV Injection").
+    """
+    writer = csv.writer(file, lineterminator="\n")
+    writer.writerow(map(_as_text, header))
+    writer.writerows(map(_as_text, row) for row in rows)
+
+
+def _as_text(cell: str) -> str:
+    if not cell.startswith(("=", "+", "-", "@", "\t", "\r")):
+        return cell
+    try:
+        float(cell)
+    except ValueError:
+        return f"'{cell}"
+    return cell

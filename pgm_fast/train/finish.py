@@ -13,7 +13,7 @@ from .. import (
     ops,  # noqa: F401  (importing the ops registers their backends)
 )
 from ..data import Loader
-from ..env import git_commit, versions
+from ..env import checked_out, versions
 from .assembly import Run
 from .evaluation import collect, measure
 from .folder import RunFolder
@@ -34,7 +34,7 @@ def describe(parts: Run) -> dict[str, Any]:
     """What config.yaml records of the surroundings of a run."""
     return {
         "versions": versions(),
-        "git_commit": git_commit(),
+        "git_commit": checked_out(),
         "device": device_name(parts.ranks.device),
         "processes": parts.ranks.world,
         "threads": torch.get_num_threads(),

@@ -4,14 +4,26 @@ from __future__ import annotations
 
 import os
 import shlex
-import shutil
 from pathlib import Path
 
 from ..errors import CheckpointError, ConfigError
 from .files import atomic_write
 from .lock import RunLock
 
-__all__ = ["RunFolder"]
+__all__ = ["PLOTS", "RunFolder"]
+
+PLOTS = (
+    "confusion.png",
+    "effective_dimensions.png",
+    "gates.png",
+    "labels.png",
+    "learning_curves.png",
+    "projection.png",
+    "ranks.png",
+    "scatter.png",
+    "shares.png",
+)
+"""Names of the pictures of a run."""
 
 
 class RunFolder:
@@ -51,7 +63,8 @@ class RunFolder:
         """Make sure that a new run may write here.
 
         Args:
-            overwrite: remove the files of the run that is here (and nothing else).
+            overwrite: remove the files that the run here has written (and nothing else), whose config.yaml says that
+                it is one.
 
         Raises:
             ConfigError: a run is here already, or the path is a file.
@@ -67,17 +80,38 @@ class RunFolder:
                 f"out={self.path} holds {state} run already; choose another out, continue it with "
                 f"`{self.resume_command}`, or replace it with --overwrite (overwrite=True)"
             )
+        if not self._is_ours():
+            raise ConfigError(
+                f"out={self.path} holds files that are not of a run of this program (its {self.config.name} does not "
+                "say so), and nothing of them is removed; choose another out"
+            )
         try:
             # The configuration goes last: a folder whose removal was cut short still says what it was.
-            for path in (self.report, self.page, self.plots, self.events, self.last.parent, self.metrics, self.config):
-                if path.is_dir():
-                    shutil.rmtree(path)
-                else:
-                    path.unlink(missing_ok=True)
+            for path in (*self._written(), self.config):
+                path.unlink(missing_ok=True)
+            for folder in (self.plots, self.events, self.last.parent):
+                if folder.is_dir() and not any(folder.iterdir()):
+                    folder.rmdir()
         except OSError as error:
             raise CheckpointError(
                 f"cannot remove the old run in {self.path}: {error.strerror}; choose another out"
             ) from error
+
+    def _is_ours(self) -> bool:
+        from .configure import from_yaml
+
+        try:
+            from_yaml(self.config.read_text(encoding="utf-8"))
+        except (OSError, UnicodeDecodeError, ConfigError):
+            return False
+        return True
+
+    def _written(self) -> list[Path]:
+        """What a run writes, by name; what else lies in its folders is somebody's."""
+        plots = [path for path in self.plots.glob("*.png") if path.name in PLOTS]
+        events = list(self.events.glob("events.out.tfevents.*"))
+        checkpoints = [self.last, self.previous, self.best]
+        return [self.report, self.page, *plots, *events, *checkpoints, self.metrics]
 
     def require_no_links(self) -> None:
         """Raises CheckpointError where a place that a run writes to is a symbolic link: it would write somewhere else.

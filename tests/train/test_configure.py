@@ -138,7 +138,7 @@ def test_an_unknown_key_is_named_with_its_section_neighbours_and_choices():
         ("pgm.rates.a=2", "pgm.rates.a=2 has the wrong type; it takes a mapping of names to a number"),
         ("data.source=", "data.source=None has the wrong type; it takes text"),
         ("data=x.npz", "data='x.npz' is not allowed; it takes the keys source,"),
-        ("out=${nowhere}", "out cannot be resolved"),
+        ("out=${nowhere}", "holds ${...}, which is not looked up: write the value itself"),
         ("train.epochs", "override 'train.epochs' is not of the form key=value"),
         ("=3", "override '=3' is not of the form key=value"),
     ],
@@ -156,7 +156,10 @@ def test_a_wrong_value_is_named_with_what_the_key_takes(override, expected):
         ("- a", "holds no sections"),
         ("3", "is not a usable configuration"),
         ("nope: 3", "unknown configuration key 'nope'"),
-        ("out: ${nowhere}", "is not a usable configuration"),
+        ("out: ${nowhere}", "holds ${...}, which is not looked up: write the value itself"),
+        ("out: '${oc.env:HOME}'", "holds ${...}, which is not looked up"),
+        ("pgm: {rates: {'${oc.env:HOME}': {uni: 1.0}}}", "holds ${...}, which is not looked up"),
+        ("data: {modalities: ['${oc.env:HOME}']}", "holds ${...}, which is not looked up"),
     ],
 )
 def test_a_wrong_file_is_named(tmp_path, text, expected):
