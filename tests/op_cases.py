@@ -27,6 +27,12 @@ PARTITIONS = {
     "partition_dual": (ops.partition_dual, 2),
     "partition_dual_with_share": (partial(ops.partition_dual, return_share=True), 2),
 }
+# b ~ N(0, 1) in the cases: edges wide enough that most of them are still in the row
+EDGE = {"width": 0.5, "floor": 0.25}
+BOUNDARIES = {
+    "partition_boundary": partial(ops.partition_boundary, **EDGE),
+    "partition_boundary_with_share": partial(ops.partition_boundary, **EDGE, return_share=True),
+}
 
 
 @dataclass(frozen=True)
@@ -86,6 +92,22 @@ def _plain_partition_with_share(h, z, temperature=1.0):
 
 def _plain_dual_with_share(h, z_uni, z_paired, temperature=1.0):
     return *_plain_dual(h, z_uni, z_paired, temperature), _plain_dual_share(z_uni, z_paired, temperature)
+
+
+def _plain_boundary_gates(d, b_uni, b_paired, width):
+    x = torch.linspace(0.5 / d, 1 - 0.5 / d, d, dtype=torch.float64, device=b_uni.device).to(b_uni.dtype)
+    return (_gate(-0.5 * ((x - center) / width) ** 2, 1.0) for center in (b_uni, 1 - b_paired))
+
+
+def _plain_boundary(h, b_uni, b_paired, width=EDGE["width"], floor=EDGE["floor"]):
+    closed, r = _plain_boundary_gates(h.shape[-1], b_uni, b_paired, width)
+    return h - (1 - floor) * closed * h, h - (1 - floor) * (1 - r) * h
+
+
+def _plain_boundary_with_share(h, b_uni, b_paired):
+    closed, r = _plain_boundary_gates(h.shape[-1], b_uni, b_paired, EDGE["width"])
+    masses = ((1 - closed) * (1 - r), closed * r, (1 - closed) * r, closed * (1 - r))
+    return *_plain_boundary(h, b_uni, b_paired), torch.stack([mass.mean(-1) for mass in masses], -1)
 
 
 def _plain_linear(h, z, w_uni, b_uni, w_paired, b_paired, temperature=1.0, activation=None):
@@ -291,6 +313,10 @@ _OPS = [
             (_plain_partition, _plain_partition_with_share, _plain_dual, _plain_dual_with_share),
             strict=True,
         )
+    ),
+    *(
+        Case(name, lambda n, d: [(n, d), (n, 1), (n, 1)], run, plain, (True,) * 3, has_temperature=False)
+        for (name, run), plain in zip(BOUNDARIES.items(), (_plain_boundary, _plain_boundary_with_share), strict=True)
     ),
     Case(
         "partition_share",

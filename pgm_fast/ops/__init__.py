@@ -13,6 +13,7 @@ from .grouped_partitioned_linear import grouped_partitioned_linear
 from .info_nce import info_nce
 from .mlp import mlp
 from .partition import partition
+from .partition_boundary import partition_boundary
 from .partition_dual import partition_dual
 from .partition_share import partition_share
 from .partitioned_linear import partitioned_linear
@@ -35,6 +36,7 @@ __all__ = [
     "info_nce",
     "mlp",
     "partition",
+    "partition_boundary",
     "partition_dual",
     "partition_share",
     "partitioned_linear",

@@ -7,7 +7,16 @@ import math
 import torch
 from torch import Tensor
 
-__all__ = ["autocast_dtype", "check_features", "check_gate", "check_same_dtype", "check_temperature", "check_tensor"]
+__all__ = [
+    "autocast_dtype",
+    "check_features",
+    "check_fraction",
+    "check_gate",
+    "check_positive",
+    "check_same_dtype",
+    "check_temperature",
+    "check_tensor",
+]
 
 
 def check_tensor(
@@ -81,18 +90,40 @@ def check_features(name: str, h: object) -> None:
 
 
 def check_temperature(value: object) -> float:
+    """:func:`check_positive` of a temperature."""
+    return check_positive("temperature", value)
+
+
+def check_positive(name: str, value: object) -> float:
     """Returns ``value`` as a float.
 
     Raises:
         TypeError: not a Python number (a tensor would force a synchronisation).
         ValueError: not finite or not positive.
     """
-    if isinstance(value, bool) or not isinstance(value, (int, float, torch.SymFloat)):
-        raise TypeError(f"temperature must be a Python float, got {type(value).__name__}")
+    _check_number(name, value)
     # a comparison, unlike math.isfinite, may be recorded for a number that changes between the calls of a graph
     if not 0 < value < math.inf:
-        raise ValueError(f"temperature must be finite and > 0, got {value}")
+        raise ValueError(f"{name} must be finite and > 0, got {value}")
     return float(value) if isinstance(value, int) else value
+
+
+def check_fraction(name: str, value: object) -> float:
+    """Returns ``value`` as a float.
+
+    Raises:
+        TypeError: not a Python number.
+        ValueError: not in [0, 1).
+    """
+    _check_number(name, value)
+    if not 0 <= value < 1:
+        raise ValueError(f"{name} must be >= 0 and < 1, got {value}")
+    return float(value) if isinstance(value, int) else value
+
+
+def _check_number(name: str, value: object) -> None:
+    if isinstance(value, bool) or not isinstance(value, (int, float, torch.SymFloat)):
+        raise TypeError(f"{name} must be a Python float, got {type(value).__name__}")
 
 
 def autocast_dtype(x: Tensor) -> torch.dtype | None:
