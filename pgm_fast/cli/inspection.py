@@ -15,7 +15,7 @@ from .terminal import say, show_table
 
 __all__ = ["READING", "inspect_source"]
 
-READING = ("format", "task", "modalities", "label", "group_by", "order_by", "nonfinite", "options")
+READING = ("format", "task", "modalities", "ignore", "label", "labels", "group_by", "order_by", "nonfinite", "options")
 _SPLITTING = ("resplit", "resplit_seed", "resplit_by")
 
 

@@ -15,6 +15,7 @@ import numpy as np
 from ..errors import DataError
 
 __all__ = [
+    "AbsentRows",
     "Chunk",
     "CleanRows",
     "GroupedRows",
@@ -25,6 +26,7 @@ __all__ = [
     "kind_of",
     "read_rows",
     "release",
+    "without_filling",
 ]
 
 # One piece of an array: large enough to hide the cost of a Python iteration, small enough for a core's cache.
@@ -80,8 +82,21 @@ class StackedRows(LazyRows):
         return out if steps is None or self.ndim == 2 else out[:, :steps]
 
 
+class AbsentRows(LazyRows):
+    """A modality that no row has, of zeros."""
+
+    def __init__(self, shape: tuple[int, ...], kind: str):
+        self.shape = shape
+        self.dtype = np.dtype(np.float32)
+        self.kind = kind
+
+    def read(self, rows: np.ndarray, steps: int | None = None) -> np.ndarray:
+        kept = self.shape[1:] if steps is None or self.ndim == 2 else (min(steps, self.shape[1]), *self.shape[2:])
+        return np.zeros((len(rows), *kept), self.dtype)
+
+
 class CleanRows(LazyRows):
-    """Another array with NaN and infinities read as 0."""
+    """Another array with NaN and infinities read as 0. What standardises reads ``source`` and fills afterwards."""
 
     def __init__(self, source):
         self.source = source
@@ -113,6 +128,11 @@ class GroupedRows(LazyRows):
         numbers, place = np.unique(members[wanted], return_inverse=True)
         out[wanted] = read_rows(self.source, numbers)[place]
         return out
+
+
+def without_filling(array):
+    """The array with its NaN and infinities, where it is one that reads 0 in their place."""
+    return array.source if isinstance(array, CleanRows) else array
 
 
 def is_lazy(array) -> bool:

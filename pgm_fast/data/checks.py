@@ -9,14 +9,14 @@ import numpy as np
 from torch import nn
 
 from ..errors import DataError
-from .arrays import LazyRows, iterate_valid
+from .arrays import LazyRows
 from .feature_set import SPLITS, TASKS, FeatureSet
 from .grouping import disagreement
-from .labels import decide_task, label_problems, likely_classes
-from .media import MediaRows
+from .labels import LABELS, decide_task, label_problems, likely_classes, recode
 from .raw import Problem, Raw, RefusedData, Request, nearest
 from .readers import read
 from .splitting import RESPLITS
+from .values import value_problems
 
 __all__ = ["check_features", "examine", "find_problems", "normal_split"]
 
@@ -38,6 +38,7 @@ def examine(request: Request) -> tuple[Raw | None, list[Problem]]:
     try:
         _check_request(request)
         raw = read(request)
+        _recode_labels(raw, request)
         _use_classes(raw, request)
     except RefusedData as refused:
         return None, [refused.problem]
@@ -51,6 +52,12 @@ def _check_request(request: Request) -> None:
     if request.task not in ("auto", *TASKS):
         message = f"unknown task '{request.task}'{nearest(request.task, TASKS)}; one of auto, {', '.join(TASKS)}"
         raise RefusedData(Problem(request.source, "task", None, message))
+    if request.labels not in LABELS:
+        message = f"'{request.labels}' is not one of {', '.join(LABELS)}{nearest(request.labels, LABELS)}"
+        raise RefusedData(Problem(request.source, "labels", None, message))
+    if request.labels != "auto" and request.task not in ("auto", "classification", "retrieval"):
+        message = f"'{request.labels}' makes classes, and task={request.task} needs none; leave one of them out"
+        raise RefusedData(Problem(request.source, "labels", None, message))
     if request.nonfinite not in ("error", "zero"):
         raise RefusedData(
             Problem(request.source, "nonfinite", None, f"'{request.nonfinite}' is not one of error, zero")
@@ -101,7 +108,8 @@ def check_features(features: FeatureSet, *, apply: bool = False) -> None:
         problems = [*_lengths(replace(raw, presence=None))]
         if raw.step_lengths is not None:
             raw.lengths = dict.fromkeys(raw.modalities, raw.step_lengths) | raw.lengths
-        problems = problems or [p for p in find_problems(raw, request) if p.severity == "error"]
+        found = find_problems(raw, request, absent_rows=False)
+        problems = problems or [p for p in found if p.severity == "error"]
     if problems:
         more = len(problems) - 1
         raise RefusedData(problems[0], f"{problems[0]}" + (f" ({more} more)" if more else ""))
@@ -151,6 +159,20 @@ def _unusual(raw: Raw, features: FeatureSet, apply: bool) -> Iterator[Problem]:
         yield raw.problem("labels", None, f"dtype {raw.label.dtype}: {features.task} needs integers")
 
 
+def _recode_labels(raw: Raw, request: Request) -> None:
+    """Put classes in the place of labels whose values mean classes in a way that was asked for."""
+    if request.labels == "auto" or raw.label is None or not len(raw.label) or request.task == "retrieval":
+        return
+    label = used = raw.label
+    if raw.step_lengths is not None and label.ndim > 1 and len(raw.step_lengths) == len(label):
+        used = label[np.arange(label.shape[1]) < raw.step_lengths[:, None]]
+    try:
+        raw.label, raw.num_classes, raw.class_names = recode(label, used, request.labels, raw.class_names)
+    except ValueError as error:
+        raise RefusedData(raw.problem(raw.label_key, None, str(error))) from None
+    raw.default_task = "classification"
+
+
 def _use_classes(raw: Raw, request: Request) -> None:
     """Put the classes that were asked for in the place of the source's own, labels recoded by name."""
     if request.num_classes is not None:
@@ -167,8 +189,11 @@ def _use_classes(raw: Raw, request: Request) -> None:
     raw.label = np.asarray(own)[raw.label]
 
 
-def find_problems(raw: Raw, request: Request) -> Iterator[Problem]:
-    """All problems of a readable source, structure first, then values."""
+def find_problems(raw: Raw, request: Request, absent_rows: bool = True) -> Iterator[Problem]:
+    """All problems of a readable source, structure first, then values.
+
+    With ``absent_rows`` a row of NaN alone is marked in ``raw.presence`` as one that lacks the modality.
+    """
     rows = len(raw)
     shapes_fit = True
     for problem in _shapes(raw, rows):
@@ -178,17 +203,13 @@ def find_problems(raw: Raw, request: Request) -> Iterator[Problem]:
     yield from _splits(raw, request.apply)
     yield from _ids(raw, request)
     yield from _lengths(raw)
-    yield from _presence(raw, rows)
     yield from _columns(raw, request, rows)
     if request.group_by is not None:
         yield from _groups(raw, request, rows)
     if raw.label is not None:
         yield from _labels(raw, request)
-    for name, array in raw.modalities.items():
-        if isinstance(array, MediaRows):
-            yield from _media(raw, name, array)
-        elif array.ndim in (2, 3) and array.dtype.kind in "fiub" and len(array) and array.shape[-1]:
-            yield from _values(raw, name, request.nonfinite, shapes_fit)
+    yield from value_problems(raw, request, shapes_fit, absent_rows)
+    yield from _presence(raw, rows)
 
 
 def _shapes(raw: Raw, rows: int) -> Iterator[Problem]:
@@ -389,50 +410,3 @@ def _labels(raw: Raw, request: Request) -> Iterator[Problem]:
         yield raw.problem(raw.label_key, None, advice, "warning")
     for row, message in label_problems(label, task, raw.num_classes, raw.class_names):
         yield raw.problem(raw.label_key, row if row is None or rows_of is None else int(rows_of[row]), message)
-
-
-def _media(raw: Raw, name: str, array: MediaRows) -> Iterator[Problem]:
-    """Files that cannot be read. Only their heads are looked at: decoded values are always finite."""
-    for row, file, reason in array.unreadable(np.arange(len(array))):
-        yield replace(
-            raw.problem(name, row, f"cannot be read: {reason}; replace it or leave the row out"), file=str(file)
-        )
-
-
-def _values(raw: Raw, name: str, nonfinite: str, shapes_fit: bool) -> Iterator[Problem]:
-    """NaN and infinities (as float32, what training sees) and constant features, in present rows and valid steps."""
-    array = raw.modalities[name]
-    rows = np.arange(len(array))
-    lengths = raw.lengths.get(name)
-    if shapes_fit and raw.presence is not None and raw.presence.shape == (len(array), len(raw.modalities)):
-        rows = rows[raw.presence.astype(bool)[:, list(raw.modalities).index(name)]]
-    if lengths is not None and not (array.ndim == 3 and _whole_numbers(lengths) and len(lengths) == len(array)):
-        lengths = None
-    counts, first_row = np.zeros(3, np.int64), None
-    first, constant = None, None
-    for chunk in iterate_valid(array, rows, lengths):
-        with np.errstate(over="ignore", invalid="ignore"):
-            values = chunk.values.astype(np.float32, copy=False)
-        if not len(values):
-            continue
-        if first is None:
-            first, constant = values[0].copy(), np.arange(values.shape[1])
-        if len(constant):
-            constant = constant[(values[:, constant] == first[constant]).all(axis=0)]
-        finite = np.isfinite(values)
-        if not finite.all():
-            bad = np.flatnonzero(~finite.all(axis=1))
-            if first_row is None:
-                first_row = chunk.row_of(int(bad[0]))
-            counts += [np.isnan(values).sum(), np.isposinf(values).sum(), np.isneginf(values).sum()]
-    if first_row is not None:
-        kinds = zip(counts.tolist(), ("NaN", "+inf", "-inf"), strict=True)
-        found = ", ".join(f"{count} {kind}" for count, kind in kinds if count) + f" in shape {tuple(array.shape)}"
-        if nonfinite == "error":
-            message = f"{found}, first in this row; finite numbers are needed (nonfinite=zero reads them as 0)"
-            yield raw.problem(name, first_row, message)
-        else:
-            yield raw.problem(name, first_row, f"{found}, first in this row; read as 0", "note")
-    if constant is not None and len(constant) and len(rows) > 1:
-        message = f"{len(constant)} of {len(first)} features hold one value in every row (first: {constant[0]})"
-        yield raw.problem(name, None, message, "note")

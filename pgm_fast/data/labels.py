@@ -8,7 +8,9 @@ import numpy as np
 
 from .raw import nearest
 
-__all__ = ["convert_labels", "decide_task", "label_problems", "likely_classes"]
+__all__ = ["LABELS", "convert_labels", "decide_task", "label_problems", "likely_classes", "recode"]
+
+LABELS = ("auto", "classes", "onehot", "sign")  # what the values of labels can be said to mean
 
 # Floats of more distinct values than this are taken for measurements without a doubt, whole or not.
 MANY_CLASSES = 100
@@ -35,13 +37,64 @@ def likely_classes(label: np.ndarray) -> str | None:
         return None
     if label.ndim == 2 and label.shape[1] > 1:
         if np.isin(label, (0, 1)).all() and (label.sum(axis=1) == 1).all():
-            return f"shape {label.shape}, one 1 in every row: argmax them for classification?"
+            return f"shape {label.shape}, one 1 in every row: data.labels=onehot for classes?"
         return None
     if label.dtype.kind == "f" and label.size == len(label):
         values = np.unique(label)
-        if 2 <= len(values) <= min(MANY_CLASSES, len(label) // 2) and np.array_equal(values, np.arange(len(values))):
-            return f"{label.dtype}, all of them whole numbers 0..{len(values) - 1}: data.task=classification?"
+        if 2 <= len(values) <= min(MANY_CLASSES, len(label) // 2) and np.array_equal(values, np.rint(values)):
+            if np.array_equal(values, np.arange(len(values))):
+                return f"{label.dtype}, all of them whole numbers 0..{len(values) - 1}: data.task=classification?"
+            shown = ", ".join(f"{value:g}" for value in values[:4]) + (", ..." if len(values) > 4 else "")
+            return f"{label.dtype}, all of them one of {len(values)} whole numbers ({shown}): data.labels=classes?"
     return None
+
+
+def recode(
+    label: np.ndarray, used: np.ndarray, meaning: str, class_names: list[str] | None
+) -> tuple[np.ndarray, int, list[str] | None]:
+    """Labels whose values mean what ``data.labels`` says, as labels of classes.
+
+    Args:
+        label: ``[N, ...]``, the last axis one-hot where that is what they mean.
+        used: ``[n, ...]``, the labels without padding.
+        meaning: one of :data:`LABELS`, not ``auto``.
+        class_names: of the source, where it names them.
+
+    Returns:
+        Labels (numbers, or names), how many classes there are, and their names in order, None for numbers.
+
+    Raises:
+        ValueError: the values cannot mean that; says which one.
+    """
+    if meaning == "onehot":
+        if used.ndim < 2 or used.dtype.kind not in "iubf" or not np.isin(used, (0, 1)).all():
+            raise ValueError(f"{used.dtype} {used.shape}, and labels=onehot needs [N, C] of 0 and 1")
+        if (ones := used.sum(axis=-1) != 1).any():
+            raise ValueError(f"{used[ones][0].tolist()}, and labels=onehot needs one 1 per row")
+        return label.argmax(axis=-1), label.shape[-1], class_names
+    if used.size != len(used):
+        raise ValueError(f"shape {used.shape}, and labels={meaning} needs one value per row")
+    label, used = label.reshape(label.shape[: label.ndim - used.ndim + 1]), used.reshape(-1)
+    if meaning == "sign":
+        if used.dtype.kind not in "iubf" or not np.isfinite(used).all():
+            raise ValueError(f"{used.dtype}, and labels=sign needs finite numbers")
+        return (label > 0).astype(np.int64), 2, class_names
+    values = np.unique(used)
+    if values.dtype.kind not in "iubfUS" or (values.dtype.kind == "f" and (values != np.rint(values)).any()):
+        raise ValueError(
+            f"{values[-1]!r}, and labels=classes needs whole numbers or names; labels=sign makes two classes"
+        )
+    names = class_names if class_names is not None and len(class_names) == len(values) else [_name(v) for v in values]
+    every, place = np.unique(label, return_inverse=True)
+    table = {value: name for value, name in zip(values.tolist(), names, strict=True)}
+    coded = np.array([table.get(value, names[0]) for value in every.tolist()])  # others are padding
+    return coded[place.reshape(label.shape)], len(names), names
+
+
+def _name(value) -> str:
+    if isinstance(value, bytes):
+        return value.decode("latin1")
+    return str(value) if isinstance(value, str) else str(int(value))
 
 
 def _flat(label: np.ndarray) -> np.ndarray:
@@ -110,7 +163,8 @@ def _class_problems(
     limit = num_classes if num_classes is not None else len(class_names) if class_names is not None else None
     if classes[0] < 0:
         row = int(np.flatnonzero(values < 0)[0])
-        yield row, f"label {values[row]} out of range: classes are numbered 0..C-1"
+        cure = " (data.labels=classes renumbers those of a file)" if limit is None else ""
+        yield row, f"label {values[row]} out of range: classes are numbered 0..C-1{cure}"
     if limit is not None and classes[-1] >= limit:
         row = int(np.flatnonzero(values >= limit)[0])
         yield row, f"label {values[row]} out of range: there are {limit} classes, 0..{limit - 1}"
@@ -122,7 +176,8 @@ def _class_problems(
             advice = f"subtract {value}" if gaps[0] == 0 and classes[-1] == value + len(classes) - 1 else "renumber"
             yield (
                 row,
-                f"label {value} but no row holds class {gaps[0]}: classes are numbered 0..C-1 without gaps ({advice})",
+                f"label {value} but no row holds class {gaps[0]}: classes are numbered 0..C-1 without gaps "
+                f"({advice}; data.labels=classes does it for a file)",
             )
 
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ..errors import ConfigError
-from .arrays import CHUNK_BYTES, read_rows
+from .arrays import CHUNK_BYTES, CleanRows, read_rows, without_filling
 from .batch import Batch
 from .feature_set import SPLITS, FeatureSet
 from .memory import free_bytes
@@ -142,9 +142,11 @@ class Loader:
     def _prepared(self, name: str, samples: np.ndarray, steps: int | None) -> np.ndarray:
         """float32 ``[len(samples), ...]`` of samples of the split (ascending): normalised, padding and absent 0."""
         array = self.features.modalities[name]
-        block = read_rows(array, self.sampler.rows[samples], steps)
+        block = read_rows(without_filling(array), self.sampler.rows[samples], steps)
         with np.errstate(over="ignore", invalid="ignore"):  # absent rows may hold anything
             block = self.normalizer.apply(name, block) if self.normalizer is not None else block.astype(np.float32)
+        if isinstance(array, CleanRows):
+            block[~np.isfinite(block)] = 0  # the mean, where values are standardised
         if name in self._lengths:
             block[np.arange(block.shape[1]) >= self._lengths[name][samples, None]] = 0
         if self.sampler.presence is not None:

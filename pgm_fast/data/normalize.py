@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from ..errors import DataError
-from .arrays import iterate_valid, kind_of
+from .arrays import iterate_valid, kind_of, without_filling
 from .feature_set import FeatureSet
 
 __all__ = ["Normalizer"]
@@ -31,7 +31,9 @@ class Normalizer:
 
     @classmethod
     def fit(cls, features: FeatureSet) -> Normalizer:
-        """Statistics of the training rows: valid steps of sequences, present modalities. Reads in chunks.
+        """Statistics of the training rows: finite values in valid steps of sequences and present modalities.
+
+        Reads in chunks.
 
         Chunks are joined by the update of Chan, Golub and LeVeque (1983), in float64.
         """
@@ -40,19 +42,23 @@ class Normalizer:
         for position, (name, array) in enumerate(features.modalities.items()):
             rows = train if features.presence is None else train[features.presence[train, position]]
             lengths = features.lengths.get(name, features.step_lengths)
-            count, center, squares = 0, np.zeros(array.shape[-1]), np.zeros(array.shape[-1])
-            for chunk in iterate_valid(array, rows, lengths):
+            count, center, squares = (np.zeros(array.shape[-1]) for _ in range(3))
+            for chunk in iterate_valid(without_filling(array), rows, lengths):
                 if not len(chunk.values):
                     continue
                 values = chunk.values.astype(np.float64)
-                chunk_mean = values.mean(axis=0)
+                gaps = ~np.isfinite(values)
+                here = len(values) - gaps.sum(axis=0)
+                values[gaps] = 0
+                chunk_mean = values.sum(axis=0) / np.maximum(here, 1)
                 values -= chunk_mean
+                values[gaps] = 0
                 shift = chunk_mean - center
-                total = count + len(values)
-                squares += np.einsum("nd,nd->d", values, values) + shift**2 * (count * len(values) / total)
-                center += shift * (len(values) / total)
+                total = count + here
+                squares += np.einsum("nd,nd->d", values, values) + shift**2 * (count * here / np.maximum(total, 1))
+                center += shift * (here / np.maximum(total, 1))
                 count = total
-            variance = squares / max(count, 1)
+            variance = squares / np.maximum(count, 1)
             if kind_of(array) == "frames":
                 center, variance = _per_colour(center, variance)
             deviation = np.sqrt(variance)

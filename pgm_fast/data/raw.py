@@ -54,7 +54,9 @@ class Request:
     format: str = "auto"
     task: str = "auto"
     modalities: tuple[str, ...] | None = None
+    ignore: tuple[str, ...] = ()
     label: str = "label"
+    labels: str = "auto"
     group_by: str | None = None
     order_by: str | None = None
     nonfinite: str = "error"
@@ -65,6 +67,23 @@ class Request:
     resplit: str = "none"
     resplit_seed: int = 0
     resplit_by: str | None = None
+
+    def wanted(self, found: Sequence[str], held: Sequence[str]) -> list[str]:
+        """The modalities to read: all that were ``found``, or those that were asked for.
+
+        Of the modalities of a trained model those that the source does not hold are left out: they are absent.
+        """
+        if self.modalities is None:
+            return list(found)
+        return [name for name in self.modalities if not self.apply or name in held]
+
+    def kept(self, file: str, keys: Sequence[str]) -> list[str]:
+        """The keys of a source without those to be ignored. Raises RefusedData where one of these is not there."""
+        for name in self.ignore:
+            if name not in keys and not self.apply:
+                message = f"to be ignored, but there is no such key{nearest(name, keys)}; it holds {', '.join(keys)}"
+                raise RefusedData(Problem(file, name, None, message))
+        return [key for key in keys if key not in self.ignore]
 
 
 @dataclass
@@ -83,7 +102,7 @@ class Raw:
         default_task: what ``task=auto`` means, where the format says so.
         parts: ``(prefix, first row)`` of each part, where a source keeps its splits apart.
         files: key -> its own file, where a source has several.
-        notes: remarks that are not errors.
+        notes: what only the reader can tell to be wrong or worth knowing.
     """
 
     file: str
@@ -110,6 +129,12 @@ class Raw:
         sizes = [len(x) for x in self.modalities.values()]
         sizes += [len(x) for x in (self.label, self.split) if x is not None]
         return max(sizes, key=sizes.count) if sizes else 0
+
+    def note_unread(self, key: str, what: str, cure: str, request: Request) -> None:
+        """What is not read is an error; a warning where a trained model is applied, which knows what it needs."""
+        leave_out = f"leave it out by data.ignore=[{','.join((*request.ignore, key))}]"
+        message = f"{what} is not read" + ("" if request.apply else f": {cure}, or {leave_out}")
+        self.notes.append(self.problem(key, None, message, "warning" if request.apply else "error"))
 
     def problem(self, key: str, row: int | None, message: str, severity: str = "error") -> Problem:
         """A problem at a row of an array, in the file's own numbering."""

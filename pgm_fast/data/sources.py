@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping, Sequence
 from os import PathLike
+from typing import Any
 
 import numpy as np
 
@@ -20,70 +21,17 @@ __all__ = ["check", "load"]
 
 log = logging.getLogger(__name__)
 
-
-def _request(
-    source,
-    format,
-    task,
-    modalities,
-    label,
-    group_by,
-    order_by,
-    nonfinite,
-    options,
-    apply=False,
-    class_names=None,
-    num_classes=None,
-    **resplitting,
-) -> Request:
-    return Request(
-        source=str(source),
-        format=format,
-        task=task,
-        modalities=None if modalities is None else tuple(modalities),
-        label=label,
-        group_by=group_by,
-        order_by=order_by,
-        nonfinite=nonfinite,
-        options=dict(options or {}),
-        apply=apply,
-        class_names=None if class_names is None else tuple(class_names),
-        num_classes=num_classes,
-        **resplitting,
-    )
+_LISTS = ("modalities", "ignore", "class_names")  # of names, in a request as tuples
 
 
-def check(
-    source: str | PathLike,
-    *,
-    format: str = "auto",
-    task: str = "auto",
-    modalities: Sequence[str] | None = None,
-    label: str = "label",
-    group_by: str | None = None,
-    order_by: str | None = None,
-    nonfinite: str = "error",
-    options: Mapping | None = None,
-    resplit: str = "none",
-    resplit_seed: int = 0,
-    resplit_by: str | None = None,
-) -> list[Problem]:
+def _request(source: str | PathLike, reading: Mapping[str, Any]) -> Request:
+    lists = {key: tuple(reading[key]) for key in _LISTS if reading.get(key) is not None}
+    return Request(source=str(source), **{**reading, **lists, "options": dict(reading.get("options") or {})})
+
+
+def check(source: str | PathLike, **reading: Any) -> list[Problem]:
     """Everything that is wrong with a source, errors first; arguments as for :func:`load`. Reads every value once."""
-    request = _request(
-        source,
-        format,
-        task,
-        modalities,
-        label,
-        group_by,
-        order_by,
-        nonfinite,
-        options,
-        resplit=resplit,
-        resplit_seed=resplit_seed,
-        resplit_by=resplit_by,
-    )
-    _, problems = examine(request)
+    _, problems = examine(_request(source, reading))
     return sorted(problems, key=lambda problem: ("error", "warning", "note").index(problem.severity))
 
 
@@ -93,7 +41,9 @@ def load(
     format: str = "auto",
     task: str = "auto",
     modalities: Sequence[str] | None = None,
+    ignore: Sequence[str] = (),
     label: str = "label",
+    labels: str = "auto",
     group_by: str | None = None,
     order_by: str | None = None,
     nonfinite: str = "error",
@@ -114,10 +64,15 @@ def load(
         task: ``auto`` (integers: classification; integers 0/1 ``[N, C]``: multilabel; floats: regression), or one of
             the four tasks.
         modalities: a subset in this order; None for all.
+        ignore: keys (of a folder of files: names of folders or files) that are left out. Without it, and without
+            ``modalities``, an array that is not read is an error.
         label: key of the labels.
+        labels: what their values mean: ``auto``; ``classes``, every value is a class, numbered in order; ``onehot``,
+            the column that holds the 1; ``sign``, two classes, above zero or not.
         group_by: column whose equal values make one sequence of vectors, padded to the longest, with a label per step.
         order_by: column that orders the steps of a sequence; the order of the file otherwise.
-        nonfinite: ``error``, or ``zero``: NaN and infinities are read as 0.
+        nonfinite: ``error``, or ``zero``: NaN and infinities are read as 0, which training puts in their place after it
+            has standardised. A row of NaN alone is one that lacks the modality, in either case.
         options: for ``synthetic`` arguments of :func:`pgm_fast.data.synthetic.draw`, for ``av`` the numbers of
             :data:`pgm_fast.data.readers.audiovisual.OPTIONS`.
         apply: the data is for a trained model to be applied to: no split is made (rows without one are all ``test``),
@@ -139,20 +94,24 @@ def load(
     """
     request = _request(
         source,
-        format,
-        task,
-        modalities,
-        label,
-        group_by,
-        order_by,
-        nonfinite,
-        options,
-        apply,
-        class_names,
-        num_classes,
-        resplit=resplit,
-        resplit_seed=resplit_seed,
-        resplit_by=resplit_by,
+        {
+            "format": format,
+            "task": task,
+            "modalities": modalities,
+            "ignore": ignore,
+            "label": label,
+            "labels": labels,
+            "group_by": group_by,
+            "order_by": order_by,
+            "nonfinite": nonfinite,
+            "options": options,
+            "apply": apply,
+            "class_names": class_names,
+            "num_classes": num_classes,
+            "resplit": resplit,
+            "resplit_seed": resplit_seed,
+            "resplit_by": resplit_by,
+        },
     )
     raw, problems = examine(request)
     errors = [problem for problem in problems if problem.severity == "error"]
@@ -169,9 +128,7 @@ def load(
 
 def _assemble(raw: Raw, request: Request) -> FeatureSet:
     """The feature set of a source without errors."""
-    modalities = {
-        name: _finite(array) if request.nonfinite == "zero" else array for name, array in raw.modalities.items()
-    }
+    modalities = raw.modalities
     lengths = {name: np.maximum(value.astype(np.int64), 1) for name, value in raw.lengths.items()}
     presence = None if raw.presence is None else raw.presence.astype(bool)
     split = None if raw.split is None else normal_split(raw.split)[0]
@@ -189,6 +146,8 @@ def _assemble(raw: Raw, request: Request) -> FeatureSet:
         presence = None if presence is None else presence[members[:, 0]]
         ids = names.astype(str)
 
+    if request.nonfinite == "zero":
+        modalities = {name: _finite(array) for name, array in modalities.items()}
     strata = label if step_lengths is None else None
     split = _split(raw, request.apply, split, len(next(iter(modalities.values()))), strata)
     if not request.apply:
@@ -250,9 +209,4 @@ def _split(raw: Raw, apply: bool, split: np.ndarray | None, rows: int, label: np
 def _finite(array):
     if kind_of(array) != "features":
         return array  # decoded from files, always finite
-    if is_lazy(array):
-        return CleanRows(array)
-    bad = ~np.isfinite(array)
-    if not bad.any():
-        return array
-    return np.where(bad, array.dtype.type(0), array)
+    return CleanRows(array) if is_lazy(array) or not np.isfinite(array).all() else array

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..data.arrays import iterate_valid
+from ..data.arrays import iterate_valid, without_filling
 from ..data.feature_set import FeatureSet
 from ..data.normalize import Normalizer
 from ..errors import DataError
@@ -93,6 +93,8 @@ def rows_of(features: FeatureSet, learned: dict[str, np.ndarray] | None = None) 
 def _vectors(features: FeatureSet, name: str) -> np.ndarray:
     """Float ``[n, d]``: one vector per labelled row."""
     array, numbers = features.modalities[name], np.arange(len(features))
+    if array.ndim == 2 or features.per_step:
+        array = without_filling(array)
     lengths = features.lengths.get(name, features.step_lengths)
     blocks = []
     for chunk in iterate_valid(array, numbers, features.step_lengths if features.per_step else lengths):
@@ -115,7 +117,7 @@ def standardised(rows: Rows, device: torch.device) -> dict[str, Tensor]:
     for position, (name, values) in enumerate(rows.values.items()):
         with np.errstate(over="ignore", invalid="ignore"):  # absent rows may hold anything
             scaled = normalizer.apply(name, values)
-        scaled[~rows.present[:, position]] = 0
+        scaled[~rows.present[:, position, None] | ~np.isfinite(scaled)] = 0
         tensors[name] = torch.from_numpy(scaled).to(device)
     return tensors
 

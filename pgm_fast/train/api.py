@@ -282,7 +282,7 @@ def predict(
 
     Args:
         split: ``train``, ``valid`` or ``test``; None for all rows. The other arguments are those of :func:`evaluate`;
-            ``data`` needs no labels.
+            ``data`` needs no labels, and a source may lack modalities: they are absent in every row.
 
     Returns:
         Rows in ascending order of their number in the feature set; labels where the data has them.

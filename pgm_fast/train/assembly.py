@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import logging
 import os
 import threading
 from collections.abc import Iterator, Mapping, Sequence
@@ -11,11 +12,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
 from .. import backends
 from ..data import Loader, Normalizer, check_features, load
+from ..data.arrays import AbsentRows
 from ..data.feature_set import DataSpec, FeatureSet
 from ..data.raw import RefusedData
 from ..errors import CheckpointError, ConfigError, DataError
@@ -31,6 +34,8 @@ __all__ = ["Run", "features_of_run", "load_features", "machine", "resolve_config
 
 _OBJECT = "object:"  # data.source of a run on a FeatureSet that was handed in, followed by its name
 _EMBEDDED = ("digits", "synthetic")
+
+log = logging.getLogger(__name__)
 
 _training = threading.Lock()  # held by the run that random numbers, threads and algorithms are set for
 
@@ -66,6 +71,7 @@ def load_features(
     data: FeatureSet | str | None = None,
     *,
     task: str | None = None,
+    modalities: Sequence[str] | None = None,
     labels: bool = True,
     apply: bool = False,
     class_names: Sequence[str] | None = None,
@@ -77,6 +83,7 @@ def load_features(
         config: of the run.
         data: a feature set, which is returned as it is; a source; None for the run's own source.
         task: in place of ``data.task``.
+        modalities: of the model, in place of ``data.modalities`` where other data than the run's own is read.
         apply: the data is only for a trained model to be applied to.
         class_names, num_classes: of the model; another source's classes are coded by them (see
             :func:`pgm_fast.data.load`).
@@ -102,8 +109,10 @@ def load_features(
             settings.source if own else str(data),
             format=settings.format if own else "auto",
             task=task,
-            modalities=list(settings.modalities) if settings.modalities is not None else None,
+            modalities=settings.modalities if own or modalities is None else modalities,
+            ignore=settings.ignore,
             label=settings.label,
+            labels=settings.labels,
             group_by=settings.group_by,
             order_by=settings.order_by,
             nonfinite=settings.nonfinite,
@@ -115,9 +124,12 @@ def load_features(
     try:
         return read(task or settings.task)
     except RefusedData as refused:
-        if labels or refused.problem.key != settings.label:
+        if labels:
             raise
-        return read("retrieval")
+        try:
+            return read("retrieval")
+        except RefusedData:  # not for its labels alone
+            raise refused from None
 
 
 def _resplit(config: Config) -> dict[str, Any]:
@@ -129,7 +141,8 @@ def features_of_run(state: Mapping[str, Any], data: FeatureSet | str | None = No
 
     Args:
         state: content of a checkpoint.
-        data, labels: as for :func:`load_features`.
+        data, labels: as for :func:`load_features`. Where labels are not needed, a source may lack modalities: they are
+            absent in every row, and a warning says so.
 
     Raises:
         DataError: as :func:`load_features`, or the run's own source holds other data than the run was trained on.
@@ -141,6 +154,7 @@ def features_of_run(state: Mapping[str, Any], data: FeatureSet | str | None = No
         config,
         data,
         task=spec.task,
+        modalities=list(spec.modalities),
         labels=labels,
         apply=True,
         class_names=state.get("class_names"),
@@ -148,7 +162,25 @@ def features_of_run(state: Mapping[str, Any], data: FeatureSet | str | None = No
     )
     if data is None:
         require_same_data(features, state["data"])
-    return features
+    return features if labels or isinstance(data, FeatureSet) else _with_absent(features, spec)
+
+
+def _with_absent(features: FeatureSet, spec: DataSpec) -> FeatureSet:
+    """The features of a file with the modalities that it lacks, absent in every row; as they are where it has none."""
+    missing = [m for m in spec.modalities if m not in features.modalities]
+    if not missing or len(missing) == len(spec.modalities):
+        return features
+    log.warning("%s lacks %s, which the model knows: absent in every row", features.name, ", ".join(missing))
+    rows, steps = len(features), 1
+    if features.per_step:
+        steps = next(iter(features.modalities.values())).shape[1]
+    held = np.ones((rows, len(features.modalities)), bool) if features.presence is None else features.presence
+    absent = {
+        m: AbsentRows((rows, steps, s.dim) if (s := spec.modalities[m]).sequence else (rows, s.dim), s.kind)
+        for m in missing
+    }
+    presence = np.concatenate([held, np.zeros((rows, len(missing)), bool)], axis=1)
+    return replace(features, modalities={**features.modalities, **absent}, presence=presence)
 
 
 def require_splits(features: FeatureSet, task: str = "auto") -> None:

@@ -23,7 +23,9 @@ class DataConfig:
     format: str = "auto"  # auto, npz, pt, safetensors, folder, mmsa, multibench, lsmi, avmnist, av
     task: str = "auto"  # auto, classification, multilabel, regression, retrieval
     modalities: Optional[List[str]] = None  # a subset, in this order; None for all
+    ignore: List[str] = field(default_factory=list)  # keys, or folders and files of a folder, that are left out
     label: str = "label"  # key of the labels
+    labels: str = "auto"  # auto; classes: every value is one; onehot: the place of the 1; sign: above zero or not
     group_by: Optional[str] = None  # per-row key: rows with one value form a sequence, with a label per step
     order_by: Optional[str] = None  # per-row key that orders the steps of a sequence
     resplit: str = "none"  # none; all or validation: rows, or those of train and valid, are dealt to the splits anew

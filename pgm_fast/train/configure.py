@@ -22,6 +22,8 @@ from omegaconf.errors import OmegaConfBaseException
 
 from ..backends import BACKENDS
 from ..data.feature_set import TASKS
+from ..data.labels import LABELS
+from ..data.readers import FORMATS
 from ..data.splitting import RESPLITS
 from ..errors import ConfigError
 from ..methods import METHODS
@@ -36,8 +38,9 @@ ENVIRONMENT = "environment"  # the section of a run's config.yaml that records v
 
 CHOICES = {
     "method": tuple(METHODS),
-    "data.format": ("auto", "npz", "pt", "safetensors", "folder", "mmsa", "multibench", "lsmi", "avmnist", "av"),
+    "data.format": ("auto", *FORMATS),
     "data.task": ("auto", *TASKS),
+    "data.labels": LABELS,
     "data.nonfinite": ("error", "zero"),
     "data.resplit": RESPLITS,
     "data.resident": ("auto", "always", "never"),

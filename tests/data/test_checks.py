@@ -137,7 +137,7 @@ BAD = {
         "split, row 4: group 1 holds train in row 2 and valid here: a group in two splits",
     ),
     "order alone": (lambda a: None, {"order_by": "id"}, "'id' orders nothing without group_by"),
-    "no modality": (lambda a: (a.pop("text"), a.pop("audio")), {}, "no modality: no floating array"),
+    "no modality": (lambda a: (a.pop("text"), a.pop("audio")), {}, "no modality: no array of numbers"),
 }
 
 
@@ -261,8 +261,8 @@ def test_a_set_without_test_rows_loads_with_a_note(tmp_path):
     ("label", "advice"),
     [
         (np.arange(12) % 3.0, "data.task=classification?"),
-        (np.eye(3, dtype=int)[np.arange(12) % 3], "argmax them for classification?"),
-        (np.eye(3)[np.arange(12) % 3], "argmax them for classification?"),
+        (np.eye(3, dtype=int)[np.arange(12) % 3], "data.labels=onehot for classes?"),
+        (np.eye(3)[np.arange(12) % 3], "data.labels=onehot for classes?"),
     ],
 )
 def test_labels_that_look_like_classes_are_a_warning_until_the_task_is_named(tmp_path, label, advice):
@@ -278,3 +278,70 @@ def test_labels_that_look_like_classes_are_a_warning_until_the_task_is_named(tmp
 def test_other_labels_raise_no_doubt(tmp_path, label):
     np.savez(tmp_path / "set.npz", **{**good(), "label": label})
     assert check(tmp_path / "set.npz") == []
+
+
+UNREAD = {
+    "text of two axes": np.full((12, 2), "a"),
+    "truth values": np.ones((12, 2), bool),
+    "a single number": np.array(3.0),
+    "a column of another length": np.arange(5),
+}
+
+
+@pytest.mark.parametrize("case", UNREAD)
+def test_an_array_that_is_not_read_is_an_error_whose_advice_works(tmp_path, case):
+    np.savez(tmp_path / "set.npz", **good(), extra=UNREAD[case])
+    [problem] = check(tmp_path / "set.npz")
+    assert problem.severity == "error" and problem.key == "extra" and "data.ignore=[extra]" in problem.message
+    assert check(tmp_path / "set.npz", ignore=["extra"]) == []
+    assert list(load(tmp_path / "set.npz", modalities=["text"]).modalities) == ["text"]
+    # a trained model says what it needs: whatever else lies in the file does no harm, but is said
+    assert [p.severity for p in check(tmp_path / "set.npz", apply=True)] == ["warning"]
+
+
+def test_what_is_ignored_must_be_there(tmp_path):
+    np.savez(tmp_path / "set.npz", **good())
+    with pytest.raises(DataError, match=r"audo: to be ignored.*did you mean 'audio'"):
+        load(tmp_path / "set.npz", ignore=["audo"])
+    assert list(load(tmp_path / "set.npz", ignore=["audio"]).modalities) == ["text"]
+
+
+@pytest.mark.parametrize("nonfinite", ["error", "zero"])
+def test_rows_of_nan_lack_the_modality(tmp_path, nonfinite):
+    arrays = good()
+    arrays["text"][[2, 7]] = np.nan
+    arrays["audio"][3] = np.nan
+    arrays["audio"][4, arrays["audio_lengths"][4] :] = 7
+    arrays["audio"][4, : arrays["audio_lengths"][4]] = np.nan
+    np.savez(tmp_path / "set.npz", **arrays)
+    found = check(tmp_path / "set.npz", nonfinite=nonfinite)
+    assert [(p.severity, p.key, p.row) for p in found] == [("warning", "text", 2), ("warning", "audio", 3)]
+    presence = load(tmp_path / "set.npz", nonfinite=nonfinite).presence
+    assert np.argwhere(~presence).tolist() == [[2, 0], [3, 1], [4, 1], [7, 0]]
+
+
+def test_rows_of_nan_in_every_modality_and_a_modality_of_nan_alone_are_errors(tmp_path):
+    arrays = good()
+    arrays["text"][2], arrays["audio"][2] = np.nan, np.nan
+    np.savez(tmp_path / "set.npz", **arrays)
+    with pytest.raises(DataError, match="row 2: no modality is present"):
+        load(tmp_path / "set.npz")
+    arrays = good()
+    arrays["text"][:] = np.nan
+    np.savez(tmp_path / "set.npz", **arrays)
+    with pytest.raises(DataError, match=r"text: every row is NaN; leave it out by data\.ignore=\[text\]"):
+        load(tmp_path / "set.npz")
+    assert check(tmp_path / "set.npz", ignore=["text"]) == []
+
+
+def test_a_row_of_nan_inside_of_a_sequence_is_a_gap_and_a_whole_one_is_absent(tmp_path):
+    arrays = good()
+    arrays["video"] = arrays.pop("audio")[:, 0].copy()
+    arrays.pop("audio_lengths")
+    arrays["text"][[2, 3, 6]] = np.nan  # speaker 1, and half of speaker 3
+    np.savez(tmp_path / "set.npz", **arrays)
+    with pytest.raises(DataError, match="text, row 6: 1 rows are NaN and others with the same 'speaker' are not"):
+        load(tmp_path / "set.npz", group_by="speaker")
+    features = load(tmp_path / "set.npz", group_by="speaker", nonfinite="zero")
+    assert np.argwhere(~features.presence).tolist() == [[1, 0]]
+    assert not features.modalities["text"][3, 0].any() and features.modalities["text"][3, 1].any()

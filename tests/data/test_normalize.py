@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tolerances import FP32, FP64, MEAN_OF_3000_FP64
 
-from pgm_fast.data import FeatureSet, Normalizer
+from pgm_fast.data import FeatureSet, Loader, Normalizer, load
 from pgm_fast.data import normalize as module
 from pgm_fast.data.arrays import iterate_valid
 from pgm_fast.errors import DataError
@@ -86,3 +86,25 @@ def test_other_data_is_refused_by_name():
         normalizer.apply("v", np.ones((2, 4)))
     with pytest.raises(DataError, match="'w' is unknown.*v, s"):
         normalizer.apply("w", np.ones((2, 4)))
+
+
+@pytest.mark.parametrize("resident", ["always", "never"])
+@pytest.mark.parametrize("stored", ["memory", "file"])
+def test_gaps_are_filled_with_the_mean_after_standardising(tmp_path, resident, stored):
+    rng = np.random.default_rng(0)
+    values = rng.normal(size=(40, 3)) + 100
+    gaps = rng.random((40, 3)) < 0.3
+    gaps[gaps.all(axis=1)] = False
+    arrays = {"x": np.where(gaps, np.nan, values), "label": np.arange(40) % 2, "split": np.arange(40) % 4 // 2}
+    np.savez(tmp_path / "set.npz", **arrays)
+    for key, array in arrays.items():
+        np.save(tmp_path / f"{key}.npy", array)
+    features = load(tmp_path / "set.npz" if stored == "memory" else tmp_path, nonfinite="zero")
+    normalizer = Normalizer.fit(features)
+    train = features.rows("train")
+    held = np.ma.masked_array(values, gaps)
+    np.testing.assert_allclose(normalizer.mean["x"], held[train].mean(axis=0), rtol=FP64)
+    np.testing.assert_allclose(normalizer.scale["x"], held[train].std(axis=0), rtol=FP64)
+    batch = next(Loader(features, "train", batch_size=40, normalizer=normalizer, resident=resident).batches(0))
+    expected = np.where(gaps, 0, normalizer.apply("x", values))[train]
+    assert np.array_equal(batch.inputs["x"].numpy(), expected)

@@ -65,3 +65,41 @@ def test_an_edited_configuration_does_not_continue_a_run(run):
     config.write_text(config.read_text().replace("batch_size: 64", "batch_size: 32"))
     with pytest.raises(CheckpointError, match=r"train.batch_size is 32 and was 64"):
         resume(run)
+
+
+@pytest.mark.parametrize("method", ["joint", "ensemble", "pgm", "dmil"])
+def test_a_file_without_a_modality_is_predicted_as_one_where_it_is_absent_in_every_row(method, tmp_path, caplog):
+    write(tmp_path / "own.npz")
+    settings = {**SMALL, **QUIET, "train.epochs": 1}
+    if method == "dmil":
+        settings |= {"dmil.stage_epochs": [1, 1, 1]}
+    fit(method=method, data=str(tmp_path / "own.npz"), out=str(tmp_path / "run"), **settings)
+    with np.load(tmp_path / "own.npz") as arrays:
+        a = arrays["a"]
+    absent = {"b": np.zeros((240, 4), np.float32), "presence": np.tile([True, False], (240, 1))}
+    np.savez(tmp_path / "marked.npz", a=a, **absent)
+    np.savez(tmp_path / "without.npz", a=a)
+    marked = predict(tmp_path / "run", data=str(tmp_path / "marked.npz"))
+    with caplog.at_level("WARNING"):
+        without = predict(tmp_path / "run", data=str(tmp_path / "without.npz"))
+    assert "without lacks b, which the model knows" in caplog.text
+    assert np.array_equal(without.logits, marked.logits) and not without.presence["b"].any()
+
+
+def test_rows_of_nan_count_as_absent_in_training(tmp_path, caplog):
+    rng = np.random.default_rng(0)
+    arrays = {"a": rng.normal(size=(60, 4)), "b": rng.normal(size=(60, 3)) + 100, "label": np.arange(60) % 3}
+    held = rng.random(60) < 0.7
+    np.savez(tmp_path / "marked.npz", **arrays, presence=np.stack([np.ones(60, bool), held], 1))
+    arrays["b"][~held] = np.nan
+    np.savez(tmp_path / "nan.npz", **arrays)
+    settings = {**SMALL, **QUIET, "train.epochs": 1}
+    with caplog.at_level("WARNING"):
+        reports = [
+            fit(method="joint", data=str(tmp_path / f"{name}.npz"), out=str(tmp_path / name), **settings)
+            for name in ("marked", "nan")
+        ]
+    assert (
+        f"b, row {np.flatnonzero(~held)[0]}: {(~held).sum()} rows are NaN, first this one: they lack b" in caplog.text
+    )
+    assert reports[0]["test"] == reports[1]["test"]

@@ -1,6 +1,7 @@
 """Feature files of our own layout: ``.npz``, ``.pt``, ``.safetensors`` and folders of ``.npy``.
 
-Every floating array with two or three axes is a modality, ``[N, d]`` or ``[N, T, d]``. Reserved keys:
+Every array of numbers with two or three axes is a modality, ``[N, d]`` or ``[N, T, d]``; of integers it is said, since
+they may be labels of another kind. Reserved keys:
 
 ==========================  ============================================================================================
 ``label`` (or ``labels``)   ``[N]`` integers, floats or names; ``[N, C]`` 0/1 or floats. ``label=`` names another key.
@@ -13,7 +14,8 @@ Every floating array with two or three axes is a modality, ``[N, d]`` or ``[N, T
 count ``class_names``             ``[C]`` strings
 ==========================  ============================================================================================
 
-Other ``[N]`` arrays are columns, for ``group_by``, ``order_by`` and ``label``.
+Other ``[N]`` arrays are columns, for ``group_by``, ``order_by`` and ``label``. Any other array is an error, unless it
+is to be ignored or the modalities are named.
 """
 
 from __future__ import annotations
@@ -132,7 +134,8 @@ def as_array(value) -> np.ndarray:
 
 def interpret(path: Path, arrays: Mapping[str, np.ndarray], request: Request) -> Raw:
     """Sort the arrays of a file by their keys into a :class:`Raw`. Raises RefusedData where a wanted key is missing."""
-    keys = list(arrays)
+    keys = request.kept(str(path), list(arrays))
+    arrays = {key: arrays[key] for key in keys}
     raw = Raw(file=str(path), name=path.stem, modalities={}, keys=keys)
     raw.label_key = _label_key(request, keys)
     if raw.label_key in arrays:
@@ -141,9 +144,8 @@ def interpret(path: Path, arrays: Mapping[str, np.ndarray], request: Request) ->
         message = (
             f"no key '{request.label}' for the labels{nearest(request.label, keys)}; the file holds {_listing(keys)}"
         )
-        raise RefusedData(
-            Problem(str(path), request.label, None, f"{message}; name one with label=, or ask for task=retrieval")
-        )
+        cure = "predict needs none" if request.apply else "name one with label=, or ask for task=retrieval"
+        raise RefusedData(Problem(str(path), request.label, None, f"{message}; {cure}"))
     raw.split = arrays.get("split")
     raw.ids = arrays.get("ids", arrays.get("id"))
     raw.step_lengths = arrays.get("step_lengths")
@@ -152,31 +154,49 @@ def interpret(path: Path, arrays: Mapping[str, np.ndarray], request: Request) ->
 
     attached = {f"{key}_{kind}" for key in keys for kind in ("lengths", "presence")}
     free = [key for key in keys if key not in (*RESERVED, raw.label_key) and key not in attached]
-    found = [key for key in free if arrays[key].ndim >= 2 and arrays[key].dtype.kind == "f"]
-    wanted = found if request.modalities is None else list(request.modalities)
+    found = [key for key in free if arrays[key].ndim >= 2 and arrays[key].dtype.kind in "fiu"]
+    wanted = request.wanted(found, keys)
     for key in wanted:
         if key not in arrays:
             message = f"no such modality{nearest(key, found)}; the file holds {_listing(found)}"
             raise RefusedData(Problem(str(path), key, None, message))
     raw.modalities = {key: arrays[key] for key in wanted}
     if not wanted:
-        message = (
-            f"no modality: no floating array [N, d] or [N, T, d] among {_listing([_shape(k, arrays[k]) for k in keys])}"
-        )
+        held = _listing([_shape(key, arrays[key]) for key in keys])
+        message = f"no modality: no array of numbers [N, d] or [N, T, d] among {held}"
         raise RefusedData(Problem(str(path), "", None, message))
-    for key in free:
-        if arrays[key].ndim == 1:
-            raw.columns[key] = arrays[key]
-        elif key not in found and key not in wanted and arrays[key].ndim >= 2:
-            what = f"{arrays[key].dtype} array {arrays[key].shape}"
-            message = f"{what} not read: store it as float32 [N, d] or [N, T, d], or name it in modalities="
-            raw.notes.append(raw.problem(key, None, message, "warning"))
+    raw.columns = {key: arrays[key] for key in free if arrays[key].ndim == 1}
+    if request.modalities is None or request.apply:
+        _note_unread(raw, {key: arrays[key] for key in free if key not in wanted}, request)
+    if request.modalities is None:
+        _note_integers(raw, request)
     for key in (raw.label_key, "id", "ids"):
         if key in arrays and arrays[key].ndim == 1:
             raw.columns[key] = arrays[key]
     raw.lengths = {key: arrays[f"{key}_lengths"] for key in wanted if f"{key}_lengths" in arrays}
     raw.presence = _presence(raw, arrays, found, wanted)
     return raw
+
+
+def _note_unread(raw: Raw, others: Mapping[str, np.ndarray], request: Request) -> None:
+    """Arrays that are neither modality nor column, one problem each."""
+    rows = len(raw)
+    for key, array in others.items():
+        what = f"{array.dtype} array {array.shape}"
+        if array.ndim == 1 and len(array) != rows:
+            raw.note_unread(key, what, f"a column has one value per row, {rows}", request)
+        elif array.ndim != 1:
+            raw.note_unread(key, what, "store it as numbers [N, d] or [N, T, d]", request)
+
+
+def _note_integers(raw: Raw, request: Request) -> None:
+    for key, array in raw.modalities.items():
+        if array.dtype.kind in "iu":
+            leave_out = f"data.ignore=[{','.join((*request.ignore, key))}]"
+            message = (
+                f"{array.dtype} array {array.shape} is read as a modality; if it is none, {leave_out} leaves it out"
+            )
+            raw.notes.append(raw.problem(key, None, f"{message}, and modalities= names those that count", "warning"))
 
 
 def _label_key(request: Request, keys: list[str]) -> str:
