@@ -77,13 +77,12 @@ class Request:
             return list(found)
         return [name for name in self.modalities if not self.apply or name in held]
 
-    def kept(self, file: str, keys: Sequence[str]) -> list[str]:
-        """The keys of a source without those to be ignored. Raises RefusedData where one of these is not there."""
+    def require_ignored(self, file: str, keys: Sequence[str]) -> None:
+        """Raises RefusedData unless what is to be ignored is among the keys of the source, which a model may lack."""
         for name in self.ignore:
             if name not in keys and not self.apply:
                 message = f"to be ignored, but there is no such key{nearest(name, keys)}; it holds {', '.join(keys)}"
                 raise RefusedData(Problem(file, name, None, message))
-        return [key for key in keys if key not in self.ignore]
 
 
 @dataclass

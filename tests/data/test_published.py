@@ -160,3 +160,61 @@ def test_avmnist_is_read_from_its_files(tmp_path):
         assert not isinstance(array, np.ndarray)
     assert (features.split[30:] == "test").all() and not (features.split[:30] == "test").any()
     assert features.spec.num_outputs == 10
+
+
+@pytest.mark.parametrize("extra", [(), ("confidence",)])
+def test_every_array_of_a_pickle_is_read_or_named(tmp_path, extra):
+    content = multibench(lambda rng, n: rng.integers(0, 2, (n, 1)))
+    for part in content.values():
+        part["acoustic"], part["visual"] = part.pop("audio"), part.pop("vision")
+        part["speaker"] = np.arange(len(part["id"])) // 2
+        part.update({name: np.arange(len(part["id"]) + 1) for name in extra})
+    (tmp_path / "a.pkl").write_bytes(pickle.dumps(content))
+    unread = [problem.key for problem in check(tmp_path / "a.pkl") if problem.severity == "error"]
+    assert unread == list(extra)
+    features = load(tmp_path / "a.pkl", ignore=extra, resplit="all", resplit_by="speaker")
+    assert list(features.modalities) == ["text", "acoustic", "visual"]
+    assert np.isfinite(features.modalities["acoustic"]).all()
+
+
+def test_a_split_of_another_name_is_named_and_can_be_ignored(tmp_path):
+    content = multibench(lambda rng, n: rng.integers(0, 2, (n, 1)))
+    content["holdout"] = content["test"]
+    (tmp_path / "a.pkl").write_bytes(pickle.dumps(content))
+    with pytest.raises(DataError, match=r"'holdout' among the splits.*data\.ignore=\[holdout\]"):
+        load(tmp_path / "a.pkl")
+    assert len(load(tmp_path / "a.pkl", ignore=["holdout"])) == sum(SIZES.values())
+
+
+@pytest.mark.parametrize("format", ["mmsa", "multibench"])
+def test_a_model_is_applied_to_any_part_of_a_pickle_with_or_without_labels(tmp_path, format):
+    content = mmsa(True) if format == "mmsa" else multibench(lambda rng, n: rng.uniform(-3, 3, (n, 1, 1)))
+    for labelled in (True, False):
+        part = {key: x for key, x in content["test"].items() if labelled or not key.endswith("labels")}
+        (tmp_path / "a.pkl").write_bytes(pickle.dumps({"test": part}))
+        features = load(tmp_path / "a.pkl", task="regression", apply=True)
+        assert features.split.tolist() == ["test"] * SIZES["test"] and (features.labels is not None) == labelled
+    with pytest.raises(DataError, match="'train' and 'test' are needed"):
+        load(tmp_path / "a.pkl")
+
+
+@pytest.mark.parametrize("form", ["parts.pt", "flat.pkl"])
+def test_our_own_layout_in_parts_and_in_pickles(tmp_path, form):
+    rng = np.random.default_rng(0)
+    arrays = {"text": rng.normal(size=(12, 3)), "audio": rng.normal(size=(12, 4, 2)), "label": np.arange(12) % 3}
+    splits = np.repeat(["train", "valid", "test"], 4)
+    if form == "flat.pkl":
+        (tmp_path / form).write_bytes(pickle.dumps({**arrays, "split": splits}))
+    else:
+        parts = {
+            name: {key: torch.from_numpy(x[splits == split]) for key, x in arrays.items()}
+            for name, split in (("test", "test"), ("train", "train"), ("val", "valid"))
+        }
+        torch.save(parts, tmp_path / form)
+    features = load(tmp_path / form)
+    assert all(np.array_equal(features.modalities[key], arrays[key]) for key in ("text", "audio"))
+    assert np.array_equal(features.labels, arrays["label"]) and np.array_equal(features.split, splits)
+    if form == "parts.pt":
+        parts["val"]["text"][1, 2] = torch.nan
+        torch.save(parts, tmp_path / form)
+        assert [(p.key, p.row) for p in check(tmp_path / form)] == [("valid/text", 1)]

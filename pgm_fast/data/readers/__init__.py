@@ -9,8 +9,9 @@ from ..raw import Problem, Raw, RefusedData, Request, nearest
 from ..synthetic import read_synthetic
 from .audiovisual import find_lists, read_audiovisual
 from .digits import read_digits
-from .generic import load_torch, read_folder, read_npz, read_pt, read_safetensors
+from .generic import read_folder, read_npz, read_safetensors
 from .published import read_avmnist, read_lsmi, read_mmsa, read_multibench, read_pickle
+from .torch_files import load_torch, read_pt
 
 __all__ = ["EMBEDDED", "FORMATS", "read"]
 

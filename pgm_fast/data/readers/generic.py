@@ -20,10 +20,9 @@ is to be ignored or the modalities are named.
 
 from __future__ import annotations
 
-import re
 import zipfile
 import zlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -31,7 +30,7 @@ import numpy as np
 from ..files import out_of_map
 from ..raw import Problem, Raw, RefusedData, Request, nearest
 
-__all__ = ["as_array", "interpret", "load_torch", "read_folder", "read_npz", "read_pt", "read_safetensors"]
+__all__ = ["arrays_of", "as_array", "interpret", "read_folder", "read_npz", "read_safetensors"]
 
 RESERVED = ("label", "labels", "split", "id", "ids", "presence", "step_lengths", "class_names")
 
@@ -41,11 +40,13 @@ def read_npz(path: Path, request: Request) -> Raw:
     key = ""
     try:
         with np.load(path, allow_pickle=False) as archive:
-            for key in archive.files:
-                arrays[key] = archive[key]
+            known = archive.files
+            for key in known:
+                if key not in request.ignore:
+                    arrays[key] = archive[key]
     except (ValueError, OSError, EOFError, KeyError, zipfile.BadZipFile, zlib.error) as error:
         raise RefusedData(Problem(str(path), key, None, _numpy_reason(error))) from None
-    return interpret(path, arrays, request)
+    return interpret(path, arrays, request, known)
 
 
 def read_folder(path: Path, request: Request) -> Raw:
@@ -82,41 +83,18 @@ def read_safetensors(path: Path, request: Request) -> Raw:
     return interpret(path, arrays, request)
 
 
-def load_torch(path: Path) -> Mapping:
-    """The dict in a ``.pt`` file, through ``torch.load(weights_only=True)``. Raises RefusedData for anything else."""
-    import pickle
-
-    import torch
-
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        found = re.search(r"GLOBAL ([\w.]+)", str(error))
-        what = f"it uses {found.group(1)}" if found else str(error).splitlines()[0]
-        message = (
-            f"refused: {what}; a dict of tensors, strings and lists of them is read (torch.load with weights_only=True)"
-        )
-        raise RefusedData(Problem(str(path), "", None, message)) from None
-    except (RuntimeError, EOFError, OSError, ValueError) as error:
-        reason = next(iter(str(error).splitlines()), "it is empty")
-        message = f"not a readable torch file ({reason}); truncated? Write it again"
-        raise RefusedData(Problem(str(path), "", None, message)) from None
-    if not isinstance(content, Mapping):
-        message = f"holds a {type(content).__name__}; a dict of key -> tensor is expected"
-        raise RefusedData(Problem(str(path), "", None, message))
-    return content
-
-
-def read_pt(path: Path, request: Request) -> Raw:
+def arrays_of(path: Path, content: Mapping, request: Request) -> dict[str, np.ndarray]:
+    """The values of a mapping that are not to be ignored, as arrays. Raises RefusedData where one is none."""
     arrays = {}
-    for key, value in load_torch(path).items():
+    for key, value in content.items():
         try:
-            arrays[str(key)] = as_array(value)
+            if str(key) not in request.ignore:
+                arrays[str(key)] = as_array(value)
         except (ValueError, TypeError) as error:
-            raise RefusedData(
-                Problem(str(path), str(key), None, f"not an array ({error}); store a tensor or a flat list")
-            ) from None
-    return interpret(path, arrays, request)
+            leave_out = f"data.ignore=[{','.join((*request.ignore, str(key)))}]"
+            message = f"not an array ({error}); store a tensor, an array or a flat list, or leave it out by {leave_out}"
+            raise RefusedData(Problem(str(path), str(key), None, message)) from None
+    return arrays
 
 
 def as_array(value) -> np.ndarray:
@@ -132,9 +110,15 @@ def as_array(value) -> np.ndarray:
     return array
 
 
-def interpret(path: Path, arrays: Mapping[str, np.ndarray], request: Request) -> Raw:
-    """Sort the arrays of a file by their keys into a :class:`Raw`. Raises RefusedData where a wanted key is missing."""
-    keys = request.kept(str(path), list(arrays))
+def interpret(
+    path: Path, arrays: Mapping[str, np.ndarray], request: Request, known: Sequence[str] | None = None
+) -> Raw:
+    """Sort the arrays of a file by their keys into a :class:`Raw`. Raises RefusedData where a wanted key is missing.
+
+    ``known``: every key of the file, where those to be ignored are not among the arrays.
+    """
+    request.require_ignored(str(path), list(arrays) if known is None else known)
+    keys = [key for key in arrays if key not in request.ignore]
     arrays = {key: arrays[key] for key in keys}
     raw = Raw(file=str(path), name=path.stem, modalities={}, keys=keys)
     raw.label_key = _label_key(request, keys)

@@ -5,26 +5,33 @@ They keep their splits apart; rows are joined in the order train, valid, test.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 
 from ..arrays import StackedRows
-from ..feature_set import SPLITS
 from ..files import out_of_map
 from ..raw import Problem, Raw, RefusedData, Request, nearest
-from .generic import as_array, load_torch
+from .generic import arrays_of, as_array, interpret
+from .parts import columns_of, has_parts, parts_of, places_of
 from .pickles import load_pickle
+from .torch_files import load_torch
 
 __all__ = ["read_avmnist", "read_lsmi", "read_mmsa", "read_multibench", "read_pickle"]
 
-MODALITIES = ("text", "audio", "vision")
+MODALITIES = ("text", "audio", "vision")  # in this order, others after them
+SOUND = ("audio", "acoustic")  # log features, silence is -inf
+# What such files hold beside features, labels and lengths: texts, their tokens, and the labels of other tasks.
+COMPANIONS = re.compile("id|raw_text|text_bert|annotations|.*_lengths|labels|.*_labels(_[A-Z])?")
 
 
 def read_pickle(path: Path, request: Request) -> Raw:
-    """An MMSA or a MultiBench pickle, told apart by the label keys."""
+    """An MMSA or a MultiBench pickle, told apart by the label keys, or a dict of arrays in our own layout."""
     content = load_pickle(path)
+    if isinstance(content, dict) and not has_parts(content):
+        return interpret(path, arrays_of(path, content, request), request, known=list(map(str, content)))
     parts = content.values() if isinstance(content, dict) else ()
     mmsa = any(isinstance(part, dict) and {"regression_labels", "classification_labels"} & set(part) for part in parts)
     return _mmsa(path, content, request) if mmsa else _multibench(path, content, request)
@@ -50,20 +57,19 @@ def read_multibench(path: Path, request: Request) -> Raw:
 
 
 def _mmsa(path: Path, content, request: Request) -> Raw:
-    splits = _splits(path, content)
+    splits = parts_of(path, content, request)
     default = "regression_labels" if request.task != "classification" else "classification_labels"
     key = default if request.label == "label" else request.label
     raw = _join(path, splits, request, label_key=key)
     raw.default_task = None if key == "classification_labels" else "regression"
-    if key == "classification_labels":
+    if key == "classification_labels" and raw.label is not None:
         raw.label = _whole(raw.label)
     return raw
 
 
 def _multibench(path: Path, content, request: Request) -> Raw:
-    raw = _join(
-        path, _splits(path, content), request, label_key="labels" if request.label == "label" else request.label
-    )
+    key = "labels" if request.label == "label" else request.label
+    raw = _join(path, parts_of(path, content, request), request, label_key=key)
     label = raw.label
     if label is not None and label.ndim == 3 and label.shape[2] == 2 and np.isin(label, (0, 1)).all():
         label = np.ascontiguousarray(label[:, :, 1]).astype(np.int64)
@@ -73,64 +79,56 @@ def _multibench(path: Path, content, request: Request) -> Raw:
     return raw
 
 
-def _splits(path: Path, content) -> dict[str, Mapping]:
-    """The three parts by our names; every array's key checked to exist later."""
-    names = {"val": "valid", "dev": "valid"}
-    if not isinstance(content, dict) or not all(isinstance(part, dict) for part in content.values()):
-        raise RefusedData(
-            Problem(str(path), "", None, "a dict of splits {train, valid, test}, each a dict of arrays, is expected")
-        )
-    found = {names.get(name, name): part for name, part in content.items()}
-    if "train" not in found or "test" not in found:
-        message = f"splits {sorted(map(str, content))} found; 'train' and 'test' are needed ('valid' beside them)"
-        raise RefusedData(Problem(str(path), "", None, message))
-    return {name: found[name] for name in SPLITS if name in found}
-
-
 def _join(path: Path, splits: Mapping[str, dict], request: Request, label_key: str) -> Raw:
     keys = sorted({str(key) for part in splits.values() for key in part})
-    present = [m for m in MODALITIES if any(m in part for part in splits.values())]
-    wanted = present if request.modalities is None else list(request.modalities)
     raw = Raw(file=str(path), name=path.stem, modalities={}, label_key=label_key, keys=keys)
-
-    def column(key: str, convert: Callable = as_array) -> list[np.ndarray]:
-        arrays = []
-        for name, part in splits.items():
-            if key not in part:
-                hint = f"{nearest(key, [str(k) for k in part])}; it holds {', '.join(map(str, part))}"
-                raise RefusedData(Problem(str(path), f"{name}/{key}", None, f"no such key{hint}"))
-            try:
-                arrays.append(convert(part[key]))
-            except (ValueError, TypeError) as error:
-                raise RefusedData(
-                    Problem(str(path), f"{name}/{key}", None, f"not an array of numbers ({error})")
-                ) from None
-        shapes = [array.shape for array in arrays]
-        if any(shape[1:] != shapes[0][1:] for shape in shapes):
-            raise RefusedData(
-                Problem(str(path), key, None, f"shapes {shapes} differ between the splits beyond the first axis")
-            )
-        return arrays
-
-    labels = column(label_key) if request.task != "retrieval" or all(label_key in p for p in splits.values()) else None
+    kept = [key for key in keys if key not in request.ignore]
+    needed = request.task != "retrieval" and not request.apply
+    labelled = needed or all(label_key in part for part in splits.values())
+    labels = columns_of(path, splits, label_key) if labelled else None
+    others = [key for key in kept if key != label_key and not COMPANIONS.fullmatch(key)]
+    found = sorted((key for key in others if _is_modality(splits, key)), key=lambda key: (_rank(key), key))
+    wanted = request.wanted(found, kept)
     if not wanted:
-        raise RefusedData(
-            Problem(str(path), "", None, f"none of {', '.join(MODALITIES)} among the keys {', '.join(keys)}")
-        )
-    sizes = [len(x) for x in (labels if labels is not None else column(wanted[0]))]
+        message = f"no modality among the keys {', '.join(keys)}: no floats [N, d] or [N, T, d]"
+        raise RefusedData(Problem(str(path), "", None, message))
+    sizes = [len(x) for x in (labels if labels is not None else columns_of(path, splits, wanted[0]))]
+    raw.parts = places_of(list(splits), sizes)
     for key in wanted:
-        raw.modalities[key] = _float_rows(column(key), clean=key == "audio")
+        raw.modalities[key] = _float_rows(columns_of(path, splits, key), clean=key in SOUND)
         for part in splits.values():
             part.pop(key)  # a pickled data set is large: one copy at a time
         if all(f"{key}_lengths" in part for part in splits.values()):
-            raw.lengths[key] = np.concatenate(column(f"{key}_lengths")).ravel()
+            raw.lengths[key] = np.concatenate(columns_of(path, splits, f"{key}_lengths")).ravel()
     raw.label = None if labels is None else np.concatenate(labels)
     raw.split = np.repeat(list(splits), sizes)
-    raw.parts = [
-        (f"{name}/{{key}}", int(start)) for name, start in zip(splits, np.cumsum([0, *sizes[:-1]]), strict=True)
-    ]
     raw.ids = _ids(raw, splits, sizes)
+    _read_columns(raw, splits, sizes, [key for key in others if key not in wanted], request)
     return raw
+
+
+def _is_modality(splits: Mapping[str, dict], key: str) -> bool:
+    arrays = [part.get(key) for part in splits.values()]
+    return all(isinstance(x, np.ndarray) and x.ndim in (2, 3) and x.dtype.kind == "f" for x in arrays)
+
+
+def _rank(key: str) -> int:
+    return MODALITIES.index(key) if key in MODALITIES else len(MODALITIES)
+
+
+def _read_columns(
+    raw: Raw, splits: Mapping[str, dict], sizes: Sequence[int], keys: Sequence[str], request: Request
+) -> None:
+    """What has one number or text per row is a column; anything else is not read."""
+    for key in keys:
+        parts = [np.asarray(part.get(key)) for part in splits.values()]
+        parts = [x.reshape(-1) if x.size == size else x for x, size in zip(parts, sizes, strict=True)]
+        shapes = [x.shape for x in parts]
+        if shapes == [(size,) for size in sizes]:
+            raw.columns[key] = np.concatenate([x.astype(str) if x.dtype.kind in "OUS" else x for x in parts])
+        elif request.modalities is None or request.apply:
+            cure = f"store it as floats [N, d] or [N, T, d] in all of {', '.join(splits)}"
+            raw.note_unread(key, f"an entry of shape {', '.join(map(str, shapes))}", cure, request)
 
 
 def _float_rows(parts: Sequence[np.ndarray], clean: bool) -> np.ndarray:
