@@ -21,7 +21,7 @@ from device_state import describe, watched
 from torch.autograd import DeviceType
 
 from pgm_fast import backends
-from pgm_fast.env import git_commit, versions
+from pgm_fast.env import git_commit, processor_name, versions
 from pgm_fast.train.files import atomic_write
 
 RESULTS = Path(os.environ.get("PGM_FAST_RESULTS", Path(__file__).resolve().parent / "results"))
@@ -256,12 +256,4 @@ def _device_name(device: torch.device) -> str:
 def _device_description(device: torch.device) -> dict[str, object]:
     if device.type == "cuda":
         return describe(device)
-    return {"name": _cpu_name(), "cores": os.cpu_count() or 1}
-
-
-def _cpu_name() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return "unknown CPU"
-    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "unknown CPU")
+    return {"name": processor_name(), "cores": os.cpu_count() or 1}

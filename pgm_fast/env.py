@@ -16,7 +16,7 @@ from dataclasses import asdict, dataclass
 from importlib import metadata, util
 from pathlib import Path
 
-__all__ = ["EXTRAS", "Fact", "checked_out", "doctor", "git_commit", "versions"]
+__all__ = ["EXTRAS", "Fact", "checked_out", "doctor", "git_commit", "processor_name", "versions"]
 
 # Extra of pyproject.toml -> {module: distribution}.
 EXTRAS = {
@@ -112,6 +112,15 @@ def _short_text(path: Path, limit: int = 4096) -> str:
             return file.read(limit).decode("utf-8", "replace")
     except (OSError, ValueError):
         return ""
+
+
+def processor_name() -> str:
+    """What the CPU calls itself, or its architecture where the system does not say."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return platform.processor() or platform.machine()
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())
 
 
 def git_commit(path: str | os.PathLike = ".") -> str | None:

@@ -24,7 +24,7 @@ from pgm_fast.cli.reference import commented_yaml, describe
 from pgm_fast.train.config import Config
 from pgm_fast.train.configure import from_yaml, make_config
 
-COMMANDS = ["train", "resume", "evaluate", "predict", "check-data", "interactions", "doctor", "bench"]
+COMMANDS = ["train", "resume", "evaluate", "predict", "check-data", "interactions", "study", "doctor", "bench"]
 FAST = [
     "train.epochs=2",
     "train.batch_size=16",

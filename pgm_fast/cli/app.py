@@ -311,6 +311,38 @@ def interactions(
     )
 
 
+@app.command(
+    cls=command_class(
+        ["pgm-fast study examples/study.yaml --out studies/digits", "pgm-fast study study.yaml --out mine --workers 8"]
+    )
+)
+@reporting_errors
+def study(
+    file: Annotated[Path, typer.Argument(help="YAML file: sets, methods, seeds, search space.", metavar="FILE")],
+    out: Annotated[Path, typer.Option(help="Folder to write.", metavar="FOLDER")],
+    workers: Annotated[
+        int, typer.Option(help="Trainings at a time, one core each; 0: only the tables of what is there.", metavar="N")
+    ] = 2,
+    quiet: Annotated[bool, typer.Option("--quiet", help="Print nothing but errors.")] = False,
+    debug: Debug = False,
+) -> None:
+    """Compare methods over sets, splits and seeds.
+
+    Every method has the same number of trials, and what is chosen is chosen on validation scores alone.
+    Reads a study file; examples/study.yaml of the sources explains every key.
+
+    Writes cells/ (one file per training, by a hash of its settings and data: the same command after an interruption
+    trains only what is missing), study.json and study.md: mean, deviation, and paired intervals of the difference from
+    the baseline that is best on validation.
+
+    Exit status 1 when a cell failed; the others are trained all the same.
+    """
+    from .study import compare
+
+    if compare(file, out, workers, quiet=quiet):
+        raise typer.Exit(1)
+
+
 @app.command(cls=command_class(["pgm-fast doctor", "pgm-fast doctor --json > machine.json"]))
 @reporting_errors
 def doctor(as_json: AsJson = False, debug: Debug = False) -> None:

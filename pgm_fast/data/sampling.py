@@ -8,7 +8,7 @@ import numpy as np
 
 from .feature_set import FeatureSet
 
-__all__ = ["Plan", "Sampler"]
+__all__ = ["Plan", "Sampler", "draw_presence"]
 
 
 @dataclass
@@ -79,12 +79,7 @@ class Sampler:
         if self.modality_dropout == 0:
             return order, self.presence
         rng = np.random.Generator(np.random.PCG64(np.random.SeedSequence([self.seed, epoch, 1])))
-        chance = rng.random((len(self.rows), self.num_modalities))
-        if self.presence is not None:
-            chance[~self.presence] = -1.0  # absent whatever is drawn, and never the one that stays
-        present = chance >= self.modality_dropout
-        present[np.arange(len(present)), chance.argmax(axis=1)] = True
-        return order, present
+        return order, draw_presence(rng, len(self.rows), self.num_modalities, self.modality_dropout, self.presence)
 
     def plan(self, number: int, order: np.ndarray, present: np.ndarray | None) -> Plan:
         """This rank's part of batch ``number`` of an epoch."""
@@ -115,3 +110,18 @@ class Sampler:
         here = present[samples][sample_of_row[:real]].T
         modality_weight[:, :real] = here * (self.world / np.maximum(counts, 1))[:, None]
         return Plan(samples, sample_of_row, step_of_row, index, weight, present[samples], modality_weight)
+
+
+def draw_presence(
+    rng: np.random.Generator, rows: int, modalities: int, probability: float, presence: np.ndarray | None = None
+) -> np.ndarray:
+    """bool ``[rows, modalities]``: each modality of a row is hidden with this probability, never all that it has.
+
+    ``presence``, of the same shape, says what the rows have; None for everything.
+    """
+    chance = rng.random((rows, modalities))
+    if presence is not None:
+        chance[~presence] = -1.0  # absent whatever is drawn, and never the one that stays
+    present = chance >= probability
+    present[np.arange(rows), chance.argmax(axis=1)] = True
+    return present

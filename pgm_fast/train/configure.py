@@ -32,7 +32,7 @@ from ..nn.encoders import ENCODERS
 from .config import Config
 from .optimizers import OPTIMIZERS, SCHEDULES
 
-__all__ = ["ENVIRONMENT", "from_yaml", "make_config", "to_dict", "to_yaml", "validate"]
+__all__ = ["ENVIRONMENT", "from_yaml", "make_config", "read_mapping", "to_dict", "to_yaml", "validate"]
 
 ENVIRONMENT = "environment"  # the section of a run's config.yaml that records versions: written, never read back
 
@@ -124,10 +124,15 @@ def make_config(file: Path | str | None = None, overrides: Sequence[str] | Mappi
     """
     config = OmegaConf.structured(Config)
     if file is not None:
-        _apply(config, _parse(_read(Path(file)), str(file)))
+        _apply(config, read_mapping(file))
     for key, value in overrides.items() if isinstance(overrides, Mapping) else map(_split, overrides):
         _apply(config, {key: value})
     return _finish(config)
+
+
+def read_mapping(file: Path | str) -> Mapping[str, Any]:
+    """The content of a YAML file. Raises ConfigError where it cannot be read, is malformed or holds no mapping."""
+    return _parse(_read(Path(file)), str(file))
 
 
 def from_yaml(text: str) -> Config:

@@ -18,7 +18,7 @@ from ..data.media import MediaRows
 from ..errors import DataError
 from . import checkpoints
 
-__all__ = ["differences", "fingerprint", "require_same_data"]
+__all__ = ["content_marks", "differences", "fingerprint", "require_same_data"]
 
 _STAMPS = "stamps"
 _SETTLED = 2.0  # seconds: a file changed later than that may change again within one tick of its clock
@@ -49,6 +49,11 @@ def fingerprint(features: FeatureSet, known: Mapping[str, Any] | None = None) ->
         value = getattr(features, name)
         marks[name] = None if value is None else _hash(value)
     return {**marks, _STAMPS: stamps}
+
+
+def content_marks(features: FeatureSet) -> dict[str, Any]:
+    """The fingerprint without what says where and when files were written: the same for equal data anywhere."""
+    return {key: value for key, value in fingerprint(features).items() if key != _STAMPS}
 
 
 def differences(features: FeatureSet, marks: Mapping[str, Any]) -> list[str]:

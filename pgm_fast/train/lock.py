@@ -20,6 +20,7 @@ __all__ = ["RunLock"]
 
 # File systems (some network ones) that know no locks: the run goes on without.
 _UNSUPPORTED = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL}
+_ADVICE = "wait until it ends or stop it (pgm-fast resume goes on from there), or train into another out"
 
 
 class RunLock:
@@ -30,9 +31,12 @@ class RunLock:
 
     Args:
         folder: of the run; made where it is missing.
+        what: is written there, for messages.
+        advice: to whoever finds the lock held.
     """
 
-    def __init__(self, folder: str | os.PathLike):
+    def __init__(self, folder: str | os.PathLike, what: str = "run", advice: str = _ADVICE):
+        self._what, self._advice = what, advice
         self.path = Path(folder) / ".lock"
         self._descriptor: int | None = None
 
@@ -48,8 +52,7 @@ class RunLock:
                 self._descriptor = self._try()
         except BlockingIOError as error:
             raise CheckpointError(
-                f"{self.path.parent} is in use: {self._holder()} is writing this run; wait until it ends or stop it "
-                "(pgm-fast resume goes on from there), or train into another out"
+                f"{self.path.parent} is in use: {self._holder()} is writing this {self._what}; {self._advice}"
             ) from error
         except OSError as error:
             raise CheckpointError(
