@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ..data.feature_set import SPLITS, FeatureSet
-from ..env import git_commit, processor_name, versions
+from ..env import checked_out, processor_name, versions
 from ..errors import CheckpointError
 from ..train import evaluate, fit
 from ..train.assembly import load_features
@@ -204,7 +204,7 @@ def _surroundings() -> dict[str, Any]:
     return {
         "processor": processor_name(),
         "versions": versions(),
-        "commit": git_commit(Path(__file__).parent),
+        "commit": checked_out(Path(__file__).parent),
         "date": date.today().isoformat(),
     }
 
