@@ -30,6 +30,9 @@ PYBIND11_MODULE(_native, m) {
   m.def("partition_dual", &cpu::partition_dual, without_gil);
   m.def("partition_dual_with_share", &cpu::partition_dual_with_share, without_gil);
   m.def("partition_dual_backward", &cpu::partition_dual_backward, without_gil);
+  m.def("partition_boundary", &cpu::partition_boundary, without_gil);
+  m.def("partition_boundary_with_share", &cpu::partition_boundary_with_share, without_gil);
+  m.def("partition_boundary_backward", &cpu::partition_boundary_backward, without_gil);
   // a launch is the address of its words
   m.def(
       "multi_rate_squares",

@@ -419,6 +419,14 @@ def _on_every_backend(case: Case, device: str) -> list[Case]:
 CASES = [variant for device in DEVICES for case in _OPS for variant in _on_every_backend(case, device)]
 
 
+def boundary_call(op: str, rows: int, d: int, dtype, b_dtype, width: float, floor: float, detached: bool, seed: int):
+    """A function of tensors, and tensors whose boundaries lie within a row and a little outside of it."""
+    generator = torch.Generator().manual_seed(seed)
+    h = torch.randn(rows, d, generator=generator).to(dtype)
+    places = [(1.4 * torch.rand(rows, 1, generator=generator) - 0.2).to(b_dtype) for _ in range(2)]
+    return partial(BOUNDARIES[op], width=width, floor=floor, detach_gates=detached), [h, *places]
+
+
 def outputs(result) -> tuple[torch.Tensor, ...]:
     return result if isinstance(result, tuple) else (result,)
 

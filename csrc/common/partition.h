@@ -4,8 +4,12 @@
 //   single gate: g = cumsoftmax(z), c = 1 - g (its own scan);   uni = c h, paired = g h
 //   dual gate:   e = 1 - cumsoftmax(z_uni), r = cumsoftmax(z_paired), ne = 1 - e, nr = 1 - r (own scans)
 //                uni_only = e nr h, paired_only = r ne h, shared = e r h; nobody takes ne nr
+//   boundaries:  the dual gate of z_j = -(x_j - center)^2 / 2 width^2, x_j = (j + 1/2) / d, with center = b_uni and 1 - b_paired;
+//                uni = (floor + (1 - floor) e) h, paired = (floor + (1 - floor) r) h
 // The share of a partition is the mean over a row's gates of what it takes. It adds a constant to the gradient of what is taken.
 #pragma once
+
+#include <cmath>
 
 #if defined(__CUDACC__)
 #define PGM_FAST_HOST_DEVICE __host__ __device__ __forceinline__
@@ -14,6 +18,8 @@
 #endif
 
 namespace pgm_fast {
+
+constexpr double kLog2OfE = 1.4426950408889634;
 
 // d loss / d h for the single gate.
 template <class V>
@@ -66,5 +72,44 @@ template <class V>
 PGM_FAST_HOST_DEVICE V dual_grad_paired_gate(V e, V ne, V by_uni, V by_paired, V by_shared) {
   return by_paired * ne + (by_shared - by_uni) * e;
 }
+
+// What a learner gets of h, as a factor: above is 1 - floor.
+template <class V>
+PGM_FAST_HOST_DEVICE V open_at_least(V gate, V floor, V above) {
+  return floor + above * gate;
+}
+
+// A boundary's logits from the largest of them, that of place `peak`, in powers of two: u (tilt - curve u) at place peak + u. Distances
+// from the boundary, which may lie far outside of the row, would lose the digits that tell one place from the next.
+template <class T>
+struct Bump {
+  T peak, tilt;
+};
+
+// A sharper edge than this is a step all the same, and products with it stay finite.
+constexpr double kSharpest = 1e30;
+
+inline double bump_curve(double width, double d) { return std::fmin(kLog2OfE / (2 * width * width * d * d), kSharpest); }
+
+// b from the left end of d places, or from the right one.
+template <class T>
+PGM_FAST_HOST_DEVICE Bump<T> bump(T b, bool from_right, T d, T curve) {
+  const T center = from_right ? d - b * d : b * d;
+  T peak = floor(center) > d - 1 ? d - 1 : floor(center);
+  peak = peak > 0 ? peak : T(0);
+  const T beyond = from_right ? fma(-b, d, d - peak) : fma(b, d, -peak);
+  constexpr T steepest = T(kSharpest);
+  const T tilt = curve * (2 * beyond - 1);
+  // no boundary at infinity: NaN, as in the formula
+  return {peak, (tilt > steepest ? steepest : tilt < -steepest ? -steepest : tilt) + (b - b)};
+}
+
+template <class V>
+PGM_FAST_HOST_DEVICE V bump_exponent(V u, V curve, V tilt) {
+  return u * (tilt - curve * u);
+}
+
+// From the sum over a row of u times the logits' gradients, the factor that makes the gradient of its center.
+inline double bump_gradient_factor(double width, double d) { return 1 / (width * width * d); }
 
 }  // namespace pgm_fast

@@ -8,6 +8,7 @@
 #include <limits>
 #include <utility>
 
+#include "../common/partition.h"
 #include "matrix.h"
 #include "stores.h"
 
@@ -110,23 +111,43 @@ inline typename V::value largest(const typename V::value* x, int64_t size) {
   return top;
 }
 
-// p = softmax(z / temperature) = e * scale, and its inclusive prefix sum = prefix * scale.
+// Where the exponents of a softmax come from, in powers of two from a row's largest: logits in memory, over a temperature.
+template <class V>
+class Logits {
+  using T = typename V::value;
+
+ public:
+  Logits(const Matrix& z, double temperature)
+      : z_(z), slope_(V::set(static_cast<T>(kLog2OfE / static_cast<double>(static_cast<T>(temperature))))) {}
+
+  int64_t width() const { return z_.width; }
+  void start(int64_t row, T* scratch) {
+    row_ = read(z_, row, scratch);
+    largest_ = V::set(largest<V>(row_, width()));
+  }
+  template <class Part>
+  PGM_FAST_INLINE V exponent(int64_t k, Part part) const {
+    prefetch(row_ + width() + k);
+    return (part.load(row_ + k) - largest_) * slope_;
+  }
+
+ private:
+  Matrix z_;
+  V slope_, largest_ = V::set(0);
+  const T* row_ = nullptr;
+};
+
+// p = softmax = e * scale, and its inclusive prefix sum = prefix * scale.
 template <class V>
 struct Exponentials {
   using T = typename V::value;
   T *e, *prefix;  // [m], and a zero behind the last e
-  V shift = V::set(0), slope = V::set(0), scale = V::set(0);
+  V scale = V::set(0);
   PrefixSum<V> sum;
 
-  void start(const T* z, int64_t m, T temperature) {
-    constexpr double kLog2OfE = 1.4426950408889634;
-    shift = V::set(largest<V>(z, m));
-    slope = V::set(static_cast<T>(kLog2OfE / static_cast<double>(temperature)));
-    sum = {};
-  }
   template <class Part>
-  void step(const T* z, int64_t k, Part part) {
-    const V x = V::exp2((part.load(z + k) - shift) * slope);
+  void step(V exponent, int64_t k, Part part) {
+    const V x = V::exp2(exponent);
     part.store(x, e + k);
     part.store(sum.step(x), prefix + k);
   }
@@ -176,14 +197,14 @@ struct GateGradient {
   }
 };
 
-// The softmaxes of rows [begin, end) of kGates matrices of logits, one row at a time.
-template <class V, int kGates>
+// The softmaxes of rows [begin, end), of exponents from kGates sources alike, one row at a time.
+template <class V, int kGates, class Exponents = Logits<V>>
 class SoftmaxRows {
   using T = typename V::value;
 
  public:
-  SoftmaxRows(const std::array<Matrix, kGates>& logits, int64_t begin, int64_t end, double temperature)
-      : logits_(logits), next_row_(begin), end_(end), temperature_(static_cast<T>(temperature)), scratch_(5 * kGates, logits[0].width + 1) {
+  SoftmaxRows(const std::array<Exponents, kGates>& exponents, int64_t begin, int64_t end)
+      : exponents_(exponents), next_row_(begin), end_(end), scratch_(5 * kGates, exponents[0].width() + 1) {
     for (int g = 0; g < kGates; ++g) {
       now_[g].e = scratch_[5 * g], now_[g].prefix = scratch_[5 * g + 1];
       next_[g].e = scratch_[5 * g + 2], next_[g].prefix = scratch_[5 * g + 3];
@@ -222,34 +243,29 @@ class SoftmaxRows {
   }
 
  private:
-  int64_t width() const { return logits_[0].width; }
+  int64_t width() const { return exponents_[0].width(); }
 
   bool start() {
     if (next_row_ == end_) return false;
     for (int g = 0; g < kGates; ++g) {
-      z_[g] = read(logits_[g], next_row_, scratch_[5 * g + 4]);
-      next_[g].start(z_[g], width(), temperature_);
+      exponents_[g].start(next_row_, scratch_[5 * g + 4]);
+      next_[g].sum = {};
     }
     return true;
   }
   template <class Part>
   PGM_FAST_INLINE void step(int64_t k, Part part) {
-    for (int g = 0; g < kGates; ++g) {
-      prefetch(z_[g] + width() + k);
-      next_[g].step(z_[g], k, part);
-    }
+    for (int g = 0; g < kGates; ++g) next_[g].step(exponents_[g].exponent(k, part), k, part);
   }
   void finish() {
     for (auto& softmax : next_) softmax.finish(width());
     computed_ = true;
   }
 
-  std::array<Matrix, kGates> logits_;
+  std::array<Exponents, kGates> exponents_;
   int64_t next_row_, end_;
-  T temperature_;
   Scratch<T> scratch_;
   std::array<Exponentials<V>, kGates> now_, next_;
-  std::array<const T*, kGates> z_;
   bool computed_ = false;
 };
 

@@ -26,6 +26,15 @@ void partition_dual_backward(int64_t rows, Matrix grad_uni, Matrix grad_paired, 
                              Matrix z_uni, Matrix z_paired, double temperature, Matrix grad_h, Matrix grad_z_uni, Matrix grad_z_paired,
                              int threads);
 
+// One boundary per row. detach_gates says nothing to a forward pass: it is one of the op's numbers.
+void partition_boundary(int64_t rows, Matrix h, Matrix b_uni, Matrix b_paired, double width, double floor, bool detach_gates, Matrix uni,
+                        Matrix paired, int threads);
+void partition_boundary_with_share(int64_t rows, Matrix h, Matrix b_uni, Matrix b_paired, double width, double floor, bool detach_gates,
+                                   Matrix uni, Matrix paired, Matrix share, int threads);
+void partition_boundary_backward(int64_t rows, Matrix grad_uni, Matrix grad_paired, Matrix grad_share, Matrix h, Matrix b_uni,
+                                 Matrix b_paired, double width, double floor, bool detach_gates, Matrix grad_h, Matrix grad_b_uni,
+                                 Matrix grad_b_paired, int threads);
+
 // products holds <student, teacher> and is multiplied by factor; weight and lse are of its dtype.
 void duc_log_sum_exp(int64_t rows, Matrix products, const void* weight, int64_t first, double factor, void* lse, double* losses,
                      int threads);

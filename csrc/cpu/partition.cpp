@@ -16,7 +16,7 @@ void split_rows(int64_t rows, Matrix h, Matrix z, double temperature, Matrix uni
   const bool bypass = bypasses_cache(rows, {h, z, uni, paired});
   parallel_rows(rows, d, threads, [&](int64_t begin, int64_t end) {
     Scratch<T> scratch(7, d);
-    SoftmaxRows<V, 1> softmax({z}, begin, end, temperature);
+    SoftmaxRows<V, 1> softmax({{{z, temperature}}}, begin, end);
     for (int64_t row = begin; row < end; ++row, softmax.advance()) {
       const T* x = read(h, row, scratch[0]);
       T* u = target(uni, row, scratch[1]);
@@ -65,7 +65,7 @@ void gradient_rows(int64_t rows, Matrix grad_uni, Matrix grad_paired, Matrix gra
   const bool bypass = bypasses_cache(rows, {grad_uni, grad_paired, h, z, grad_h, grad_z});
   parallel_rows(rows, d, threads, [&](int64_t begin, int64_t end) {
     Scratch<T> scratch(9, d);
-    SoftmaxRows<V, 1> softmax({z}, begin, end, temperature);
+    SoftmaxRows<V, 1> softmax({{{z, temperature}}}, begin, end);
     for (int64_t row = begin; row < end; ++row, softmax.advance()) {
       const T* x = read(h, row, scratch[0]);
       const T* du = read(grad_uni, row, scratch[1]);

@@ -2,53 +2,27 @@
 // over a row; one gate per chunk takes a third, over the expanded gates.
 #include "../common/partition.h"
 
-#include "gates.h"
+#include "dual_gate.h"
 #include "kernels.h"
 #include "shares.h"
 
 namespace pgm_fast::cpu {
 namespace {
 
-// Both gates at one place: e, 1 - e, r, 1 - r.
+// Both gates of one row after another, and where one stands for several dimensions, as rows.
 template <class V>
-struct Gates {
-  V e, ne, r, nr;
-
-  template <class Share>
-  void add_to(Share& taken) const {
-    V mass[4];
-    dual_masses(e, ne, r, nr, mass);
-    taken.add(mass);
-  }
-};
-
-// Both gates of one row after another.
-template <class V>
-struct DualGate {
+struct DualGateRows : DualGate<V> {
   using T = typename V::value;
 
-  DualGate(const Matrix& z_uni, const Matrix& z_paired, int64_t begin, int64_t end, double temperature, int64_t d)
-      : softmax({z_uni, z_paired}, begin, end, temperature), rows(5, d) {}
+  DualGateRows(const Matrix& z_uni, const Matrix& z_paired, int64_t begin, int64_t end, double temperature, int64_t d)
+      : DualGate<V>({z_uni, temperature}, {z_paired, temperature}, begin, end), rows(5, d) {}
 
-  // Where there is a gate per dimension: calls body(k, part, gates) from the right.
-  template <class Body, class... Sums>
-  PGM_FAST_INLINE void from_right(Body&& body, Sums&... sums) {
-    Complement<V> after_uni, after_paired;
-    softmax.from_right(
-        [&](int64_t k, auto part) PGM_FAST_INLINE {
-          body(k, part,
-               Gates<V>{after_uni.step(softmax[0], k, part), softmax[0].gate(k, part), softmax[1].gate(k, part),
-                        after_paired.step(softmax[1], k, part)});
-        },
-        after_uni, after_paired, sums...);
-  }
-
-  // Where a gate stands for several dimensions: the gates as rows [gates], and then as rows [d].
+  // The gates as rows [gates], and then as rows [d].
   void store(int64_t gates) {
-    complement_row<V>(softmax[0], gates, rows[0]);
-    gate_row<V>(softmax[0], gates, rows[1]);
-    gate_row<V>(softmax[1], gates, rows[2]);
-    complement_row<V>(softmax[1], gates, rows[3]);
+    complement_row<V>(this->softmax[0], gates, rows[0]);
+    gate_row<V>(this->softmax[0], gates, rows[1]);
+    gate_row<V>(this->softmax[1], gates, rows[2]);
+    complement_row<V>(this->softmax[1], gates, rows[3]);
   }
   void expand(int64_t gates, int64_t d) {
     for (int row = 0; row < 4; ++row) {
@@ -61,7 +35,6 @@ struct DualGate {
     return {part.load(rows[0] + k), part.load(rows[1] + k), part.load(rows[2] + k), part.load(rows[3] + k)};
   }
 
-  SoftmaxRows<V, 2> softmax;
   Scratch<T> rows;
 };
 
@@ -72,7 +45,7 @@ void split_rows(int64_t rows, Matrix h, Matrix z_uni, Matrix z_paired, double te
   const int64_t d = h.width, gates = z_uni.width;
   const bool bypass = bypasses_cache(rows, {h, z_uni, z_paired, uni_only, paired_only, shared});
   parallel_rows(rows, 2 * d, threads, [&](int64_t begin, int64_t end) {
-    DualGate<V> gate(z_uni, z_paired, begin, end, temperature, d);
+    DualGateRows<V> gate(z_uni, z_paired, begin, end, temperature, d);
     Scratch<T> scratch(4, d);
     for (int64_t row = begin; row < end; ++row, gate.softmax.advance()) {
       const T* x = read(h, row, scratch[0]);
@@ -119,7 +92,7 @@ void gradient_rows(int64_t rows, Matrix grad_uni, Matrix grad_paired, Matrix gra
   const bool bypass =
       bypasses_cache(rows, {grad_uni, grad_paired, grad_shared, h, z_uni, z_paired, grad_h, grad_z_uni, grad_z_paired});
   parallel_rows(rows, 2 * d, threads, [&](int64_t begin, int64_t end) {
-    DualGate<V> gate(z_uni, z_paired, begin, end, temperature, d);
+    DualGateRows<V> gate(z_uni, z_paired, begin, end, temperature, d);
     Scratch<T> scratch(12, d);
     for (int64_t row = begin; row < end; ++row, gate.softmax.advance()) {
       const T* x = read(h, row, scratch[0]);

@@ -3,6 +3,7 @@
 
 #include <ATen/core/LegacyTypeDispatch.h>
 #include <ATen/core/dispatch/Dispatcher.h>
+#include <ATen/ops/zeros_like.h>
 #include <torch/csrc/autograd/custom_function.h>
 #include <torch/csrc/autograd/forward_grad.h>
 
@@ -47,5 +48,11 @@ class BelowAutogradUnlessRecorded {
  private:
   std::optional<at::AutoDispatchBelowADInplaceOrView> guard_;
 };
+
+// Ops with a share do without gradients of zeros where an output is not used: the share's is left out, those of the parts are made here.
+inline at::Tensor or_zeros(const at::Tensor& grad, const at::Tensor& h) { return grad.defined() ? grad : at::zeros_like(h); }
+inline std::optional<at::Tensor> or_none(const at::Tensor& grad) {
+  return grad.defined() ? std::optional<at::Tensor>(grad) : std::nullopt;
+}
 
 }  // namespace pgm_fast::host

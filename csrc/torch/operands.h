@@ -3,6 +3,7 @@
 
 #include <ATen/Parallel.h>
 #include <ATen/core/Tensor.h>
+#include <ATen/ops/empty.h>
 #include <ATen/ops/empty_like.h>
 #include <ATen/ops/full.h>
 
@@ -70,6 +71,21 @@ inline cpu::Matrix output(const at::Tensor& x, int64_t rows) { return detail::ma
 template <class... Others>
 void check_same_width(const cpu::Matrix& first, const Others&... others) {
   TORCH_CHECK(((first.width == others.width) && ...), "pgm_fast's kernels take operands of one width here");
+}
+
+// The gradient of a share, contiguous or none, as the kernels take it.
+inline cpu::Matrix input_share(const std::optional<at::Tensor>& grad_share, int64_t rows, int64_t partitions) {
+  if (!grad_share) return {};
+  const auto found = input(*grad_share, rows);
+  TORCH_CHECK(found.width == partitions, "pgm_fast's kernels take gradients of ", partitions, " shares here, got ", found.width);
+  return found;
+}
+
+// Memory for the shares of gates of these logits, or boundaries.
+inline at::Tensor empty_share(const at::Tensor& z, int64_t partitions) {
+  auto sizes = z.sizes().vec();
+  sizes.back() = partitions;
+  return at::empty(sizes, z.options().dtype(accumulation(z)));
 }
 
 inline void check_vector(const at::Tensor& x, int64_t size) {

@@ -1,7 +1,5 @@
 // partition and partition_dual, with and without shares: CPU kernels behind the dispatcher, and their derivatives. Schemas, fakes and
 // everything that is not served here are defined in pgm_fast/ops.
-#include <ATen/ops/empty.h>
-#include <ATen/ops/zeros_like.h>
 #include <torch/library.h>
 
 #include "autograd.h"
@@ -22,22 +20,6 @@ using Four = std::tuple<Tensor, Tensor, Tensor, Tensor>;
 
 Op partition_op("partition"), partition_share_op("partition_with_share"), partition_backward_op("partition_backward");
 Op dual_op("partition_dual"), dual_share_op("partition_dual_with_share"), dual_backward_op("partition_dual_backward");
-
-// Memory for the shares of gates of these logits.
-Tensor empty_share(const Tensor& z, int64_t partitions) {
-  auto sizes = z.sizes().vec();
-  sizes.back() = partitions;
-  return at::empty(sizes, z.options().dtype(accumulation(z)));
-}
-
-// The gradient of a share as the kernels take it; contiguous, or none.
-MaybeTensor contiguous(const MaybeTensor& grad_share) { return grad_share ? MaybeTensor(grad_share->contiguous()) : MaybeTensor(); }
-cpu::Matrix input_share(const MaybeTensor& grad_share, int64_t rows, int64_t partitions) {
-  if (!grad_share) return {};
-  const auto found = input(*grad_share, rows);
-  TORCH_CHECK(found.width == partitions, "pgm_fast's kernels take gradients of ", partitions, " shares here, got ", found.width);
-  return found;
-}
 
 Two partition(const Tensor& h_, const Tensor& z_, double temperature) {
   if (!partition_op.serves(h_, z_)) return partition_op.in_python<Two>(h_, z_, temperature);
@@ -159,10 +141,6 @@ const auto& dispatched_dual_backward() {
   return op;
 }
 
-// Ops with a share do without gradients of zeros where an output is not used: the share's is left out, those of the parts are made here.
-Tensor or_zeros(const Tensor& grad, const Tensor& h) { return grad.defined() ? grad : at::zeros_like(h); }
-MaybeTensor or_none(const Tensor& grad) { return grad.defined() ? MaybeTensor(grad) : MaybeTensor(); }
-
 template <bool kShare>
 struct PartitionFunction : torch::autograd::Function<PartitionFunction<kShare>> {
   static constexpr bool is_traceable = true;
@@ -265,6 +243,7 @@ void bind_duc_loss(py::module_& m);
 void bind_info_nce(py::module_& m);
 void bind_mlp(py::module_& m);
 void bind_uni_paired_block(py::module_& m);
+void implement_partition_boundary(torch::Library& cpu, torch::Library& autograd);
 void implement_partitioned_linear(torch::Library& cpu, torch::Library& autograd);
 void implement_reconstruction(torch::Library& cpu, torch::Library& autograd);
 void implement_duc_loss(torch::Library& cpu, torch::Library& autograd);
@@ -295,6 +274,7 @@ void implement() {
   static torch::Library cpu(torch::Library::IMPL, "pgm_fast", c10::DispatchKey::CPU, __FILE__, __LINE__);
   static torch::Library autograd(torch::Library::IMPL, "pgm_fast", c10::DispatchKey::AutogradCPU, __FILE__, __LINE__);
   implement_partitions(cpu, autograd);
+  implement_partition_boundary(cpu, autograd);
   implement_partitioned_linear(cpu, autograd);
   implement_reconstruction(cpu, autograd);
   implement_duc_loss(cpu, autograd);

@@ -7,6 +7,7 @@ here; those that call torch's own products are functions of tensors, in the host
 from __future__ import annotations
 
 from collections.abc import Callable
+from types import ModuleType
 
 import torch
 from torch import Tensor
@@ -22,12 +23,13 @@ CUDA_MAX_GATES_ELSE = 32768
 CUDA_MAX_CHUNK = 2**31 // 32 - 2
 
 
-def register_native(op: str, outputs: Callable[..., tuple[Tensor, ...]]) -> None:
+def register_native(op: str, outputs: Callable[..., tuple[Tensor, ...]], on_cuda: bool = True) -> None:
     """Registers the compiled kernels of ``op`` as its ``native`` backend on the CPU and on CUDA devices.
 
     Args:
-        op: its arguments are tensors, which may be None, of which the last one holds gate logits, then a temperature.
+        op: its arguments are tensors, which may be None, and then numbers.
         outputs: memory for its outputs, given its arguments; the op's fake.
+        on_cuda: whether there is a CUDA kernel. Of the tensors the last one then holds gate logits.
     """
 
     def loader(make_call: Callable[[str], Callable]) -> Callable:
@@ -35,10 +37,9 @@ def register_native(op: str, outputs: Callable[..., tuple[Tensor, ...]]) -> None
             call = make_call(op)
 
             def run(*arguments):
-                *tensors, temperature = arguments
-                tensors = [None if x is None else x.contiguous() for x in tensors]
+                tensors = [x for x in arguments if x is None or isinstance(x, Tensor)]
                 made = outputs(*arguments)
-                call(tensors, temperature, made)
+                call([None if x is None else x.contiguous() for x in tensors], arguments[len(tensors) :], made)
                 return made
 
             return run
@@ -46,7 +47,8 @@ def register_native(op: str, outputs: Callable[..., tuple[Tensor, ...]]) -> None
         return load
 
     _register(op, loader(_cpu_kernel), "cpu", refuse_mixed_precision)
-    _register(op, loader(_cuda_kernel), "cuda", _refuse_on_cuda)
+    if on_cuda:
+        _register(op, loader(_cuda_kernel), "cuda", _refuse_on_cuda)
 
 
 def register_host(op: str, dtypes: tuple[torch.dtype, ...] = tuple(NATIVE_DTYPES)) -> None:
@@ -56,11 +58,15 @@ def register_host(op: str, dtypes: tuple[torch.dtype, ...] = tuple(NATIVE_DTYPES
 
 
 def _host_function(op: str) -> Callable:
+    return _function(host.load(), op)
+
+
+def _function(extension: ModuleType, op: str) -> Callable:
     try:
-        return getattr(host.load(), op)
+        return getattr(extension, op)
     except AttributeError as error:
         # one left over from older sources
-        raise ImportError(f"needs the compiled host path, which was built without {op}; install again") from error
+        raise ImportError(f"needs {extension.__name__} with {op}, built from these sources; install again") from error
 
 
 def _register(
@@ -74,13 +80,13 @@ def _register(
 
 
 def _cpu_kernel(op: str) -> Callable:
-    """``call(tensors, temperature, outputs)`` on contiguous tensors of :data:`NATIVE_DTYPES`; outputs are written."""
+    """``call(tensors, numbers, outputs)`` on contiguous tensors of :data:`NATIVE_DTYPES`; outputs are written."""
     import pgm_fast._native as native
 
-    kernel, threads = getattr(native, op), torch.get_num_threads
+    kernel, threads = _function(native, op), torch.get_num_threads
 
-    def call(tensors, temperature, outputs) -> None:
-        kernel(_rows(tensors[0]), *map(_matrix, tensors), temperature, *map(_matrix, outputs), threads())
+    def call(tensors, numbers, outputs) -> None:
+        kernel(_rows(tensors[0]), *map(_matrix, tensors), *numbers, *map(_matrix, outputs), threads())
 
     return call
 
@@ -89,12 +95,12 @@ def _cuda_kernel(op: str) -> Callable:
     """As :func:`_cpu_kernel`, on the current stream of the tensors' device."""
     import pgm_fast._cuda as native
 
-    kernel, current_stream = getattr(native, op), torch.cuda.current_stream
+    kernel, current_stream = _function(native, op), torch.cuda.current_stream
 
-    def call(tensors, temperature, outputs) -> None:
+    def call(tensors, numbers, outputs) -> None:
         stream = current_stream(tensors[0].device)
         place = stream.device_index, stream.cuda_stream
-        kernel(_rows(tensors[0]), *map(_matrix, tensors), temperature, *map(_matrix, outputs), *place)
+        kernel(_rows(tensors[0]), *map(_matrix, tensors), *numbers, *map(_matrix, outputs), *place)
 
     return call
 

@@ -25,6 +25,7 @@ from .gates import (
     dual_share_backward,
     empty_share,
 )
+from .native import register_native
 from .registration import define, define_autograd, define_backward
 
 __all__ = ["partition_boundary"]
@@ -126,12 +127,17 @@ def _reference_backward(
     if grad_share is not None:
         by_share = dual_grad_gates(uni, paired, *dual_share_backward(grad_share, h.shape[-1]))
         grad_gates = [grad + more for grad, more in zip(grad_gates, by_share, strict=True)]
-    # the gradients of a row's logits have a sum of 0: they are led by where in the row they are, from wherever counted
     by_uni, by_paired = (
-        (cumsoftmax_backward(grad, gate.p, 1.0) * _places(h, b_uni)).sum(-1, keepdim=True) / width**2
+        _grad_center(grad, gate.p, _places(h, b_uni), width)
         for grad, gate in zip(grad_gates, (uni, paired), strict=True)
     )
     return grad_h.to(h.dtype), by_uni.to(b_uni.dtype), -by_paired.to(b_paired.dtype)
+
+
+def _grad_center(grad_gate: Tensor, p: Tensor, x: Tensor, width: float) -> Tensor:
+    """Logits' gradients sum to 0 in a row, so that distances may count from anywhere: from the mean they lose least."""
+    from_mean = x - (p * x).sum(-1, keepdim=True)
+    return (cumsoftmax_backward(grad_gate, p, 1.0) * from_mean).sum(-1, keepdim=True) / width**2
 
 
 def _fake(
@@ -178,6 +184,10 @@ _partition_boundary_backward = define_backward(
     _reference_backward,
     _fake_backward,
 )
+
+register_native("partition_boundary", _fake, on_cuda=False)
+register_native("partition_boundary_with_share", _fake_with_share, on_cuda=False)
+register_native("partition_boundary_backward", _fake_backward, on_cuda=False)
 
 
 def _setup_context(ctx, inputs, output) -> None:

@@ -6,8 +6,8 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from op_cases import PARTITIONS, forward_and_gradients
-from tolerances import EPS, FP32, FP64, NATIVE_TIMES_EPS, ROW_OF_40_UNDERFLOWS, SUM_OF_2500_ROWS_FP64
+from op_cases import BOUNDARIES, PARTITIONS, boundary_call, forward_and_gradients
+from tolerances import EPS, FP32, FP64, NATIVE_TIMES_EPS, ROW_OF_40_UNDERFLOWS, SUM_OF_2500_ROWS_FP64, steps
 
 import pgm_fast
 from pgm_fast import backends, host, ops
@@ -37,15 +37,40 @@ def test_equals_the_reference_on_every_shape_and_dtype(op, rows, gates, chunk, d
     generator = torch.Generator().manual_seed(seed)
     h = torch.randn(rows, gates * chunk, generator=generator).to(dtype)
     logits = [(spread * torch.randn(rows, gates, generator=generator)).to(z_dtype) for _ in range(count)]
+    _compare(run, [h, *logits], threads)
+
+
+@settings(deadline=None, max_examples=100)
+@given(
+    op=st.sampled_from(sorted(BOUNDARIES)),
+    rows=st.integers(0, 40),
+    d=st.integers(1, 300),
+    dtype=dtypes,
+    b_dtype=dtypes,
+    width=st.sampled_from([0.03, 0.12, 1.0, 1e3]),
+    floor=st.sampled_from([0.0, 0.3]),
+    detached=st.booleans(),
+    threads=st.sampled_from([1, 2]),
+    seed=st.integers(0, 99),
+)
+def test_boundaries_equal_the_reference_on_every_shape_and_dtype(
+    op, rows, d, dtype, b_dtype, width, floor, detached, threads, seed
+):
+    if (dtype == torch.float64) != (b_dtype == torch.float64):
+        b_dtype = dtype
+    _compare(*boundary_call(op, rows, d, dtype, b_dtype, width, floor, detached, seed), threads)
+
+
+def _compare(run, tensors, threads):
     before = torch.get_num_threads()
     try:
         torch.set_num_threads(threads)
         with pgm_fast.backend("native"):
-            got = sum(forward_and_gradients(run, [h, *logits]), [])
+            got = sum(forward_and_gradients(run, tensors), [])
     finally:
         torch.set_num_threads(before)
     with pgm_fast.backend("torch"):
-        want = sum(forward_and_gradients(run, [h, *logits]), [])
+        want = sum(forward_and_gradients(run, tensors), [])
     for a, b in zip(got, want, strict=True):
         scale = max(1.0, b.abs().max().item()) if b.numel() else 1.0
         bound = NATIVE_TIMES_EPS * max(EPS[a.dtype], EPS[torch.float32] * (a.dtype != torch.float64)) * scale
@@ -57,8 +82,14 @@ def test_large_operands_that_bypass_the_cache_are_written_whole(rows):
     """6000 rows are past the size from which outputs are streamed; the first rows must be those of the small call."""
     h, z_uni, z_paired = (torch.randn(rows, 256) for _ in range(3))
     with pgm_fast.backend("native"):
-        whole = [*ops.partition(h, z_uni), *ops.partition_dual(h, z_uni, z_paired)]
-        first = [*ops.partition(h[:3], z_uni[:3]), *ops.partition_dual(h[:3], z_uni[:3], z_paired[:3])]
+        whole, first = (
+            [
+                *ops.partition(h[some], z_uni[some]),
+                *ops.partition_dual(h[some], z_uni[some], z_paired[some]),
+                *ops.partition_boundary(h[some], z_uni[some, :1], z_paired[some, :1]),
+            ]
+            for some in (slice(None), slice(3))
+        )
     assert all(x.isfinite().all() for x in whole)
     assert all(torch.equal(a[:3], b) for a, b in zip(whole, first, strict=True))
 
@@ -83,6 +114,29 @@ def test_nan_reaches_the_outputs():
     assert uni[0].isfinite().all() and paired[0].isfinite().all() and share[0].isfinite().all()
     assert uni[1, :-1].isnan().all() and paired[1].isnan().all()  # the last uni gate is 0 by definition
     assert share[1].isnan().all()
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+def test_a_boundary_that_is_not_finite_reaches_the_outputs_of_its_row(value):
+    h, b = torch.randn(2, 40), torch.tensor([[0.5], [value]])
+    with pgm_fast.backend("native"):
+        uni, paired, share = ops.partition_boundary(h, b, b, return_share=True)
+    assert uni[0].isfinite().all() and paired[0].isfinite().all() and share[0].isfinite().all()
+    assert uni[1, :-1].isnan().all() and paired[1].isnan().all() and share[1].isnan().all()
+
+
+@pytest.mark.parametrize("width", [1e-30, 1e-4, 1e30])
+@pytest.mark.parametrize("b", [-1e18, -2.0, 0.3, 3.0, 1e18])
+def test_boundaries_out_of_sight_and_edges_of_any_sharpness_give_shares(b, width):
+    """All or nothing beyond the row, a step at a sharp edge, a slope along the whole row at none."""
+    d = 50
+    with pgm_fast.backend("native"):
+        *_, share = ops.partition_boundary(
+            torch.ones(1, d), torch.tensor([[b]]), torch.tensor([[0.0]]), width, return_share=True
+        )
+    taken = share[0, 0] + share[0, 2]
+    want = 0.5 if width == 1e30 else min(max(b, 0.0), 1.0)
+    assert abs(taken.item() - want) <= steps(d)
 
 
 def test_mixed_double_and_single_precision_falls_back():
