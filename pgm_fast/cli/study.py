@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from ..study import read_study, run_study
-from ..study.tables import COLUMNS, set_rows
+from ..study.page import COLUMNS, set_rows
 from .terminal import say, show_table
 
 __all__ = ["compare"]

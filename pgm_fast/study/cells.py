@@ -6,7 +6,7 @@ import hashlib
 import json
 import shutil
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, is_dataclass, replace
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from typing import Any
 from ..data.feature_set import SPLITS, FeatureSet
 from ..env import checked_out, processor_name, versions
 from ..errors import CheckpointError
+from ..methods import METHODS
 from ..train import evaluate, fit
 from ..train.assembly import load_features
 from ..train.config import Config
@@ -21,13 +22,14 @@ from ..train.fingerprints import content_marks
 from ..train.metrics import score
 from ..train.reports import read_json, write_json
 from .classical import Classical
-from .conditions import test_sets
+from .conditions import rows_under
 from .plan import Cell, Conditions
 
 __all__ = ["Data", "Job", "ProbeJob", "TrainJob", "content_of", "describe_data", "reading_of"]
 
-# What says nothing about a result: where files lie, and what is written beside the numbers.
-_NO_MATTER = {"out": None, "data": ("source", "resident"), "train": ("threads", "plots", "tensorboard")}
+# What counts of the data besides the fingerprint, and what of the loop says nothing about a result.
+_BESIDE_THE_DATA = ("standardize", "modality_dropout")
+_NO_MATTER = ("threads", "plots", "tensorboard")
 
 
 @dataclass(frozen=True)
@@ -48,7 +50,7 @@ def describe_data(features: FeatureSet) -> Data:
 def reading_of(config: Config) -> str:
     """A text that is the same for two configurations that read the same data."""
     used = asdict(config.data)
-    return json.dumps({key: used[key] for key in used if key not in ("standardize", "modality_dropout", "resident")})
+    return json.dumps({key: used[key] for key in used if key not in (*_BESIDE_THE_DATA, "resident")})
 
 
 @dataclass(frozen=True)
@@ -70,11 +72,11 @@ class TrainJob:
     @property
     def key(self) -> str:
         """A hash of everything that the result depends on, but for versions: settings, and the values of the data."""
-        config = _settings(self.cell.config)
         if self.cell.model is not None:
-            # Of the data the fingerprint says it all, and no other setting counts.
-            config = {"model": self.cell.model, "settings": self.cell.settings, "seed": self.cell.seed}
-        return _hash({"config": config, "data": self.data.marks})
+            settings = {"model": self.cell.model, "settings": self.cell.settings, "seed": self.cell.seed}
+        else:
+            settings = _settings_that_count(self.cell.config)
+        return _hash({"settings": settings, "data": list(self.data.marks.items())})  # modalities have an order
 
     @property
     def file(self) -> Path:
@@ -99,7 +101,7 @@ class TrainJob:
             "task": self.data.task,
             "rows": dict(self.data.rows),
             **found,
-            "config": _settings(cell.config),
+            "config": asdict(cell.config),
             "data": dict(self.data.marks),
             **_surroundings(),
         }
@@ -164,7 +166,7 @@ class ProbeJob:
         elif not (self.trained.model / "report.json").is_file():
             self.trained.train()
         found: dict[str, dict[str, Any]] = {}
-        for kind, level, rows in test_sets(features, self.conditions, cell.seed):
+        for kind, level, rows in rows_under(features, self.conditions, cell.seed):
             if cell.model is not None:
                 scores = model.scores(rows, "test")
             else:
@@ -189,15 +191,15 @@ def content_of(job: Job) -> dict[str, Any] | None:
         return None
 
 
-def _settings(config: Config) -> dict[str, Any]:
-    settings = asdict(config)
-    for section, keys in _NO_MATTER.items():
-        if keys is None:
-            del settings[section]
-        else:
-            for key in keys:
-                del settings[section][key]
-    return settings
+def _settings_that_count(config: Config) -> dict[str, Any]:
+    """What a result depends on besides the data: nothing of other methods, and nothing of where files lie."""
+    sections = {method.config_class for method in METHODS.values()} - {METHODS[config.method].config_class}
+    settings = {key: value for key, value in vars(config).items() if type(value) not in sections and key != "out"}
+    return {
+        **{key: asdict(value) if is_dataclass(value) else value for key, value in settings.items()},
+        "data": {key: getattr(config.data, key) for key in _BESIDE_THE_DATA},
+        "train": {key: value for key, value in asdict(config.train).items() if key not in _NO_MATTER},
+    }
 
 
 def _surroundings() -> dict[str, Any]:

@@ -34,7 +34,7 @@ class Choice:
     def __init__(self, study: Study, group: Group, data: Data, folder: Path):
         self.group = group
         self._study, self._data, self._folder = study, data, folder
-        self._conditions = study.test if study.test.missing or study.test.noise else None
+        self._conditions = study.test if data.rows["test"] and (study.test.missing or study.test.noise) else None
         self._searching = group.seeds[: study.search.seeds]
         count = len(study.trials(group))
         self._tried = {trial: {seed: self._job(seed, trial) for seed in self._searching} for trial in range(count)}

@@ -13,10 +13,10 @@ from ..data.feature_set import FeatureSet
 from ..data.sampling import draw_presence
 from .plan import Conditions
 
-__all__ = ["test_sets"]
+__all__ = ["rows_under"]
 
 
-def test_sets(features: FeatureSet, conditions: Conditions, seed: int) -> Iterator[tuple[str, str, FeatureSet]]:
+def rows_under(features: FeatureSet, conditions: Conditions, seed: int) -> Iterator[tuple[str, str, FeatureSet]]:
     """``(kind, level, test rows)`` for every condition: ``missing`` with a probability, ``noise <modality>`` with a
     deviation.
 

@@ -3,6 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -11,6 +17,8 @@ from typer.testing import CliRunner
 from pgm_fast.cli.app import app
 from pgm_fast.errors import CheckpointError
 from pgm_fast.study import read_study, run_study
+from pgm_fast.study.cells import TrainJob, describe_data
+from pgm_fast.train.assembly import load_features
 from pgm_fast.train.lock import RunLock
 
 TEXT = """
@@ -141,3 +149,43 @@ def test_differences_are_paired_by_split_and_seed(finished):
     pairs = np.subtract(*scores.values())
     assert of["methods"]["logistic"]["difference"]["mean"] == pytest.approx(pairs.mean())
     assert "difference" not in of["methods"][of["baseline"]]
+
+
+def test_a_cell_is_the_same_whatever_other_methods_are_set_to_and_wherever_the_data_lies(file, tmp_path):
+    def key(text, group=0):
+        (tmp_path / "study.yaml").write_text(text)
+        study = read_study(tmp_path / "study.yaml")
+        group = list(study.groups())[group]
+        cell = study.cell(group, 0, 0)
+        return TrainJob(cell, describe_data(load_features(cell.config)), tmp_path).key
+
+    text = file.read_text()
+    shutil.copy(file.parent / "set.npz", tmp_path / "elsewhere.npz")
+    assert key(text) == key(text.replace(str(file.parent / "set.npz"), str(tmp_path / "elsewhere.npz")))
+    assert key(text) == key(text.replace("train.epochs: 1", "train.epochs: 1, pgm.uni_weight: 3, data.resident: never"))
+    assert key(text) != key(text.replace("train.epochs: 1", "train.epochs: 2"))
+    assert key(text) != key(text.replace("train.epochs: 1", "train.epochs: 1, baseline.rates: {shared: {head: 2}}"))
+    assert key(text) != key(text.replace("train.epochs: 1", "train.epochs: 1, data.modalities: [vision, audio]"))
+
+
+@pytest.mark.skipif(os.name != "posix", reason="signals of POSIX")
+def test_ctrl_c_ends_it_in_one_line_with_what_is_there_kept(file, tmp_path):
+    (tmp_path / "study.yaml").write_text(file.read_text().replace("train.epochs: 1", "train.epochs: 300"))
+    command = [sys.executable, "-m", "pgm_fast", "study", str(tmp_path / "study.yaml"), "--out", str(tmp_path / "out")]
+    process = subprocess.Popen(
+        [*command, "--workers", "1"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
+    first = process.stdout.readline()
+    assert first.startswith("[1/"), first + process.stderr.read()
+    os.killpg(process.pid, signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 2
+    assert re.fullmatch(r"error: stopped with [1-9]\d* of \d+ cells in [^\n]+; the same command goes on\n", errors)
+    assert read(tmp_path / "out")["missing"] > 0
+    assert len(list((tmp_path / "out" / "cells").glob("*.json"))) >= 1
+
+
+def test_the_example_is_a_study(repository):
+    study = read_study(repository / "examples" / "study.yaml")
+    assert {group.method for group in study.groups()} == set(study.methods)
+    assert {len(study.trials(group)) for group in study.groups()} == {study.search.trials}
