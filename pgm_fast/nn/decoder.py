@@ -76,10 +76,15 @@ class UniPairedDecoder(nn.Module):
             around: ``(h, parts)``, each ``[..., dim]``: decoded is then h + (W_u u + W_p p + b - parts), which is h
                 itself, to the bit, where what is decoded are the parts.
         """
-        if around is not None:
-            h, parts = around
-            decoded, loss = self(uni, paired, parts + (target - h), row_weight)
-            return h + (decoded - parts), loss
+        if around is None:
+            return self._decode(uni, paired, target, row_weight)
+        h, parts = around
+        decoded, loss = self._decode(uni, paired, parts + (target - h), row_weight)
+        return h + (decoded - parts), loss
+
+    def _decode(
+        self, uni: Tensor | None, paired: Tensor | None, target: Tensor, row_weight: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
         if self.uni is None or self.paired is None or not self._is_one_op(uni):
             decoded = sum(layer(x) for layer, x in ((self.uni, uni), (self.paired, paired)) if layer is not None)
             return decoded, _distance(decoded, target, row_weight)

@@ -21,8 +21,6 @@ MOST_ROWS = 256
 # its cache.
 MOST_WEIGHTS = 2**16
 _DTYPES = (torch.float32, torch.float64)
-_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
-_GLOBAL_HOOKS = tuple(f"_global{kind}" for kind in _HOOKS)
 
 
 def serves_small_batches(x: Tensor) -> bool:
@@ -31,7 +29,8 @@ def serves_small_batches(x: Tensor) -> bool:
     A compiler fuses plain layers as well as they do, and sees more.
     """
     return (
-        x.device.type == "cpu"
+        _is_plain_tensor(x)
+        and x.device.type == "cpu"
         and x.dtype in _DTYPES
         and not torch.compiler.is_compiling()
         and surely(math.prod(x.shape[:-1]) <= MOST_ROWS)
@@ -44,27 +43,41 @@ def are_small(*linears: nn.Linear) -> bool:
 
 
 def are_plain(x: Tensor, kinds: type[nn.Module] | Sequence[type[nn.Module]], *modules: nn.Module) -> bool:
-    """Whether calling these on ``x`` does what their class does and nothing else, so that an op may read their
-    parameters instead.
+    """Whether calling these on ``x`` does what torch's ``forward`` of their class does and nothing else, so that an op
+    may read their parameters instead.
 
     Not so where anybody looks inside or has changed something: another class (LoRA, a parametrization, quantisation), a
-    ``forward`` of the instance's own (accelerate, monkey patches), hooks of any sort on one or on all modules,
-    parameters that are no plain strided tensors on the device of ``x`` (DTensor, tensor subclasses, offloaded weights).
+    ``forward`` of the instance's or of somebody else's (accelerate, monkey patches), hooks of any sort on one or on all
+    modules, a layer that is compiled by itself, inputs or parameters that are no plain strided tensors on one device
+    (symbolic tracing, DTensor, tensor subclasses, offloaded weights).
     """
     kinds = kinds if isinstance(kinds, tuple) else (kinds,)
-    return not any(getattr(torch_module, hooks) for hooks in _GLOBAL_HOOKS) and all(
-        type(module) in kinds
-        and "forward" not in vars(module)
-        and not any(getattr(module, hooks) for hooks in _HOOKS)
-        and all(p is None or _is_plain_tensor(p, x) for p in module._parameters.values())
-        for module in modules
-    )
+    if not _is_plain_tensor(x) or (
+        torch_module._global_forward_hooks
+        or torch_module._global_forward_pre_hooks
+        or torch_module._global_backward_hooks
+        or torch_module._global_backward_pre_hooks
+    ):
+        return False
+    device = x.device
+    return all([type(module) in kinds and _is_untouched(module, device) for module in modules])
 
 
-def _is_plain_tensor(parameter: Tensor, x: Tensor) -> bool:
-    return (
-        type(parameter) in (nn.Parameter, Tensor) and parameter.layout == torch.strided and parameter.device == x.device
-    )
+def _is_untouched(module: nn.Module, device: torch.device) -> bool:
+    own, forward = vars(module), type(module).forward
+    # an instance has these of its own where somebody has taken the place of its class's, or of its parameters
+    if "forward" in own or "weight" in own or "bias" in own or module._compiled_call_impl is not None:
+        return False
+    # as torch wrote it, and in no wrapper that goes by its name
+    if not forward.__module__.startswith("torch.nn.modules.") or hasattr(forward, "__wrapped__"):
+        return False
+    if own["_forward_hooks"] or own["_forward_pre_hooks"] or own["_backward_hooks"] or own["_backward_pre_hooks"]:
+        return False
+    return all([p is None or (_is_plain_tensor(p) and p.device == device) for p in own["_parameters"].values()])
+
+
+def _is_plain_tensor(x: Tensor) -> bool:
+    return type(x) in (Tensor, nn.Parameter) and x.layout == torch.strided
 
 
 def keep_factors(dropout: nn.Dropout, x: Tensor, features: int) -> Tensor | None:

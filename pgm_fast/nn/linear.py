@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 
 import torch
 from torch import nn
@@ -51,10 +52,10 @@ class IdentityLinear(nn.Linear):
 
 def rename_loaded(module: nn.Module, names: Mapping[str, str]) -> None:
     """Let ``module`` load what earlier versions saved: parameter name then -> name now."""
+    module.register_load_state_dict_pre_hook(partial(_rename, dict(names)))
 
-    def rename(_, state_dict, prefix, *__) -> None:
-        for before, now in names.items():
-            if prefix + before in state_dict:
-                state_dict[prefix + now] = state_dict.pop(prefix + before)
 
-    module.register_load_state_dict_pre_hook(rename)
+def _rename(names: Mapping[str, str], module: nn.Module, state_dict: dict, prefix: str, *_) -> None:
+    for before, now in names.items():
+        if prefix + before in state_dict:
+            state_dict[prefix + now] = state_dict.pop(prefix + before)

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import functools
+from collections import Counter
+
 import pytest
 import torch
-from module_cases import Call, awaken
-from tolerances import FP64
+from module_cases import Call, awaken, flat
+from tolerances import FP64, OTHER_PATH_FP32
 from torch import nn
 from torch.nn.utils import parametrizations, prune
 
-from pgm_fast.nn import MLP, PartitionedLinear, PgMBlock, fused, partitioned_linear
+from pgm_fast.nn import MLP, PartitionedLinear, PgMBlock, decoder, fused, mlp, partitioned_linear
 
 
 def gradients_and_outputs(run, module, *inputs, seed=3):
@@ -126,6 +129,11 @@ def layers_of(module):
     return [name for name, layer in module.named_modules() if isinstance(layer, nn.Linear)]
 
 
+def call_layers(monkeypatch):
+    for file in (mlp, partitioned_linear, decoder):
+        monkeypatch.setattr(file, "are_plain", lambda *_: False)
+
+
 @pytest.mark.parametrize("change", CHANGES)
 @pytest.mark.parametrize(("kind", "layer"), [(k, name) for k, make in MODULES.items() for name in layers_of(make()[0])])
 def test_a_changed_layer_means_the_same_to_few_rows_and_to_many(kind, layer, change, monkeypatch):
@@ -135,27 +143,56 @@ def test_a_changed_layer_means_the_same_to_few_rows_and_to_many(kind, layer, cha
     module.double()
     inputs = [torch.randn(3, *shape, dtype=torch.float64) for shape in shapes]
     few = module(*inputs)
-    monkeypatch.setattr(fused, "MOST_ROWS", -1)
-    monkeypatch.setattr(partitioned_linear, "are_plain", lambda *_: False)
+    call_layers(monkeypatch)
     torch.testing.assert_close(few, module(*inputs), rtol=FP64, atol=FP64)
 
 
+def _twice(forward):
+    return lambda self, x: 2 * forward(self, x)
+
+
+def _twice_by_its_name(forward):
+    return functools.wraps(forward)(_twice(forward))
+
+
 @pytest.mark.parametrize("kind", MODULES)
-def test_every_module_is_called_where_anybody_listens(kind):
+@pytest.mark.parametrize("change", [_twice, _twice_by_its_name])
+def test_a_changed_class_means_the_same_to_few_rows_and_to_many(kind, change, monkeypatch):
+    torch.manual_seed(0)
+    module, shapes = MODULES[kind]()
+    module.double()
+    inputs = [torch.randn(3, *shape, dtype=torch.float64) for shape in shapes]
+    before = module(*inputs)
+    monkeypatch.setattr(nn.Linear, "forward", change(nn.Linear.forward))
+    few = module(*inputs)
+    call_layers(monkeypatch)
+    torch.testing.assert_close(few, module(*inputs), rtol=FP64, atol=FP64)
+    assert not torch.equal(flat(few)[0], flat(before)[0])
+
+
+@pytest.mark.parametrize("kind", MODULES)
+def test_every_module_is_called_once_where_anybody_listens(kind):
     module, shapes = MODULES[kind]()
     inputs = [torch.randn(3, *shape) for shape in shapes]
-    own = {m for m in module.modules() if not isinstance(m, nn.ModuleDict)}
-    seen = set()
-    handles = [m.register_forward_hook(lambda m, *_: seen.add(m)) for m in own]
+    own = [m for m in module.modules() if not isinstance(m, nn.ModuleDict)]
+    calls = Counter()
+    handles = [m.register_forward_hook(lambda m, *_: calls.update([m])) for m in own]
     module(*inputs)
-    assert own <= seen
+    assert calls == Counter(own)
     for handle in handles:
         handle.remove()
-    seen.clear()
-    handle = torch.nn.modules.module.register_module_forward_hook(lambda m, *_: seen.add(m))
+    calls.clear()
+    handle = torch.nn.modules.module.register_module_forward_hook(lambda m, *_: calls.update([m]))
     module(*inputs)
     handle.remove()
-    assert own <= seen
+    assert calls == Counter(own)
+
+
+def test_a_symbolic_trace_holds_the_layers():
+    module, x = MLP(6, 4, 2), torch.randn(3, 6)
+    traced = torch.fx.symbolic_trace(module)
+    assert [node.target for node in traced.graph.nodes if node.op == "call_module"] == ["0", "1", "2", "3"]
+    torch.testing.assert_close(traced(x), module(x), rtol=OTHER_PATH_FP32, atol=OTHER_PATH_FP32)
 
 
 def test_an_input_that_does_not_fit_is_named_by_the_layer():

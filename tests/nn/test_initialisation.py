@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
+import pickle
 
 import pytest
 import torch
@@ -71,6 +73,14 @@ def test_the_dtype_is_as_asked(kind, args):
 def test_skip_init_takes_it(kind, args):
     module = skip_init(kind, *args)
     assert not any(t.is_meta for t in [*module.parameters(), *module.buffers()])
+
+
+@pytest.mark.parametrize(("kind", "args"), CASES, ids=MODULES)
+def test_it_can_be_saved_whole_and_copied(kind, args):
+    module = kind(*args)
+    for again in (pickle.loads(pickle.dumps(module)), copy.deepcopy(module)):
+        again.load_state_dict(module.state_dict())
+        assert repr(again) == repr(module)
 
 
 def test_a_picture_encoder_takes_a_device():
