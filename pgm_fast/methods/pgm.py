@@ -155,8 +155,9 @@ class PgM(Method):
             h,
             batch.presence,
             batch.weight,
-            batch.modality_weight,
+            modality_weight=batch.modality_weight,
             shares=report or (learning and (self.config.share_weight > 0 or self._informed)),
+            alone=not self.training and self.uni_heads is None and not retrieval,
         )
         out = Output()
         if retrieval:
@@ -165,7 +166,7 @@ class PgM(Method):
                 for m in self.embedding_heads
             }
         else:
-            self._predict(batch, h, block, out)
+            self._predict(batch, block, out)
         if learning:
             out.losses = self._losses(batch, block, out)
         if report:
@@ -174,10 +175,10 @@ class PgM(Method):
             out.features.update({f"{m}/paired": f for m, f in block.paired.items()})
         return out
 
-    def _predict(self, batch: Batch, h: dict[str, Tensor], block: BlockOutput, out: Output) -> None:
+    def _predict(self, batch: Batch, block: BlockOutput, out: Output) -> None:
         """Logits of every head and of their answer. In training the answer is formed only where it is trained."""
         heads = {"task": self.head(fuse(block.representations))}
-        out.unimodal = self._unimodal(h, block)
+        out.unimodal = self._unimodal(block)
         if self.paired_head is not None:
             presence = self._presence(batch) if batch.presence else None
             heads["paired"] = self.paired_head(self.interaction(list(block.paired.values()), presence))
@@ -214,17 +215,10 @@ class PgM(Method):
             return False
         return self.answer.fit(held_out.logits, held_out.labels, self._usable(held_out.presence))
 
-    def _unimodal(self, h: dict[str, Tensor], block: BlockOutput) -> dict[str, Tensor]:
+    def _unimodal(self, block: BlockOutput) -> dict[str, Tensor]:
         if self.uni_heads is not None:
             return {m: head(block.uni_alone[m]) for m, head in self.uni_heads.items()}
-        if self.training:
-            return {}
-        only = (
-            {m: self.block.alone(m, x) for m, x in h.items()}
-            if self.config.condition_on_others
-            else block.representations
-        )
-        return {m: self.head(fuse_only(only, m)) for m in only}
+        return {m: self.head(fuse_only(block.alone, m)) for m in block.alone}
 
     def _losses(self, batch: Batch, block: BlockOutput, out: Output) -> dict[str, Tensor]:
         config, task = self.config, self.spec.task

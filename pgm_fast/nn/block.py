@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 import torch
@@ -29,6 +29,7 @@ class BlockOutput:
         uni: modality -> f^u ``[..., features]``; empty without uni-modal learners.
         uni_alone: the same as if every other modality were absent: identical to ``uni`` but with
             ``condition_on_others``.
+        alone: ``representations`` as if every other modality were absent; empty unless asked for.
         paired: modality -> f^p ``[..., features]``; empty without paired learners.
         shares: modality -> ``[..., K]`` as ``ModalPartitioner.shares``; empty unless asked for.
         losses: ``reconstruction/<modality>`` and ``align``, scalars.
@@ -37,9 +38,14 @@ class BlockOutput:
     representations: dict[str, Tensor] = field(default_factory=dict)
     uni: dict[str, Tensor] = field(default_factory=dict)
     uni_alone: dict[str, Tensor] = field(default_factory=dict)
+    alone: dict[str, Tensor] = field(default_factory=dict)
     paired: dict[str, Tensor] = field(default_factory=dict)
     shares: dict[str, Tensor] = field(default_factory=dict)
     losses: dict[str, Tensor] = field(default_factory=dict)
+
+
+# so that what wraps a module finds the tensors in it (FSDP2's hooks on outputs, torch.func)
+torch.export.register_dataclass(BlockOutput)
 
 
 class PgMBlock(nn.Module):
@@ -158,7 +164,12 @@ class PgMBlock(nn.Module):
         presence: Mapping[str, Tensor] | None = None,
         weight: Tensor | None = None,
         mask: Tensor | None = None,
-    ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        *,
+        modality_weight: Mapping[str, Tensor] | None = None,
+        shares: bool = False,
+        alone: bool = False,
+        everything: bool = False,
+    ) -> tuple[dict[str, Tensor], dict[str, Tensor]] | BlockOutput:
         """``(representations, losses)``: modality -> ``[..., out_dims[m]]``, and named scalars to weigh and add.
 
         Losses are ``reconstruction/<modality>`` (with a decoder) and ``align`` (with paired learners and two modalities
@@ -166,77 +177,69 @@ class PgMBlock(nn.Module):
         with the same number of rows.
 
         Args:
-            representations: modality -> ``[..., dims[m]]``, the same leading dimensions for all.
+            representations: modality -> ``[..., dims[m]]``, the same leading dimensions for all; one sample may have
+                none.
             presence: modality -> bool ``[...]`` for modalities that may be missing; what stands there is then ignored.
             weight: ``[...]``, weight of each row in the losses; None for the mean.
             mask: bool ``[...]``, False where a padded sequence has no step: as if every modality were absent there, and
                 no part of the losses, whatever ``weight`` says of it.
+            modality_weight: modality -> ``[...]``, weight of each row in that modality's reconstruction loss,
+                ``weight`` where missing; None for ``weight`` over the rows that have the modality.
+            shares, alone: also compute these fields of :class:`BlockOutput`.
+            everything: return a :class:`BlockOutput`.
 
         Raises:
             ValueError: modalities that are not the block's, or shapes that do not fit; it names the modality.
         """
-        modality_weight = None
-        if mask is not None:
-            everywhere = torch.ones_like(mask)
-            presence = {m: mask & (presence or {}).get(m, everywhere) for m in self.partitioners}
-            if weight is None:
-                weight = among(equal_weights(mask.shape, mask.numel(), device=mask.device), mask)
-            weight = weight * mask
-        if presence:
-            if weight is None:
-                first = next(iter(presence.values()))
-                weight = equal_weights(first.shape, first.numel(), device=first.device)
-            modality_weight = {m: among(weight, p) for m, p in presence.items()}
-        out = self.run(representations, presence, weight, modality_weight)
-        return out.representations, out.losses
-
-    def run(
-        self,
-        representations: Mapping[str, Tensor],
-        presence: Mapping[str, Tensor] | None = None,
-        weight: Tensor | None = None,
-        modality_weight: Mapping[str, Tensor] | None = None,
-        shares: bool = False,
-    ) -> BlockOutput:
-        """As :meth:`forward`, with learners' features, and gate shares where asked for.
-
-        Args:
-            modality_weight: modality -> ``[...]``, weight of each row in that modality's reconstruction loss;
-                ``weight`` where missing. See :class:`~pgm_fast.data.batch.Batch`.
-            shares: also compute ``BlockOutput.shares``.
-        """
-        presence = presence or {}
-        modality_weight = modality_weight or {}
-        self._check(representations, presence)
+        self._check(representations, presence or {}, weight, mask)
+        presence, weight = _with_mask(self.partitioners, presence or {}, weight, mask)
+        if modality_weight is None:
+            modality_weight = {} if weight is None else {m: among(weight, p) for m, p in presence.items()}
         out = BlockOutput()
         inputs = {m: _hide(representations[m], presence.get(m)) for m in self.partitioners}
         for m, h in inputs.items():
-            present = presence.get(m)
             context = self._context(m, inputs, presence) if self.condition_on_others else None
-            uni, paired, *found = self.partitioners[m](h, context, shares)
+            parts = self.partitioners[m](h, context, shares)
             if shares:
-                out.shares[m] = found[0]
-            f_uni, f_paired = self.learners[m](uni, paired)
-            decoded, loss = self._decode(m, h, (uni, paired), (f_uni, f_paired), modality_weight.get(m, weight))
-            out.representations[m] = _hide(decoded, present)
+                *parts, out.shares[m] = parts
+            features = self.learners[m](*parts)
+            decoded, loss = self._decode(m, h, parts, features, modality_weight.get(m, weight))
             if loss is not None:
                 out.losses[f"reconstruction/{m}"] = loss
-            if f_uni is not None:
-                alone = self.learners[m](*self.partitioners[m](h))[0] if self.condition_on_others else f_uni
-                out.uni[m] = _hide(f_uni, present)
-                out.uni_alone[m] = _hide(alone, present)
-            if f_paired is not None:
-                out.paired[m] = _hide(f_paired, present)
+            lone_features, lone_decoded = features, decoded
+            if self.condition_on_others:
+                lone_parts = self.partitioners[m](h)
+                lone_features = self.learners[m](*lone_parts)
+                lone_decoded = self._decode(m, h, lone_parts, lone_features, None)[0] if alone else None
+            for found, x in (
+                (out.representations, decoded),
+                (out.uni, features[0]),
+                (out.paired, features[1]),
+                (out.uni_alone, lone_features[0]),
+                (out.alone, lone_decoded if alone else None),
+            ):
+                if x is not None:
+                    found[m] = _hide(x, presence.get(m))
         if len(out.paired) > 1 and self.align_temperature is not None:
             out.losses["align"] = cross_modal_info_nce(
-                {m: self._aligned(m, f).flatten(0, -2) for m, f in out.paired.items()},
+                {m: _rows(self._aligned(m, f)) for m, f in out.paired.items()},
                 self.align_temperature,
                 None if weight is None else weight.flatten(),
                 {m: p.flatten() for m, p in presence.items()},
             )
-        return out
+        return out if everything else (out.representations, out.losses)
 
-    def _check(self, representations: Mapping[str, Tensor], presence: Mapping[str, Tensor]) -> None:
+    def run(self, *args, **kwargs) -> BlockOutput:
+        """:meth:`forward` with ``everything``: also the learners' features, and what else was asked for."""
+        return self(*args, **kwargs, everything=True)
+
+    def _check(
+        self,
+        representations: Mapping[str, Tensor],
+        presence: Mapping[str, Tensor],
+        weight: Tensor | None,
+        mask: Tensor | None,
+    ) -> None:
         known = ", ".join(self.partitioners)
         if set(representations) != set(self.partitioners):
             raise ValueError(f"representations must be of {known}; got {', '.join(representations) or 'none'}")
@@ -245,20 +248,21 @@ class PgMBlock(nn.Module):
                 shape = list(representations[m].shape)
                 raise ValueError(f"the representation of {m} must have shape [..., {partitioner.dim}], got {shape}")
         leading = {m: list(h.shape[:-1]) for m, h in representations.items()}
-        if any(shape != next(iter(leading.values())) for shape in leading.values()):
+        rows = next(iter(leading.values()))
+        if any(shape != rows for shape in leading.values()):
             raise ValueError(
                 "representations must have the same leading dimensions, got "
                 + ", ".join(f"{m} {[*shape, self.partitioners[m].dim]}" for m, shape in leading.items())
                 + ": pool or align the sequences to one length first"
             )
         for m, present in presence.items():
-            if m not in self.partitioners or present.dtype != torch.bool:
-                raise ValueError(f"presence must be bool tensors for some of {known}; got {m}: {present.dtype}")
-
-    def alone(self, modality: str, representation: Tensor) -> Tensor:
-        """``representations[modality]`` ``[..., out_dims[modality]]`` as if every other modality were absent."""
-        parts = self.partitioners[modality](representation)
-        return self._decode(modality, representation, parts, self.learners[modality](*parts), None)[0]
+            if m not in self.partitioners:
+                raise ValueError(f"presence must be of some of {known}; got {m}")
+            _check_rows(f"presence of {m}", present, rows, torch.bool)
+        if mask is not None:
+            _check_rows("mask", mask, rows, torch.bool)
+        if weight is not None:
+            _check_rows("weight", weight, rows)
 
     def _aligned(self, modality: str, paired: Tensor) -> Tensor:
         return paired if self.align_projections is None else self.align_projections[modality](paired)
@@ -289,6 +293,29 @@ class PgMBlock(nn.Module):
         if not isinstance(count, Tensor):
             return total / count
         return total / count.clamp(min=1).unsqueeze(-1)
+
+
+def _with_mask(
+    modalities: Iterable[str], presence: Mapping[str, Tensor], weight: Tensor | None, mask: Tensor | None
+) -> tuple[Mapping[str, Tensor], Tensor | None]:
+    """Presence and row weights, where ``mask`` is False nothing; weights are given wherever anything may be missing."""
+    if mask is not None:
+        presence = {m: mask & presence[m] if m in presence else mask for m in modalities}
+    if weight is None and presence:
+        some = mask if mask is not None else next(iter(presence.values()))
+        weight = equal_weights(some.shape, some.numel(), device=some.device)
+        return presence, weight if mask is None else among(weight, mask)
+    return presence, weight if mask is None else weight * mask
+
+
+def _check_rows(name: str, x: Tensor, rows: list[int], dtype: torch.dtype | None = None) -> None:
+    if list(x.shape) != rows or (dtype is not None and x.dtype != dtype):
+        kind = "one number" if dtype is None else str(dtype).removeprefix("torch.")
+        raise ValueError(f"{name} must hold {kind} per row, {rows}, got {x.dtype} {list(x.shape)}")
+
+
+def _rows(x: Tensor) -> Tensor:
+    return x.reshape(-1, x.shape[-1])
 
 
 def _hide(x: Tensor, present: Tensor | None) -> Tensor:

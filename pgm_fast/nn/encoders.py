@@ -2,7 +2,7 @@
 
 A sequence ``[B, T, d]`` comes with lengths ``[B]``; what stands beyond a sample's length never influences a result or a
 gradient, whatever it holds. Pooled encoders return ``[B, dim]``, per-step ones ``[B, T, dim]`` (undefined beyond the
-length).
+length). Encoders of sequences alone also take one of them, ``[T, d]`` with a length of no dimension.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ ENCODERS = ("mlp", "gru", "transformer", "resnet18")
 
 
 def valid_steps(x: Tensor, lengths: Tensor | None) -> Tensor:
-    """bool ``[B, T]``: the steps before each sample's length; all of them without lengths."""
+    """bool ``[..., T]`` of x ``[..., T, d]``: the steps before each sample's length; all of them without lengths."""
     if lengths is None:
-        return torch.ones(x.shape[:2], dtype=torch.bool, device=x.device)
-    return torch.arange(x.shape[1], device=x.device) < lengths.unsqueeze(-1)
+        return torch.ones(x.shape[:-1], dtype=torch.bool, device=x.device)
+    return torch.arange(x.shape[-2], device=x.device) < lengths.unsqueeze(-1)
 
 
 def hide_padding(x: Tensor, valid: Tensor) -> Tensor:
@@ -34,9 +34,9 @@ def hide_padding(x: Tensor, valid: Tensor) -> Tensor:
 
 
 def masked_mean(x: Tensor, valid: Tensor) -> Tensor:
-    """Mean of x ``[B, T, d]`` over the valid steps."""
+    """Mean of x ``[..., T, d]`` over the valid steps."""
     mask = valid.unsqueeze(-1).to(x.dtype)
-    return (x * mask).sum(1) / mask.sum(1).clamp(min=1)
+    return (x * mask).sum(-2) / mask.sum(-2).clamp(min=1)
 
 
 class MLPEncoder(nn.Module):
@@ -77,8 +77,9 @@ class MLPEncoder(nn.Module):
         self.net = nn.Sequential(*modules)
 
     def forward(self, x: Tensor, lengths: Tensor | None = None) -> Tensor:
-        """``[B, in_dim]`` -> ``[B, dim]``; ``[B, T, in_dim]`` -> ``[B, dim]`` or, per step, ``[B, T, dim]``."""
-        if x.dim() == 2:
+        """``[in_dim]`` -> ``[dim]``; ``[B, in_dim]`` -> ``[B, dim]``; ``[B, T, in_dim]`` -> ``[B, dim]`` or, per step,
+        ``[B, T, dim]``."""
+        if x.dim() < 3:
             return self.net(x)
         valid = valid_steps(x, lengths)
         steps = self.net(hide_padding(x, valid))
@@ -118,10 +119,10 @@ class GRUEncoder(nn.Module):
         states, _ = self.rnn(hide_padding(x, valid_steps(x, lengths)))
         if not self.per_step:
             if lengths is None:
-                states = states[:, -1]
+                states = states[..., -1, :]
             else:
-                last = (lengths - 1).view(-1, 1, 1).expand(-1, 1, states.shape[-1])
-                states = states.gather(1, last).squeeze(1)
+                last = (lengths - 1)[..., None, None].expand(*lengths.shape, 1, states.shape[-1])
+                states = states.gather(-2, last).squeeze(-2)
         return self.out(self.dropout(states))
 
 
@@ -144,11 +145,11 @@ class _TransformerLayer(nn.Module):
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, x: Tensor, mask: Tensor) -> Tensor:
-        batch, steps, hidden = x.shape
-        qkv = self.qkv(self.norm_attention(x)).view(batch, steps, 3, self.heads, hidden // self.heads)
-        q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)
+        *leading, hidden = x.shape
+        qkv = self.qkv(self.norm_attention(x)).view(*leading, 3, self.heads, hidden // self.heads)
+        q, k, v = (part.transpose(-3, -2) for part in qkv.unbind(-3))
         mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
-        x = x + self.dropout(self.attention_out(mixed.transpose(1, 2).reshape(batch, steps, hidden)))
+        x = x + self.dropout(self.attention_out(mixed.transpose(-3, -2).flatten(-2)))
         return x + self.dropout(self.feed(self.norm_feed(x)))
 
 
@@ -190,7 +191,7 @@ class TransformerEncoder(nn.Module):
         valid = valid_steps(x, lengths)
         steps = self.embed(hide_padding(x, valid))
         steps = self.dropout(steps + self._positions(steps))
-        mask = valid[:, None, None, :]
+        mask = valid[..., None, None, :]
         for layer in self.layers:
             steps = layer(steps, mask)
         steps = self.norm(steps)
@@ -199,7 +200,7 @@ class TransformerEncoder(nn.Module):
     @staticmethod
     def _positions(steps: Tensor) -> Tensor:
         hidden = steps.shape[-1]
-        time = torch.arange(steps.shape[1], device=steps.device, dtype=torch.float32).unsqueeze(-1)
+        time = torch.arange(steps.shape[-2], device=steps.device, dtype=torch.float32).unsqueeze(-1)
         pair = torch.arange((hidden + 1) // 2, device=steps.device, dtype=torch.float32)
         angle = time * torch.exp(pair * (-2.0 * math.log(10000.0) / hidden))
         return torch.stack((angle.sin(), angle.cos()), dim=-1).flatten(-2)[:, :hidden].to(steps.dtype)

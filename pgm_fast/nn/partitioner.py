@@ -169,7 +169,7 @@ class ModalPartitioner(nn.Module):
         The four are uni-only, paired-only, shared and unused.
         The masses sum to 1, but for ``none``, where both are 1. Differentiable in the gate's parameters.
         """
-        return self.shares_of(h, self.logits(h, context))
+        return self(h, context, return_shares=True)[-1]
 
     def extra_repr(self) -> str:
         return (

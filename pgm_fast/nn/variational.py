@@ -22,12 +22,14 @@ class Variational(NamedTuple):
         logvar: log-variances, of the shape of ``mu``.
         z: a sample, or ``mu`` itself where none was drawn.
         kl: divergence from the standard normal per row and layer, ``[..., layers]``: the mean over its dimensions.
+
+    Where moments alone were asked for, z and kl are None.
     """
 
     mu: Tensor
     logvar: Tensor
-    z: Tensor
-    kl: Tensor
+    z: Tensor | None
+    kl: Tensor | None
 
 
 class VariationalLayer(nn.Module):
@@ -71,22 +73,27 @@ class VariationalLayer(nn.Module):
         self.linear = nn.Linear(in_features, 2 * layers * out_features, device=device, dtype=dtype)
         rename_loaded(self, {"weight": "linear.weight", "bias": "linear.bias"})
 
-    def forward(self, x: Tensor, sample: bool | None = None, seed: Tensor | None = None) -> Variational:
+    def forward(
+        self, x: Tensor, sample: bool | None = None, seed: Tensor | None = None, moments_only: bool = False
+    ) -> Variational:
         """The Gaussians of ``x`` ``[..., in_features]``.
 
         Args:
             sample: whether z is drawn; None for in training only.
             seed: of the noise, see :func:`pgm_fast.ops.gaussian_sample_kl`.
+            moments_only: neither z nor the divergence is formed.
         """
         mu, logvar = self.linear(x).chunk(2, dim=-1)
+        if moments_only:
+            return Variational(mu, logvar, None, None)
         sample = self.training if sample is None else sample
         z, kl = ops.gaussian_sample_kl(mu, logvar, sample=sample, seed=seed, layers=self.layers)
         return Variational(mu, logvar, z, kl)
 
     def moments(self, x: Tensor) -> tuple[list[Tensor], list[Tensor]]:
         """Means and log-variances ``[..., out_features]`` of every layer, with no sample and no divergence."""
-        parts = self.linear(x).chunk(2 * self.layers, dim=-1)
-        return list(parts[: self.layers]), list(parts[self.layers :])
+        q = self(x, moments_only=True)
+        return list(q.mu.chunk(self.layers, dim=-1)), list(q.logvar.chunk(self.layers, dim=-1))
 
     def extra_repr(self) -> str:
         return f"out_features={self.out_features}, layers={self.layers}"

@@ -7,7 +7,7 @@ import itertools
 import pytest
 import torch
 from module_cases import awaken
-from tolerances import AUTOCAST_BF16, FP64
+from tolerances import AUTOCAST_BF16, FP64, ROW_WEIGHT_FP32
 
 from pgm_fast.errors import ConfigError
 from pgm_fast.nn import PgMBlock, parameter_parts
@@ -77,8 +77,9 @@ def test_alone_is_what_one_gets_with_the_others_absent(condition):
     module, x = block(condition_on_others=condition).eval(), inputs(4)
     nowhere = torch.zeros(4, dtype=torch.bool)
     out = module.run(x, {"audio": nowhere}, torch.full((4,), 0.25))
-    torch.testing.assert_close(module.alone("text", x["text"]), out.representations["text"], rtol=FP64, atol=FP64)
-    torch.testing.assert_close(module.run(x).uni_alone["text"], out.uni["text"], rtol=FP64, atol=FP64)
+    among_others = module.run(x, alone=True)
+    torch.testing.assert_close(among_others.alone["text"], out.representations["text"], rtol=FP64, atol=FP64)
+    torch.testing.assert_close(among_others.uni_alone["text"], out.uni["text"], rtol=FP64, atol=FP64)
 
 
 def test_context_is_the_mean_of_the_present_others():
@@ -261,12 +262,33 @@ def test_sequences_of_different_lengths_are_named():
         block()({m: h.double() for m, h in x.items()})
 
 
-def test_one_sample_needs_no_batch():
-    module, x = block(align_temperature=None).eval(), inputs(3)
-    batch, _ = module(x)
-    for k in range(3):
-        one, _ = module({m: h[k] for m, h in x.items()})
-        torch.testing.assert_close(one, {m: r[k] for m, r in batch.items()}, rtol=FP64, atol=FP64)
+@pytest.mark.parametrize(
+    ("argument", "message"),
+    [
+        ({"presence": {"audio": torch.ones(2, dtype=torch.bool)}}, r"presence of audio must hold bool.*\[2, 5\], got"),
+        ({"presence": {"text": torch.ones(2, 5)}}, r"presence of text must hold bool.*torch.float32"),
+        (
+            {"presence": {"smell": torch.ones(2, 5, dtype=torch.bool)}},
+            "some of text, audio; got smell",
+        ),
+        ({"mask": torch.ones(2, 4, dtype=torch.bool)}, r"mask must hold bool.*\[2, 5\], got torch.bool \[2, 4\]"),
+        ({"weight": torch.ones(2)}, r"weight must hold one number per row, \[2, 5\], got torch.float32 \[2\]"),
+    ],
+)
+def test_what_is_said_of_rows_must_be_said_of_each(argument, message):
+    with pytest.raises(ValueError, match=message):
+        block()(inputs(2, 5), **argument)
+
+
+@pytest.mark.parametrize("condition", [False, True])
+def test_forgotten_weights_are_those_of_the_rows_that_are_there(condition):
+    module, x = block(condition_on_others=condition), inputs(6)
+    presence = {"audio": torch.tensor([True, False, True, True, False, True])}
+    weight = torch.full((6,), 1 / 6, dtype=torch.float64)
+    by_modality = {"audio": presence["audio"] / 4}
+    told = module.run(x, presence, weight, modality_weight=by_modality)
+    for losses in (module(x, presence)[1], module.run(x, presence).losses):
+        torch.testing.assert_close(losses, told.losses, rtol=ROW_WEIGHT_FP32, atol=ROW_WEIGHT_FP32)
 
 
 def test_stacked_models_are_mapped_over():

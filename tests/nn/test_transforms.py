@@ -54,3 +54,12 @@ def test_forward_mode_agrees_with_reverse_mode(name):
     assert got.abs() > 0
     scale = sum((g * v).abs().sum() for g, v in zip(gradients, tangents, strict=True))
     torch.testing.assert_close(got, want, rtol=FP64, atol=FP64 * float(scale))
+
+
+# a sequence of vectors is a batch to MLPEncoder
+@pytest.mark.parametrize("name", [n for n in CASES if not n.startswith(("cross_modal", "MLPEncoder of seq"))])
+def test_one_sample_needs_no_batch(name):
+    """Losses are those of a batch of one."""
+    module, tensors = make_module(name), make_tensors(name, 1)
+    for got, want in zip(flat(module(*(x[0] for x in tensors))), flat(module(*tensors)), strict=True):
+        torch.testing.assert_close(got, want if want.dim() == got.dim() else want[0], rtol=FP64, atol=FP64)
