@@ -7,6 +7,7 @@ import dataclasses
 import pytest
 import torch
 from module_cases import awaken
+from sharded import kinds_of_parts, lone_mesh, shard
 from tolerances import AUTOCAST_BF16, FP64
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._pytree import tree_map_only
@@ -239,3 +240,34 @@ def test_unknown_names_and_configs_of_another_method_are_named(make_batch):
         build("join", spec, SMALL, BaselineConfig())
     with pytest.raises(ConfigError, match="method joint takes a BaselineConfig, got PgMConfig"):
         build("joint", spec, SMALL, PgMConfig())
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_any_part_can_be_sharded_by_itself(make_batch, name, tmp_path):
+    spec, batch = make_batch(sequences=["text"], missing=["audio"])
+
+    def losses_and_gradients(method):
+        torch.manual_seed(1)
+        losses = method(batch).losses
+        losses["total"].backward()
+        found = {key: p.grad for key, p in method.named_parameters() if p.grad is not None}
+        return losses, {key: g.full_tensor() if hasattr(g, "full_tensor") else g for key, g in found.items()}
+
+    want = losses_and_gradients(make(name, spec))
+    with lone_mesh(tmp_path) as mesh:
+        for kind in kinds_of_parts(make(name, spec)):
+            method = shard(make(name, spec), kind, mesh)
+            torch.testing.assert_close(losses_and_gradients(method), want, rtol=FP64, atol=FP64)
+
+
+@pytest.mark.parametrize(("name", "task"), [(n, t) for n, t in ALLOWED if t in ("classification", "retrieval")])
+def test_every_module_is_called_in_one_stage_or_another(make_batch, name, task):
+    spec, batch = make_batch(task, sequences=["text"], missing=["audio"])
+    method, seen = make(name, spec), set()
+    own = {m for m in method.modules() if list(m.parameters()) and not isinstance(m, torch.nn.ModuleDict)}
+    for module in own:
+        module.register_forward_hook(lambda m, *_: seen.add(m))
+    for stage in range(len(method.stages(0.1))):
+        method.begin_stage(stage)
+        method(batch)
+    assert own <= seen
