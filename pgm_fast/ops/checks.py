@@ -129,6 +129,7 @@ def _check_number(name: str, value: object) -> None:
 def autocast_dtype(x: Tensor) -> torch.dtype | None:
     """The dtype of matrix products on this tensor's device, None outside of autocast and for fp64, as torch has it."""
     device_type = x.device.type
-    if not torch.is_autocast_enabled(device_type) or x.dtype == torch.float64:
+    # torch knows no autocast of the meta device, not even that it is off
+    if x.dtype == torch.float64 or device_type == "meta" or not torch.is_autocast_enabled(device_type):
         return None
     return torch.get_autocast_dtype(device_type)

@@ -21,11 +21,12 @@ class Model(nn.Module):
         self.block = awaken(PgMBlock(DIMS))
         self.head = MLP(24, 8, 3)
         self.split = PartitionedLinear(24, 3, 3)
+        self.of_losses = 1.0  # which are of the batch, not of a row
 
     def forward(self, text, audio):
         representations, losses = self.block({"text": text, "audio": audio})
         joined = torch.cat(list(representations.values()), -1)
-        return self.head(joined) + sum(self.split(joined, joined)) + sum(losses.values())
+        return self.head(joined) + sum(self.split(joined, joined)) + self.of_losses * sum(losses.values())
 
 
 @pytest.fixture
@@ -58,15 +59,65 @@ def test_offloaded_weights_are_fetched(model):
     torch.testing.assert_close(model(*inputs()), before, rtol=OTHER_PATH_FP32, atol=OTHER_PATH_FP32)
 
 
-def test_quantised_layers_are_called(model):
-    quantization = pytest.importorskip("torchao.quantization", reason="pip install 'pgm-fast[integrations]'")
-    before, large = model(*inputs()).detach(), model(*inputs(400)).detach()
-    quantization.quantize_(model, quantization.Int8WeightOnlyConfig())
+def _peft(**config):
+    def wrap(model, _):
+        peft = pytest.importorskip("peft", reason="pip install 'pgm-fast[integrations]'")
+        return peft.get_peft_model(model, peft.LoraConfig(r=2, init_lora_weights=False, **config))
+
+    return wrap
+
+
+def _offload_to_disk(model, folder):
+    accelerate = pytest.importorskip("accelerate", reason="pip install 'pgm-fast[integrations]'")
+    accelerate.disk_offload(model, folder, execution_device=torch.device("cpu"))
+    return model
+
+
+def _quantise(name):
+    def wrap(model, _):
+        quantization = pytest.importorskip("torchao.quantization", reason="pip install 'pgm-fast[integrations]'")
+        quantization.quantize_(model, getattr(quantization, name)())
+        return model
+
+    return wrap
+
+
+def _checkpoint_every_layer(model, _):
+    from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import apply_activation_checkpointing
+
+    apply_activation_checkpointing(model, check_fn=lambda part: isinstance(part, nn.Linear))
+    return model
+
+
+WRAPPERS = {
+    "LoRA": _peft(target_modules="all-linear"),
+    "DoRA": _peft(target_modules="all-linear", use_dora=True),
+    "LoRA of parameters": _peft(target_modules=[], target_parameters=["head.0.weight", "split.uni.weight"]),
+    "disk offload": _offload_to_disk,
+    "weights in 8 bits": _quantise("Int8WeightOnlyConfig"),
+    "weights in float8": _quantise("Float8WeightOnlyConfig"),
+    "activations in 8 bits, by row": _quantise("Int8DynamicActivationInt8WeightConfig"),
+    "checkpointed layers": _checkpoint_every_layer,
+    "moving average": lambda model, _: torch.optim.swa_utils.AveragedModel(model),
+}
+
+
+@pytest.mark.parametrize("name", WRAPPERS)
+def test_a_row_gets_the_same_alone_and_among_many_whoever_wraps_the_layers(model, name, tmp_path):
+    model.of_losses = 0.0
+    wrapped = WRAPPERS[name](model.eval(), tmp_path)
+    few, many = inputs(), [torch.cat([x, torch.ones(400, x.shape[1])]) for x in inputs()]
     with torch.no_grad():
-        few, many = model(*inputs()), model(*inputs(400))
-    assert torch.isfinite(few).all() and torch.isfinite(many).all()
-    # eight bits change what full precision gave, the same for few rows and for many
-    assert not torch.equal(few, before) and not torch.equal(many, large)
+        few, many = wrapped(*few), wrapped(*many)[:4]
+    bound = OTHER_PATH_FP32 * float(many.abs().max())
+    torch.testing.assert_close(few, many, rtol=OTHER_PATH_FP32, atol=bound)
+
+
+def test_quantised_layers_are_called(model):
+    before = model(*inputs()).detach()
+    quantised = _quantise("Int8WeightOnlyConfig")(model, None)
+    # eight bits change what full precision gave
+    assert not torch.equal(quantised(*inputs()), before)
 
 
 def test_dynamic_quantisation_replaces_every_linear_layer(model):

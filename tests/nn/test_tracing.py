@@ -57,6 +57,17 @@ def test_a_trace_serves_other_batch_sizes(name):
     _assert_serves(traced, module, name)
 
 
+# dims of cross_modal_duc are numbers, not shapes
+@pytest.mark.parametrize("name", [name for name in CASES if name != "cross_modal_duc"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_shapes_are_known_without_memory(name, dtype):
+    module, tensors = make_module(name).to(dtype), [x.to(dtype) for x in make_tensors(name, RECORDED)]
+    found = flat(module.to("meta")(*(x.to("meta") for x in tensors)))
+    module.to_empty(device="cpu")
+    assert [(x.shape, x.dtype) for x in found] == [(x.shape, x.dtype) for x in flat(module(*tensors))]
+    assert all(x.is_meta for x in found)
+
+
 def test_an_onnx_program_has_onnx_operators_only():
     pytest.importorskip("onnxscript")
     name = "PgMBlock"
