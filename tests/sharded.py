@@ -1,4 +1,4 @@
-"""A mesh of this process alone: what sharding asks of a module's structure, without other processes."""
+"""What sharding asks of a module, without other processes: a mesh of this one alone, or of two, one of which never answers."""
 
 from __future__ import annotations
 
@@ -15,6 +15,16 @@ def lone_mesh(folder):
     dist.init_process_group("gloo", store=dist.FileStore(str(folder / "store"), 1), rank=0, world_size=1)
     try:
         yield init_device_mesh("cpu", (1,))
+    finally:
+        dist.destroy_process_group()
+
+
+@contextmanager
+def second_of_two():
+    """The mesh as the second of two ranks sees it. No test may be the first: torch keeps what it found out of a mesh."""
+    dist.init_process_group("fake", rank=1, world_size=2)
+    try:
+        yield init_device_mesh("cpu", (2,))
     finally:
         dist.destroy_process_group()
 

@@ -45,7 +45,14 @@ class IdentityLinear(nn.Linear):
 
     @torch.no_grad()
     def reset_parameters(self) -> None:
-        nn.init.eye_(self.weight).mul_(self.scale)
+        weight = self.weight
+        identity = torch.eye(self.in_features, dtype=weight.dtype, device=weight.device).mul_(self.scale)
+        if hasattr(weight, "placements"):
+            # a DTensor takes values from another alone; every rank has them all, so nothing is sent
+            from torch.distributed.tensor import distribute_tensor
+
+            identity = distribute_tensor(identity, weight.device_mesh, weight.placements, src_data_rank=None)
+        weight.copy_(identity)
         if self.bias is not None:
             nn.init.zeros_(self.bias)
 

@@ -8,6 +8,7 @@ import pickle
 
 import pytest
 import torch
+from sharded import second_of_two, shard
 from torch import nn
 from torch.nn.utils import skip_init
 
@@ -61,6 +62,21 @@ def test_from_the_meta_device_and_the_same_seed_it_begins_with_the_same_numbers(
     begin_again(begun)
     for name, value in begun.state_dict().items():
         assert torch.equal(value, built[name]), name
+
+
+@pytest.mark.parametrize(("kind", "args"), CASES, ids=MODULES)
+def test_so_does_a_shard_of_it(kind, args):
+    torch.manual_seed(0)
+    built, other = (dict(kind(*args).named_parameters()) for _ in range(2))
+    with second_of_two() as mesh:
+        begun = shard(kind(*args, device="meta"), None, mesh)
+        begin_again(begun)
+        for name, parameter in begun.named_parameters():
+            found, whole = parameter.to_local(), built[name]
+            second = whole.tensor_split([(len(whole) + 1) // 2])[1]
+            assert found.shape == second.shape and found.isfinite().all(), name
+            if torch.equal(whole, other[name]):
+                assert torch.equal(found, second), name
 
 
 @pytest.mark.parametrize(("kind", "args"), CASES, ids=MODULES)
