@@ -1,4 +1,4 @@
-"""What sharding asks of a module, without other processes: a mesh of this one alone, or of two, one of which never answers."""
+"""What sharding asks of a module, without other processes: a mesh of this one alone, or of two that never talk."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def lone_mesh(folder):
 
 @contextmanager
 def second_of_two():
-    """The mesh as the second of two ranks sees it. No test may be the first: torch keeps what it found out of a mesh."""
+    """The mesh as the second of two ranks sees it. No test may be the first: torch keeps what it learns of a mesh."""
     dist.init_process_group("fake", rank=1, world_size=2)
     try:
         yield init_device_mesh("cpu", (2,))
