@@ -217,24 +217,28 @@ def make_encoder(
     dropout: float = 0.0,
     per_step: bool = False,
     values: str = "features",
+    device: torch.device | str | None = None,
+    dtype: torch.dtype | None = None,
 ) -> nn.Module:
     """The encoder called ``kind``, one of :data:`ENCODERS`.
 
     ``values`` says what the input holds: ``features``, ``frames`` or ``spectrogram``; only ``resnet18`` asks.
+    ``device`` and ``dtype`` are those of the parameters.
 
     Raises:
         ConfigError: unknown kind, or sizes that do not fit it.
     """
+    factory = {"device": device, "dtype": dtype}
     if kind == "mlp":
-        return MLPEncoder(in_dim, dim, hidden, layers, dropout, per_step)
+        return MLPEncoder(in_dim, dim, hidden, layers, dropout, per_step, **factory)
     if kind == "gru":
-        return GRUEncoder(in_dim, dim, hidden, layers, dropout, per_step)
+        return GRUEncoder(in_dim, dim, hidden, layers, dropout, per_step, **factory)
     if kind == "transformer":
-        return TransformerEncoder(in_dim, dim, hidden, layers, heads, dropout, per_step)
+        return TransformerEncoder(in_dim, dim, hidden, layers, heads, dropout, per_step, **factory)
     if kind == "resnet18":
         from .resnet import ResNetEncoder
 
         if per_step:
             raise ConfigError("encoder resnet18 gives one representation per sample, and this data has labels per step")
-        return ResNetEncoder(values, in_dim, dim, dropout)
+        return ResNetEncoder(values, in_dim, dim, dropout, **factory)
     raise ConfigError(f"encoder is {kind!r}, must be one of auto, {', '.join(ENCODERS)}")

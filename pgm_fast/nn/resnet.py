@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import ConfigError
-from .encoders import masked_mean, valid_steps
+from .encoders import hide_padding, masked_mean, valid_steps
 
 __all__ = ["PICTURES", "ResNetEncoder"]
 
@@ -69,13 +69,15 @@ class ResNetEncoder(nn.Module):
         self.out = nn.Linear(config.hidden_sizes[-1], dim, device=device, dtype=dtype)
 
     def forward(self, x: Tensor, lengths: Tensor | None = None) -> Tensor:
-        """``[B, T, in_dim]`` -> ``[B, dim]``."""
+        """``[B, T, in_dim]`` -> ``[B, dim]``; one sample, ``[T, in_dim]`` -> ``[dim]``."""
         valid = valid_steps(x, lengths)
-        x = x.masked_fill(~valid.unsqueeze(-1), 0.0)
+        x = hide_padding(x, valid)
         if self.kind == "spectrogram":
-            features = self.net(x.unsqueeze(1)).pooler_output.flatten(1)
+            features = self._of_pictures(x.reshape(-1, 1, *x.shape[-2:]), x.shape[:-2])
         else:
-            pictures = x.reshape(-1, 3, self.size, self.size)
-            steps = self.net(pictures).pooler_output.flatten(1)
-            features = masked_mean(steps.view(*x.shape[:2], -1), valid)
+            steps = self._of_pictures(x.reshape(-1, 3, self.size, self.size), x.shape[:-1])
+            features = masked_mean(steps, valid)
         return self.out(self.dropout(features))
+
+    def _of_pictures(self, pictures: Tensor, leading: torch.Size) -> Tensor:
+        return self.net(pictures).pooler_output.reshape(*leading, self.out.in_features)

@@ -10,13 +10,14 @@ from tolerances import DIFFERENT, FP64
 
 from pgm_fast.errors import ConfigError
 from pgm_fast.nn import make_encoder
+from pgm_fast.nn.resnet import PICTURES
 
 KINDS = ("mlp", "gru", "transformer")
 
 
 def encoder(kind, per_step, layers=2):
     torch.manual_seed(0)
-    return make_encoder(kind, 3, 6, hidden=8, layers=layers, heads=2, per_step=per_step).double()
+    return make_encoder(kind, 3, 6, hidden=8, layers=layers, heads=2, per_step=per_step, dtype=torch.float64)
 
 
 def result_and_gradients(module, x, lengths, weight):
@@ -61,6 +62,26 @@ def test_a_sample_does_not_depend_on_its_batch(kind, per_step):
     for i, length in enumerate(lengths.tolist()):
         alone = module(x[i : i + 1, :length], lengths[i : i + 1])[0]
         torch.testing.assert_close(together[i, :length] if per_step else together[i], alone, rtol=FP64, atol=FP64)
+
+
+def picture_encoder(values):
+    pytest.importorskip("transformers")
+    torch.manual_seed(0)
+    return make_encoder("resnet18", 27, 6, values=values, dtype=torch.float64)
+
+
+@pytest.mark.parametrize(
+    ("kind", "per_step"),
+    [(k, p) for k in ("gru", "transformer") for p in (False, True)] + [(k, False) for k in PICTURES],
+)
+def test_one_sequence_needs_no_batch(kind, per_step):
+    module = (picture_encoder(kind) if kind in PICTURES else encoder(kind, per_step)).eval()
+    x = torch.randn(2, 5, 27 if kind in PICTURES else 3, dtype=torch.float64)
+    lengths = torch.tensor([3, 5])
+    batch = module(x, lengths)
+    for i, length in enumerate(lengths):
+        valid = slice(int(length)) if per_step else slice(None)
+        torch.testing.assert_close(module(x[i], length)[valid], batch[i][valid], rtol=FP64, atol=FP64)
 
 
 @pytest.mark.parametrize("kind", KINDS)
