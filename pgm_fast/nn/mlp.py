@@ -45,8 +45,7 @@ class MLP(nn.Sequential):
     def forward(self, x: Tensor) -> Tensor:
         """``[..., in_features]`` to ``[..., out_features]``."""
         layers = tuple(self)
-        # what does not fit the first layer is its to name
-        if not serves_small_batches(x) or not _are_one_op(x, *layers) or x.shape[-1] != layers[0].in_features:
+        if not serves_small_batches(x) or not _are_one_op(x, *layers):
             return super().forward(x)
         first, _, dropout, second = layers
         keep = keep_factors(dropout, x, first.out_features)
@@ -65,4 +64,8 @@ def _are_one_op(x: Tensor, *layers: nn.Module) -> bool:
         and first.bias is not None
         and second.bias is not None
         and are_small(first, second)
+        # what does not fit a layer is its to name
+        and x.shape[-1] == first.in_features
+        and first.out_features == second.in_features
+        and x.dtype == first.weight.dtype == first.bias.dtype == second.weight.dtype == second.bias.dtype
     )

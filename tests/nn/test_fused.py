@@ -200,9 +200,34 @@ def test_a_symbolic_trace_holds_the_layers():
     torch.testing.assert_close(traced(x), module(x), rtol=OTHER_PATH_FP32, atol=OTHER_PATH_FP32)
 
 
-def test_an_input_that_does_not_fit_is_named_by_the_layer():
-    with pytest.raises(RuntimeError, match="2x5 and 6x4"):
-        MLP(6, 4, 2)(torch.randn(2, 5))
+def _another_dtype(module):
+    return module, torch.randn(2, 6, dtype=torch.float64)
+
+
+def _another_width(module):
+    return module, torch.randn(2, 5)
+
+
+def _a_layer_of_another_width(module):
+    module[3] = nn.Linear(5, 2)
+    return module, torch.randn(2, 6)
+
+
+def _a_layer_of_another_dtype(module):
+    module[3].double()
+    return module, torch.randn(2, 6)
+
+
+@pytest.mark.parametrize(
+    "misfit", [_another_dtype, _another_width, _a_layer_of_another_width, _a_layer_of_another_dtype]
+)
+def test_what_does_not_fit_is_named_by_the_layer(misfit):
+    module, x = misfit(MLP(6, 4, 2))
+    with pytest.raises(RuntimeError) as by_layers:
+        nn.Sequential(*module)(x)
+    with pytest.raises(RuntimeError) as by_module:
+        module(x)
+    assert str(by_module.value) == str(by_layers.value)
 
 
 def test_compiles_whole():
