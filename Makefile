@@ -9,7 +9,7 @@ PYTHON ?= python3
 READY := .venv/.ready
 OUT ?= runs/digits-$(shell date +%Y%m%d-%H%M%S)
 
-.PHONY: train test test-kill test-portable bench lint clean
+.PHONY: train test fuzz test-kill test-portable bench lint clean
 
 train: $(READY)
 	.venv/bin/pgm-fast train --method pgm --data digits --out $(OUT)
@@ -20,6 +20,9 @@ test: $(READY)
 
 test-portable: $(READY)
 	.venv/bin/python tools/test_portable.py
+
+fuzz: $(READY)
+	OMP_NUM_THREADS=1 .venv/bin/python tools/fuzz.py --count 20000
 
 test-kill: $(READY)
 	OMP_NUM_THREADS=1 CUDA_VISIBLE_DEVICES= .venv/bin/python tests/train/kill_runs.py --kills 200

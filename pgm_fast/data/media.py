@@ -21,6 +21,11 @@ from .raw import Problem, RefusedData
 
 __all__ = ["FrameRows", "MediaRows", "SpectrogramRows"]
 
+# A header says what decoding takes before anything is decoded, and headers may be made up.
+SLOWEST, FASTEST = 1000, 384_000  # samples per second
+MOST_SAMPLES = 1 << 28
+MOST_PIXELS = 1 << 26
+LONGEST = 100  # sides of a picture
 SILENCE = 1e-7  # added to magnitudes before the logarithm
 
 
@@ -97,8 +102,12 @@ class SpectrogramRows(MediaRows):
     def _head(self, file: Path) -> tuple[int, int] | str:
         try:
             info = self._soundfile.info(file)
-        except (self._soundfile.SoundFileError, OSError) as error:
+        except Exception as error:  # whatever a broken file makes of the decoder
             return str(error)
+        if not SLOWEST <= info.samplerate <= FASTEST:
+            return f"has {info.samplerate} samples per second, must have {SLOWEST} to {FASTEST}"
+        if info.frames * info.channels > MOST_SAMPLES:
+            return f"has {info.frames} samples in {info.channels} channels, of at most {MOST_SAMPLES} together"
         return (info.frames, info.samplerate) if info.frames else "holds no sound"
 
     def unreadable(self, rows: np.ndarray) -> Iterator[tuple[int, Path, str]]:
@@ -111,9 +120,11 @@ class SpectrogramRows(MediaRows):
         file = self.files[row]
         if file is None:
             return np.zeros((0, self.shape[2]), np.float32)
+        if isinstance(reason := self._head(file), str):
+            raise _refused(file, reason)
         try:
             signal, rate = self._soundfile.read(file, dtype="float32", always_2d=True)
-        except (self._soundfile.SoundFileError, OSError) as error:
+        except Exception as error:
             raise _refused(file, error) from None
         signal = signal.mean(axis=1)
         if not np.isfinite(signal).all():
@@ -163,17 +174,24 @@ class FrameRows(MediaRows):
         for row in rows.tolist():
             for file in dict.fromkeys(self.files[row]):
                 try:
-                    self._image.open(file).close()
-                except OSError as error:
-                    yield row, file, str(error)
+                    with self._image.open(file) as picture:
+                        reason = _strange_size(*picture.size)
+                except Exception as error:  # whatever a broken file makes of the decoder
+                    reason = str(error)
+                if reason:
+                    yield row, file, reason
 
     def decode(self, row: int, steps: int) -> np.ndarray:
         block = np.zeros((min(steps, len(self.files[row])), self.shape[2]), np.uint8)
         for step, file in enumerate(self.files[row][:steps]):
             try:
                 with self._image.open(file) as picture:
+                    if reason := _strange_size(*picture.size):
+                        raise _refused(file, reason)
                     picture = picture.convert("RGB")
-            except OSError as error:
+            except RefusedData:
+                raise
+            except Exception as error:
                 raise _refused(file, error) from None
             block[step] = np.asarray(self._cut(picture)).transpose(2, 0, 1).reshape(-1)
         return block
@@ -184,6 +202,15 @@ class FrameRows(MediaRows):
         left, top = (width - self.size) // 2, (height - self.size) // 2
         resized = picture.resize((width, height), self._image.Resampling.BICUBIC)
         return resized.crop((left, top, left + self.size, top + self.size))
+
+
+def _strange_size(width: int, height: int) -> str:
+    """Why a picture of this size is not decoded; nothing where it is."""
+    if width * height > MOST_PIXELS:
+        return f"it has {width} x {height} pixels, of at most {MOST_PIXELS}"
+    if max(width, height) > LONGEST * min(width, height):
+        return f"it has {width} x {height} pixels, one side more than {LONGEST} times the other"
+    return ""
 
 
 def _import(name: str):

@@ -144,7 +144,7 @@ def _one_seed(
 
 def _holds(folder: RunFolder, config: Config) -> bool:
     """Whether a run was started in the folder with this configuration."""
-    return folder.config.is_file() and from_yaml(folder.config.read_text(encoding="utf-8")) == config
+    return folder.config.is_file() and from_yaml(folder.read_config()) == config
 
 
 def _require_same_run(
@@ -196,7 +196,7 @@ def resume(
     folder.require()
     if (report := finished(folder)) is not None:
         return report
-    config = replace(from_yaml(folder.config.read_text(encoding="utf-8")), out=str(run))
+    config = replace(from_yaml(folder.read_config()), out=str(run))
     with machine(config) as ranks, _writing(folder, ranks):
         if (report := ranks.on_main(lambda: finished(folder, warn=True))) is not None:
             return report  # written by whoever held the lock until now

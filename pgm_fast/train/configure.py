@@ -236,8 +236,10 @@ def _parse(text: str, name: str) -> Mapping[str, Any]:
         mark, problem = getattr(error, "problem_mark", None), getattr(error, "problem", None) or str(error)
         where = f" at line {mark.line + 1}, column {mark.column + 1}" if mark else ""
         raise ConfigError(f"{name} is not valid YAML{where}: {' '.join(problem.split())}") from None
-    except (OmegaConfBaseException, OSError) as error:
+    except (OmegaConfBaseException, OSError, ValueError, OverflowError) as error:
         raise ConfigError(f"{name} is not a usable configuration: {_first_line(error)}") from None
+    except RecursionError:
+        raise ConfigError(f"{name} is not a usable configuration: it is nested too deep") from None
     # A lone word parses to {word: None}.
     if not isinstance(value, dict) or (len(value) == 1 and ":" not in text):
         raise ConfigError(f"{name} holds no sections; write keys and values, such as 'train: {{epochs: 5}}'")

@@ -101,8 +101,8 @@ class RunFolder:
         from .configure import from_yaml
 
         try:
-            from_yaml(self.config.read_text(encoding="utf-8"))
-        except (OSError, UnicodeDecodeError, ConfigError):
+            from_yaml(self.read_config())
+        except (CheckpointError, ConfigError):
             return False
         return True
 
@@ -127,6 +127,15 @@ class RunFolder:
                     f"{path} is a symbolic link to {os.readlink(path)}, and a run writes through none inside of its "
                     "folder; put what it points to in its place, or link the whole folder"
                 )
+
+    def read_config(self) -> str:
+        """The text of config.yaml. Raises CheckpointError where it cannot be read."""
+        try:
+            return self.config.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise CheckpointError(
+                f"{self.config} cannot be read as text ({error}); restore it, or train anew"
+            ) from None
 
     def write_config(self, text: str) -> None:
         """The first file of a run. Raises CheckpointError where the file system refuses."""

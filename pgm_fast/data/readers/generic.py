@@ -3,16 +3,15 @@
 Every array of numbers with two or three axes is a modality, ``[N, d]`` or ``[N, T, d]``; of integers it is said, since
 they may be labels of another kind. Reserved keys:
 
-==========================  ============================================================================================
-``label`` (or ``labels``)   ``[N]`` integers, floats or names; ``[N, C]`` 0/1 or floats. ``label=`` names another key.
-``split``                   ``[N]`` of train / valid / test, or of codes 0 / 1 / 2
-``id`` (or ``ids``)         ``[N]`` names or numbers, unique
-``presence``                ``[N, M]`` booleans, modalities in the order of the file (npz, pt) or of their names
-(safetensors, folder) ``<modality>_presence``     ``[N]`` booleans, the same for one modality
-``<modality>_lengths``      ``[N]`` integers, valid steps of a sequence modality
-``step_lengths``            ``[N]`` integers: labels are per step, ``[N, T]`` or ``[N, T, C]``, and this many of them
-count ``class_names``             ``[C]`` strings
-==========================  ============================================================================================
+- ``label`` (or ``labels``): ``[N]`` integers, floats or names; ``[N, C]`` 0/1 or floats. ``label=`` names another key.
+- ``split``: ``[N]`` of train / valid / test, or of codes 0 / 1 / 2.
+- ``id`` (or ``ids``): ``[N]`` names or numbers, unique.
+- ``presence``: ``[N, M]`` booleans, modalities in the order of the file (npz, pt) or of their names (safetensors,
+  folder).
+- ``<modality>_presence``: ``[N]`` booleans, the same for one modality.
+- ``<modality>_lengths``: ``[N]`` integers, valid steps of a sequence modality.
+- ``step_lengths``: ``[N]`` integers: labels are per step, ``[N, T]`` or ``[N, T, C]``, and this many of them count.
+- ``class_names``: ``[C]`` strings.
 
 Other ``[N]`` arrays are columns, for ``group_by``, ``order_by`` and ``label``. Any other array is an error, unless it
 is to be ignored or the modalities are named.
@@ -20,13 +19,12 @@ is to be ignored or the modalities are named.
 
 from __future__ import annotations
 
-import zipfile
-import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 
+from ..archives import UNREADABLE, unpack_npz
 from ..files import out_of_map
 from ..raw import Problem, Raw, RefusedData, Request, nearest
 
@@ -36,15 +34,13 @@ RESERVED = ("label", "labels", "split", "id", "ids", "presence", "step_lengths",
 
 
 def read_npz(path: Path, request: Request) -> Raw:
-    arrays = {}
-    key = ""
+    arrays, known, key = {}, [], ""
     try:
-        with np.load(path, allow_pickle=False) as archive:
-            known = archive.files
-            for key in known:
-                if key not in request.ignore:
-                    arrays[key] = archive[key]
-    except (ValueError, OSError, EOFError, KeyError, zipfile.BadZipFile, zlib.error) as error:
+        for key, read in unpack_npz(path):
+            known.append(key)
+            if key not in request.ignore:
+                arrays[key] = read()
+    except UNREADABLE as error:
         raise RefusedData(Problem(str(path), key, None, _numpy_reason(error))) from None
     return interpret(path, arrays, request, known)
 
@@ -56,7 +52,7 @@ def read_folder(path: Path, request: Request) -> Raw:
         try:
             array = np.load(file, mmap_mode="r", allow_pickle=False)
             arrays[file.stem] = array if array.ndim > 1 else np.array(array)
-        except (ValueError, OSError, EOFError) as error:
+        except UNREADABLE as error:
             raise RefusedData(Problem(str(file), "", None, _numpy_reason(error))) from None
     if not arrays:
         present = ", ".join(sorted(p.name for p in path.iterdir())[:8]) or "nothing"
@@ -77,7 +73,7 @@ def read_safetensors(path: Path, request: Request) -> Raw:
     try:
         with safe_open(path, framework="pt") as file:
             arrays = {key: as_array(file.get_tensor(key)) for key in sorted(file.keys())}
-    except (SafetensorError, OSError) as error:
+    except (SafetensorError, *UNREADABLE) as error:
         message = f"not a readable safetensors file ({error}); truncated? Write it again"
         raise RefusedData(Problem(str(path), "", None, message)) from None
     return interpret(path, arrays, request)
@@ -90,7 +86,7 @@ def arrays_of(path: Path, content: Mapping, request: Request) -> dict[str, np.nd
         try:
             if str(key) not in request.ignore:
                 arrays[str(key)] = as_array(value)
-        except (ValueError, TypeError) as error:
+        except UNREADABLE as error:
             leave_out = f"data.ignore=[{','.join((*request.ignore, str(key)))}]"
             message = f"not an array ({error}); store a tensor, an array or a flat list, or leave it out by {leave_out}"
             raise RefusedData(Problem(str(path), str(key), None, message)) from None

@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 import pickle
 import re
+import sys
 from collections import OrderedDict
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -55,15 +56,33 @@ class _Array(np.ndarray):
 
     def __setstate__(self, state):
         _, shape, dtype, fortran, data = state
-        dtype = dtype.resolve()
-        if dtype.hasobject:
-            if not isinstance(data, list) or len(data) != math.prod(shape):
-                raise ValueError("an object array whose list does not fit its shape")
-        elif isinstance(data, str):
-            data = data.encode("latin1")  # bytes of a pickle that Python 2 wrote
-        elif not isinstance(data, (bytes, bytearray)):
-            raise ValueError("array data that is not bytes")
-        super().__setstate__((1, tuple(shape), dtype, bool(fortran), data))
+        dtype, shape = dtype.resolve(), _sizes(shape)
+        if not dtype.hasobject:
+            data = _from_bytes(data, dtype, math.prod(shape)).tobytes()
+        elif type(data) is not list or len(data) != math.prod(shape):
+            raise ValueError("an object array whose list does not fit its shape")
+        super().__setstate__((1, shape, dtype, bool(fortran), data))
+
+
+def _sizes(shape) -> tuple[int, ...]:
+    if type(shape) is not tuple or not all(type(size) is int and size >= 0 for size in shape):
+        raise _Refused("a shape that is no tuple of sizes")
+    return shape
+
+
+def _from_bytes(data, dtype: np.dtype, count: int) -> np.ndarray:
+    """``[count]`` in memory of its own, of exactly that many bytes: never a view of what the pickle has made, which
+    may be pointers, and no text that Python cannot hold."""
+    if type(data) is str:
+        data = data.encode("latin1")  # bytes of a pickle that Python 2 wrote
+    if type(data) not in (bytes, bytearray):
+        raise _Refused("array data that is not bytes")
+    if dtype.hasobject or dtype.itemsize == 0 or len(data) != count * dtype.itemsize:
+        raise ValueError(f"{len(data)} bytes for {count} values of {dtype}")
+    values = np.frombuffer(bytes(data), dtype).copy()
+    if dtype.kind == "U" and (values.view(dtype.byteorder + "u4") > sys.maxunicode).any():
+        raise ValueError("text with a code point that does not exist")
+    return values
 
 
 def _reconstruct(*_) -> np.ndarray:
@@ -71,15 +90,13 @@ def _reconstruct(*_) -> np.ndarray:
 
 
 def _from_buffer(data, dtype, shape, order="C", *_) -> np.ndarray:
-    dtype = dtype.resolve()
-    if dtype.hasobject:
-        raise ValueError("an object array from raw bytes")
-    return np.frombuffer(data, dtype).reshape(shape, order=order)
+    shape = _sizes(shape)
+    return _from_bytes(data, dtype.resolve(), math.prod(shape)).reshape(shape, order=order)
 
 
 def _scalar(dtype, data):
     dtype = dtype.resolve()
-    return data if dtype.hasobject else np.frombuffer(data, dtype)[0]
+    return data if dtype.hasobject else _from_bytes(data, dtype, 1)[0]
 
 
 def _encode(text, encoding):

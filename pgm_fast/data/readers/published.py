@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
+from ..archives import UNREADABLE
 from ..arrays import StackedRows
 from ..files import out_of_map
 from ..raw import Problem, Raw, RefusedData, Request, nearest
@@ -212,7 +213,7 @@ def read_avmnist(path: Path, request: Request) -> Raw:
     def load(file: Path, mode: str | None) -> np.ndarray:
         try:
             return np.load(file, mmap_mode=mode, allow_pickle=False)
-        except (OSError, ValueError, EOFError) as error:
+        except UNREADABLE as error:
             message = (
                 f"not readable ({type(error).__name__}: {error}); an AV-MNIST folder has image/, audio/ and labels"
             )

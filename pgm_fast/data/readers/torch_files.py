@@ -6,6 +6,7 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 
+from ..archives import UNREADABLE
 from ..raw import Problem, Raw, RefusedData, Request
 from .generic import arrays_of, interpret
 from .parts import has_parts, interpret_parts
@@ -28,7 +29,7 @@ def load_torch(path: Path) -> Mapping:
             f"refused: {what}; a dict of tensors, strings and lists of them is read (torch.load with weights_only=True)"
         )
         raise RefusedData(Problem(str(path), "", None, message)) from None
-    except (RuntimeError, EOFError, OSError, ValueError) as error:
+    except UNREADABLE as error:
         reason = next(iter(str(error).splitlines()), "it is empty")
         message = f"not a readable torch file ({reason}); truncated? Write it again"
         raise RefusedData(Problem(str(path), "", None, message)) from None

@@ -1,0 +1,82 @@
+"""Files of arrays that somebody else wrote: whatever is in them ends in an array or in one error."""
+
+from __future__ import annotations
+
+import struct
+import tokenize
+import zipfile
+import zlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from .memory import free_bytes
+
+__all__ = ["UNREADABLE", "unpack_npz"]
+
+UNREADABLE = (
+    EOFError,
+    LookupError,
+    MemoryError,
+    NotImplementedError,
+    OSError,
+    OverflowError,
+    RecursionError,
+    RuntimeError,
+    SyntaxError,
+    TypeError,
+    ValueError,
+    struct.error,
+    tokenize.TokenError,
+    zipfile.BadZipFile,
+    zlib.error,
+)
+"""What readers of archives and of numpy's, torch's and safetensors' files raise where bytes are not what they should
+be: a header that is no literal, a size that nobody has, a password, a compression that is not known, ..."""
+
+
+def unpack_npz(path: Path) -> Iterator[tuple[str, Callable[[], np.ndarray]]]:
+    """Name and reader of every array of an ``.npz``; a reader is to be called before the next is asked for.
+
+    Raises:
+        ValueError: a member that is no array, one whose header claims other bytes than it has, or arrays that take more
+            memory, unpacked, than is free.
+        others of :data:`UNREADABLE`.
+    """
+    with zipfile.ZipFile(path) as archive:
+        members = archive.infolist()
+        whole, free = sum(member.file_size for member in members), free_bytes(torch.device("cpu"))
+        if whole > free:
+            raise ValueError(
+                f"its arrays take {whole / 1e9:.1f} GB unpacked and {free / 1e9:.1f} GB are free: store them in a "
+                "folder of .npy files, which is read row by row"
+            )
+        for member in members:
+            name = member.filename.removesuffix(".npy")
+            if name == member.filename:
+                raise ValueError(f"{member.filename} in it is no .npy array")
+            yield name, lambda member=member: _unpack(archive, member)
+
+
+def _unpack(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> np.ndarray:
+    with archive.open(member) as file:
+        claimed = _claimed_bytes(file)
+        if claimed is not None and claimed != member.file_size:
+            raise ValueError(f"it has {member.file_size} bytes and its header claims {claimed}")
+    with archive.open(member) as file:
+        return np.lib.format.read_array(file, allow_pickle=False)
+
+
+def _claimed_bytes(file) -> int | None:
+    """Size of a ``.npy`` file by its header; None for objects, which are refused elsewhere."""
+    version = np.lib.format.read_magic(file)
+    read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+    shape, _, dtype = read(file)
+    if dtype.hasobject:
+        return None
+    count = 1
+    for size in shape:
+        count *= size  # of Python's integers: a product that numpy would let overflow
+    return file.tell() + count * dtype.itemsize

@@ -1,0 +1,222 @@
+"""Reads files that are broken at random: each ends in data or in one of this package's errors.
+
+    python tools/fuzz.py [--count 20000] [--seed 0]
+
+Pickles, .npy folders, .npz, .pt, .safetensors, sounds, pictures and configurations are written as they should be and
+then changed: bits flipped, bytes overwritten by small and extreme numbers, pieces cut out, doubled or swapped. A child
+process with a limit of its memory reads them; a signal, another exception or a file that takes longer than ten seconds
+is printed with the number that makes it again, and the exit status is 1.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import os
+import pickle
+import random
+import resource
+import signal
+import sys
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from pgm_fast.data import load
+from pgm_fast.data.media import FrameRows, SpectrogramRows
+from pgm_fast.errors import PgmFastError
+from pgm_fast.train.configure import make_config, to_yaml
+
+MEMORY = 6 << 30  # bytes of address space, torch's libraries among them
+SECONDS = 10
+MOST_CHANGES = 4
+EXTREMES = [b"\0", b"\1", b"\x7f", b"\x80", b"\xff", b"\xff\xff\xff\xff", b"\0\0\0\x80", b"\xff" * 8, b"\0" * 8]
+
+
+def arrays() -> dict[str, np.ndarray]:
+    rng = np.random.default_rng(0)
+    split = np.array(["train", "train", "train", "valid", "test"] * 4)
+    modalities = {name: rng.normal(size=(20, width)).astype(np.float32) for name, width in (("a", 4), ("b", 3))}
+    return {**modalities, "label": np.arange(20) % 2, "split": split, "id": np.array([f"row {k}" for k in range(20)])}
+
+
+def as_npz() -> bytes:
+    file = io.BytesIO()
+    np.savez_compressed(file, **arrays())
+    return file.getvalue()
+
+
+def as_npy() -> bytes:
+    file = io.BytesIO()
+    np.save(file, arrays()["a"])
+    return file.getvalue()
+
+
+def as_pt() -> bytes:
+    file = io.BytesIO()
+    torch.save({k: torch.from_numpy(x) if x.dtype.kind != "U" else x.tolist() for k, x in arrays().items()}, file)
+    return file.getvalue()
+
+
+def as_safetensors() -> bytes:
+    from safetensors.numpy import save
+
+    return save({name: x for name, x in arrays().items() if x.dtype.kind != "U"} | {"split": np.arange(20) % 3})
+
+
+def as_pickle() -> bytes:
+    rows, rng = {"train": 12, "valid": 4, "test": 4}, np.random.default_rng(0)
+    return pickle.dumps(
+        {
+            split: {
+                "text": rng.normal(size=(n, 5, 4)).astype(np.float32),
+                "audio": rng.normal(size=(n, 5, 3)).astype(np.float32),
+                "labels": rng.normal(size=(n, 1, 1)).astype(np.float32),
+                "id": np.array([f"clip {k}" for k in range(n)], dtype=object),
+            }
+            for split, n in rows.items()
+        }
+    )
+
+
+def as_wav() -> bytes:
+    import soundfile
+
+    file = io.BytesIO()
+    soundfile.write(file, 0.1 * np.random.default_rng(0).normal(size=2000), 16000, format="WAV")
+    return file.getvalue()
+
+
+def as_png() -> bytes:
+    from PIL import Image
+
+    file = io.BytesIO()
+    Image.fromarray(np.random.default_rng(0).integers(0, 255, (20, 24, 3), np.uint8)).save(file, "PNG")
+    return file.getvalue()
+
+
+def read_folder(path: Path) -> None:
+    folder = path.parent / "folder"
+    folder.mkdir(exist_ok=True)
+    for name, x in arrays().items():
+        np.save(folder / f"{name}.npy", x)
+    (folder / "a.npy").write_bytes(path.read_bytes())
+    load(folder)
+
+
+def read_sound(path: Path) -> None:
+    rows = SpectrogramRows([path], 16000, 256, 128, 50)
+    list(rows.unreadable(np.arange(1)))
+    rows.decode(0, 50)
+
+
+def read_picture(path: Path) -> None:
+    rows = FrameRows([[path]], 1, 16)
+    list(rows.unreadable(np.arange(1)))
+    rows.decode(0, 1)
+
+
+KINDS: dict[str, tuple[Callable[[], bytes], Callable[[Path], object]]] = {
+    ".npz": (as_npz, load),
+    ".npy": (as_npy, read_folder),
+    ".pt": (as_pt, load),
+    ".safetensors": (as_safetensors, load),
+    ".pkl": (as_pickle, load),
+    ".wav": (as_wav, read_sound),
+    ".png": (as_png, read_picture),
+    ".yaml": (lambda: to_yaml(make_config()).encode(), make_config),
+}
+
+
+def changed(content: bytes, draw: random.Random) -> bytes:
+    content = bytearray(content)
+    for _ in range(draw.randint(1, MOST_CHANGES)):
+        # headers are at the beginning or the end: half of the changes go there
+        reach = min(len(content), 200) if draw.random() < 0.5 else len(content)
+        at = draw.randrange(max(1, reach))
+        at = len(content) - 1 - at if draw.random() < 0.25 else at
+        kind = draw.randrange(5)
+        if kind == 0 and content:
+            content[at] ^= 1 << draw.randrange(8)
+        elif kind == 1:
+            extreme = draw.choice(EXTREMES)
+            content[at : at + len(extreme)] = extreme
+        elif kind == 2:
+            del content[at : at + draw.randint(1, 64)]
+        elif kind == 3:
+            content[at:at] = content[at : at + draw.randint(1, 64)]
+        else:
+            other, size = draw.randrange(max(1, len(content))), draw.randint(1, 32)
+            content[at : at + size] = content[other : other + size]
+    return bytes(content)
+
+
+def read_all(first: int, count: int, seed: int, report: int) -> None:
+    """In the child: files ``first`` to ``count``; each number before it is read, and what went wrong, to ``report``."""
+    resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
+    torch.set_num_threads(1)
+    names = list(KINDS)
+    whole = {name: write() for name, (write, _) in KINDS.items()}
+    with tempfile.TemporaryDirectory() as folder:
+        for number in range(first, count):
+            os.write(report, f"{number}\n".encode())
+            name = names[number % len(names)]
+            path = Path(folder) / f"file{name}"
+            path.write_bytes(changed(whole[name], random.Random(f"{seed} {number}")))
+            signal.alarm(SECONDS)
+            try:
+                KINDS[name][1](path)
+            except PgmFastError:
+                pass
+            except Exception as error:
+                what = " ".join(str(error).split())[:200]
+                os.write(report, f"FOUND {number} {name} {type(error).__name__}: {what}\n".encode())
+            signal.alarm(0)
+
+
+def run(count: int, seed: int) -> list[str]:
+    """What was found."""
+    found, first = [], 0
+    while first < count:
+        reading, writing = os.pipe()
+        child = os.fork()
+        if child == 0:
+            os.close(reading)
+            null = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(null, 1)
+            os.dup2(null, 2)
+            read_all(first, count, seed, writing)
+            os._exit(0)
+        os.close(writing)
+        last = first
+        with os.fdopen(reading) as lines:
+            for line in lines:
+                if line.startswith("FOUND"):
+                    found.append(line.strip())
+                else:
+                    last = int(line)
+        status = os.waitpid(child, 0)[1]
+        if status == 0:
+            break
+        name = list(KINDS)[last % len(KINDS)]
+        found.append(f"FOUND {last} {name} the process ended with status {os.waitstatus_to_exitcode(status)}")
+        first = last + 1
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--count", type=int, default=20000)
+    parser.add_argument("--seed", type=int, default=0)
+    arguments = parser.parse_args()
+    found = run(arguments.count, arguments.seed)
+    print("\n".join(found[:50]))
+    print(f"{arguments.count} files read, {len(found)} ended in something else than data or an error of this package")
+    sys.exit(bool(found))
+
+
+if __name__ == "__main__":
+    main()
