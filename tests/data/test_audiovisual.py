@@ -199,3 +199,84 @@ def test_a_run_trains_on_files_and_is_applied_to_others(media, tmp_path):
     predictions = predict(tmp_path / "run", data=str(tmp_path / "other"))
     assert predictions.logits.shape == (8, 2)
     assert evaluate(tmp_path / "run")["fused"]["accuracy"] == report["test"]["fused"]["accuracy"]
+
+
+def listed(folder, lines):
+    """A folder with sounds and pictures ``<id>.png`` of four ids and these lines in its lists."""
+    (folder / "sound").mkdir(parents=True, exist_ok=True)
+    (folder / "stills").mkdir(exist_ok=True)
+    for k in range(4):
+        soundfile.write(folder / "sound" / f"c{k}.wav", np.full(400, 0.1), RATE)
+        Image.fromarray(np.full((9, 9, 3), 50 * k, np.uint8)).save(folder / "stills" / f"c{k}.png")
+    (folder / "train.txt").write_text("\n".join(lines) + "\n")
+    (folder / "test.txt").write_text(lines[-1] + "\n")
+    return folder
+
+
+@pytest.mark.parametrize(
+    "lines",
+    [
+        [f"c{k},{'ab'[k % 2]}" for k in range(4)],
+        ["id,start,label", *(f"c{k},{k},{'ab'[k % 2]}" for k in range(4))],
+        ["label,id", *(f"{'ab'[k % 2]},c{k}" for k in range(4))],
+        [f"{'ab'[k % 2]}&c{k}&good&0&{k}" for k in range(4)],
+    ],
+    ids=["two columns", "named columns", "turned", "AVE"],
+)
+def test_lists_as_they_are_published(tmp_path, lines):
+    folder = listed(tmp_path, lines)
+    header = f"{lines[0]}\n" if len(lines) > 4 else ""
+    (folder / "test.txt").write_text(f"{header}{lines[-1]}\n")
+    features = load(folder, options=OPTIONS)
+    assert features.ids.tolist() == ["c0", "c1", "c2", "c3", "c3#2"] and features.class_names == ["a", "b"]
+    assert features.labels.tolist() == [0, 1, 0, 1, 1]
+    # a picture that is called as its id is a frame of its own, and an id twice is two samples of the same files
+    assert [int(x) for x in features.modalities["video"][:, 0, 0]] == [0, 50, 100, 150, 150]
+    found = [(p.severity, p.message) for p in check(folder, options=OPTIONS) if p.key.startswith("id")]
+    assert [severity for severity, _ in found] == ["warning", "note"] and "in two splits, first 'c3'" in found[0][1]
+
+
+def test_columns_without_names_are_refused_and_named_ones_are_columns(tmp_path):
+    lines = [f"c{k},{k // 2},{'ab'[k % 2]}" for k in range(4)]
+    with pytest.raises(
+        DataError, match=r"line 1 is 'c0,0,a', id,label is needed; of 3 columns the first line must say"
+    ):
+        load(listed(tmp_path, lines), options=OPTIONS)
+    listed(tmp_path, ["id,person,label", *lines])
+    (tmp_path / "test.txt").write_text("id,person,label\nc0,0,a\n")
+    assert not [
+        p for p in check(tmp_path, options=OPTIONS, resplit="all", resplit_by="person") if p.severity == "error"
+    ]
+
+
+def test_files_that_are_not_read_are_named_and_the_advice_works(tmp_path):
+    folder = listed(tmp_path, [f"c{k},{'ab'[k % 2]}" for k in range(4)])
+    for k in range(4):
+        (folder / "stills" / f"c{k}.png").rename(folder / "stills" / f"other{k}.png")
+    with pytest.raises(
+        DataError, match=r"video: 4 files \(first: stills/other0.png\) is not read.*data.ignore=\[video\]"
+    ):
+        load(folder, options=OPTIONS)
+    assert list(load(folder, options=OPTIONS, ignore=["video"]).modalities) == ["audio"]
+    assert list(load(folder, options=OPTIONS, ignore=["stills"]).modalities) == ["audio"]
+    for k in range(4):
+        (folder / "stills" / f"other{k}.png").rename(folder / "stills" / f"c{k}.mp4")
+    with pytest.raises(DataError, match=r"c0\.mp4.*convert them"):
+        load(folder, options=OPTIONS)
+    (folder / "train_old.txt").write_text("c0,a\n")
+    with pytest.raises(DataError, match=r"are all lists of the train split.*data.ignore=\[video,train_old.txt\]"):
+        load(folder, options=OPTIONS, ignore=["video"])
+    assert len(load(folder, options=OPTIONS, ignore=["video", "train_old.txt"])) == 5
+
+
+@pytest.mark.parametrize("ignore", [[], ["rate-1"], ["rate-9"]])
+def test_of_several_folders_with_files_of_an_id_one_is_read_and_said(media, ignore):
+    folder, held = media
+    (folder / "frames").rename(folder / "rate-1")
+    for name in held:
+        (folder / "rate-9" / name).mkdir(parents=True)
+        Image.fromarray(np.zeros((9, 9, 3), np.uint8)).save(folder / "rate-9" / name / "000.png")
+    found = [p.message for p in check(folder, options=OPTIONS, ignore=ignore) if p.key == "video"]
+    files = load(folder, options=OPTIONS, ignore=ignore).modalities["video"].sources()
+    assert {file.parent.parent.name for file in files} == {"rate-9" if ignore == ["rate-1"] else "rate-1"}
+    assert len(found) == (not ignore) and (ignore or "data.ignore=[rate-9]" in found[0])

@@ -7,9 +7,10 @@ from pathlib import Path
 
 from ..raw import Problem, Raw, RefusedData, Request, nearest
 from ..synthetic import read_synthetic
-from .audiovisual import find_lists, read_audiovisual
+from .audiovisual import read_audiovisual
 from .digits import read_digits
 from .generic import read_folder, read_npz, read_safetensors
+from .lists import find_lists
 from .published import read_avmnist, read_lsmi, read_mmsa, read_multibench, read_pickle
 from .torch_files import load_torch, read_pt
 

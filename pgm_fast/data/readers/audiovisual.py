@@ -2,89 +2,169 @@
 
 from __future__ import annotations
 
-import csv
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 
 from ..media import FrameRows, MediaRows, SpectrogramRows
 from ..raw import Problem, Raw, RefusedData, Request, nearest
+from .lists import find_lists, read_list
 
-__all__ = ["OPTIONS", "find_lists", "read_audiovisual"]
+__all__ = ["OPTIONS", "read_audiovisual"]
 
-SOUNDS = (".wav", ".flac", ".ogg")
-PICTURES = (".jpg", ".jpeg", ".png")
-LISTS = (".csv", ".txt")
-SPLITS = {"train": "train", "val": "valid", "dev": "valid", "test": "test"}
+MODALITIES = ("audio", "video")
+READ = {"audio": (".wav", ".flac", ".ogg"), "video": (".jpg", ".jpeg", ".png")}
+# What holds the same and is not decoded here.
+OTHERS = {"audio": (".mp3", ".m4a", ".aac", ".wma"), "video": (".mp4", ".avi", ".mkv", ".webm", ".mov")}
+PLACES = {"audio": "<folder>/<id>.wav", "video": "<folder>/<id>/*.jpg or <folder>/<id>.jpg"}
 
 OPTIONS = {"sample_rate": 22050, "n_fft": 512, "hop": 353, "max_steps": 1004, "frames": 3, "image_size": 224}
 """Numbers of the transforms and their defaults: 257 frequencies, at most 16 s of sound, 3 pictures."""
 
 
-def find_lists(path: Path) -> dict[str, Path]:
-    """split -> its list: files ``*.csv`` or ``*.txt`` with train, val, dev or test in their name."""
-    found: dict[str, Path] = {}
-    for file in sorted(path.iterdir()):
-        if file.suffix.lower() in LISTS and file.is_file():
-            for part, split in SPLITS.items():
-                if part in file.stem.lower():
-                    found.setdefault(split, file)
-                    break
-    return {split: found[split] for split in ("train", "valid", "test") if split in found}
+@dataclass
+class _Found:
+    """Files of one modality.
+
+    Attributes:
+        of: id -> its files, in the order of their names.
+        folders: folders of which more than one has files of an id, in order; those of the first are taken.
+        torn: how many ids that concerns.
+        others: files that belong to no id.
+        undecoded: files of an id of a kind that is not read.
+    """
+
+    of: dict[str, list[Path]] = field(default_factory=dict)
+    folders: list[Path] = field(default_factory=list)
+    torn: int = 0
+    others: list[Path] = field(default_factory=list)
+    undecoded: list[Path] = field(default_factory=list)
 
 
 def read_audiovisual(path: Path, request: Request) -> Raw:
-    """A folder with a list per split, each line ``id,label``, and below it the files of each id.
+    """A folder with a list per split (see :mod:`.lists`), and below it the files of each id.
 
-    ``<folder>/<id>.wav`` (flac, ogg) is the sound of a sample, pictures in ``<folder>/<id>/`` are its frames; what the
-    folders are called does not matter. The modalities are ``audio`` and ``video``; a sample may lack one of them.
+    ``<folder>/<id>.wav`` (flac, ogg) is the sound of a sample, pictures in ``<folder>/<id>/``, or ``<folder>/<id>.jpg``
+    alone, are its frames; what the folders are called does not matter. The modalities are ``audio`` and ``video``; a
+    sample may lack one of them. An id that is listed more than once is a sample each time.
     """
     numbers = _numbers(request, path)
-    lists = find_lists(path)
-    if "train" not in lists:
-        message = "no list of training samples; a file like train.csv with lines id,label is needed"
-        raise RefusedData(Problem(str(path), "", None, message))
-    ids, labels, splits, parts = [], [], [], []
-    for split, file in lists.items():
-        parts.append((f"{{key}} of {file.name}", len(ids)))
-        for identifier, label in _lines(file):
-            ids.append(identifier)
-            labels.append(label)
-            splits.append(split)
-    raw = Raw(file=str(path), name=path.name, modalities={}, keys=["audio", "video", "label"], parts=parts)
-    wanted = ("audio", "video") if request.modalities is None else request.modalities
-    for name in wanted:
-        if name not in ("audio", "video"):
+    raw, identifiers = _listed(path, request)
+    for name in request.modalities or ():
+        if name not in MODALITIES:
             message = f"no such modality{nearest(name, raw.keys)}; there are audio and video"
             raise RefusedData(Problem(str(path), name, None, message))
-    sounds, pictures = _files(path)
+    wanted = [name for name in request.modalities or MODALITIES if name not in request.ignore]
+    found = _files(path, set(identifiers), request)
     arrays: dict[str, MediaRows] = {}
     for name in wanted:
-        held = sounds if name == "audio" else pictures
-        if not any(identifier in held for identifier in ids):
-            where = f"<folder>/<id>{SOUNDS[0]}" if name == "audio" else f"<folder>/<id>/*{PICTURES[0]}"
-            if request.modalities is not None:
-                message = f"no id of the lists has a file {where} below this folder"
-                raise RefusedData(Problem(str(path), name, None, message))
-        elif name == "audio":
+        held = found[name].of
+        if held and name == "audio":
             keys = ("sample_rate", "n_fft", "hop", "max_steps")
-            arrays[name] = SpectrogramRows([sounds.get(i) for i in ids], **{key: numbers[key] for key in keys})
-        else:
-            arrays[name] = FrameRows([pictures.get(i, []) for i in ids], numbers["frames"], numbers["image_size"])
+            files = [held[i][0] if i in held else None for i in identifiers]
+            arrays[name] = SpectrogramRows(files, **{key: numbers[key] for key in keys})
+        elif held:
+            files = [held.get(i, []) for i in identifiers]
+            arrays[name] = FrameRows(files, numbers["frames"], numbers["image_size"])
+        elif request.modalities is not None and not request.apply:
+            message = f"no id of the lists has a file {PLACES[name]} below this folder"
+            raise RefusedData(Problem(str(path), name, None, message))
+        raw.notes.extend(_remarks(raw, path, name, found[name], request))
     if not arrays:
-        message = f"none of the {len(ids)} ids of the lists (first: {ids[0]}) has sound or pictures below this folder"
-        raise RefusedData(Problem(str(path), "", None, message))
+        first = identifiers[0]
+        message = (
+            f"none of the {len(identifiers)} ids of the lists (first: {first}) has sound or pictures below this folder"
+        )
+        raise RefusedData(next((p for p in raw.notes if p.severity == "error"), Problem(str(path), "", None, message)))
     raw.modalities.update(arrays)
     raw.lengths = {name: array.lengths for name, array in arrays.items() if name == "audio"}
+    raw.presence = np.array([[i in found[name].of for name in arrays] for i in identifiers])
+    return raw
+
+
+def _listed(path: Path, request: Request) -> tuple[Raw, list[str]]:
+    """What the lists say, and the id of every row as they have it."""
+    lists = {}
+    for split, files in find_lists(path).items():
+        kept = [file for file in files if file.name not in request.ignore]
+        if len(kept) > 1:
+            held = ", ".join(file.name for file in kept)
+            ignored = ",".join((*request.ignore, *(file.name for file in kept[1:])))
+            message = (
+                f"{held} are all lists of the {split} split; leave all but one out, by data.ignore=[{ignored}] say"
+            )
+            raise RefusedData(Problem(str(path), split, None, message))
+        if kept:
+            lists[split] = kept[0]
+    if not lists or ("train" not in lists and not request.apply):
+        message = "no list of training samples; a file like train.csv with lines id,label is needed"
+        raise RefusedData(Problem(str(path), "", None, message))
+    read = {split: read_list(file) for split, file in lists.items()}
+    identifiers = [identifier for listed in read.values() for identifier in listed.ids]
+    labels = [label for listed in read.values() for label in listed.labels]
+    splits = np.repeat(list(read), [len(listed.ids) for listed in read.values()])
+    starts = np.cumsum([0, *(len(listed.ids) for listed in read.values())])
+    raw = Raw(file=str(path), name=path.name, modalities={}, keys=[*MODALITIES, "label"])
+    raw.parts = [
+        (f"{{key}} of {file.name}", int(start)) for file, start in zip(lists.values(), starts[:-1], strict=True)
+    ]
     raw.label = np.array(labels)
     if all(label.lstrip("+-").isdigit() for label in labels):
         raw.label = raw.label.astype(np.int64)
     raw.default_task = "classification"
-    raw.split, raw.ids = np.array(splits), np.array(ids)
-    held = {"audio": sounds, "video": pictures}
-    raw.presence = np.array([[identifier in held[name] for name in arrays] for identifier in ids])
-    return raw
+    raw.split, raw.ids = splits, np.array(_numbered(identifiers))
+    for name in next(iter(read.values())).columns:
+        if all(name in listed.columns for listed in read.values()):
+            raw.columns[name] = np.array([value for listed in read.values() for value in listed.columns[name]])
+    raw.notes.extend(_repeats(raw, identifiers))
+    return raw, identifiers
+
+
+def _numbered(identifiers: Sequence[str]) -> list[str]:
+    """Unique names: ``<id>#2`` is the second sample of an id."""
+    seen: dict[str, int] = {}
+    names = []
+    for identifier in identifiers:
+        seen[identifier] = seen.get(identifier, 0) + 1
+        names.append(identifier if seen[identifier] == 1 else f"{identifier}#{seen[identifier]}")
+    return names
+
+
+def _repeats(raw: Raw, identifiers: Sequence[str]) -> Iterator[Problem]:
+    names, place, counts = np.unique(identifiers, return_inverse=True, return_counts=True)
+    if len(names) == len(identifiers):
+        return
+    first = int(np.flatnonzero(counts[place] > 1)[0])
+    message = f"{(counts > 1).sum()} ids are listed more than once, first '{identifiers[first]}': a sample each time"
+    yield raw.problem("id", first, message, "note")
+    pairs = np.unique(np.stack([place, np.unique(raw.split, return_inverse=True)[1]]), axis=1)[0]
+    shared, splits = np.unique(pairs, return_counts=True)
+    if (splits > 1).any():
+        name = names[shared[splits > 1][0]]
+        message = f"{(splits > 1).sum()} ids are in two splits, first '{name}': what was trained on is tested, too"
+        yield raw.problem("id", identifiers.index(name), message, "warning")
+
+
+def _remarks(raw: Raw, path: Path, name: str, found: _Found, request: Request) -> Iterator[Problem]:
+    """What is not read is an error where the modality would be missing, and else is said."""
+    unread = found.undecoded or found.others
+    if not found.of and unread and request.modalities is None:
+        shown = f"{len(unread)} files (first: {unread[0].relative_to(path)})"
+        cure = f"sounds and pictures are read from {PLACES[name]}, and these are "
+        cure += f"{unread[0].suffix} files: convert them" if found.undecoded else "of no id in the lists: rename them"
+        raw.note_unread(name, shown, cure, request)
+    elif found.of and found.others:
+        shown = f"{len(found.others)} files (first: {found.others[0].relative_to(path)})"
+        yield raw.problem(name, None, f"{shown} are of no id in the lists and are not read", "note")
+    if found.folders:
+        first, *rest = (folder.relative_to(path) for folder in found.folders)
+        ignored = ",".join((*request.ignore, *(folder.name for folder in rest)))
+        message = (
+            f"{found.torn} ids have files in {first} and in {', '.join(map(str, rest))}; those in {first} are read"
+        )
+        yield raw.problem(name, None, f"{message}, say so by data.ignore=[{ignored}]", "warning")
 
 
 def _numbers(request: Request, path: Path) -> Mapping[str, int]:
@@ -97,32 +177,36 @@ def _numbers(request: Request, path: Path) -> Mapping[str, int]:
     return {**OPTIONS, **request.options}
 
 
-def _lines(file: Path) -> list[tuple[str, str]]:
-    """Pairs of id and label; a first line of column names is left out."""
-    try:
-        lines = [line for line in csv.reader(file.read_text("utf-8-sig").splitlines()) if any(map(str.strip, line))]
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise RefusedData(Problem(str(file), "", None, f"not readable as text: {error}")) from None
-    pairs = []
-    for number, line in enumerate(lines, 1):
-        if len(line) < 2 or not line[0].strip() or not line[1].strip():
-            raise RefusedData(Problem(str(file), "", None, f"line {number} is {','.join(line)!r}, id,label is needed"))
-        pairs.append((line[0].strip(), line[1].strip()))
-    if pairs and pairs[0][1].lower() in ("label", "class", "category"):
-        pairs = pairs[1:]
-    if not pairs:
-        raise RefusedData(Problem(str(file), "", None, "no sample; lines of id,label are needed"))
-    return pairs
-
-
-def _files(path: Path) -> tuple[dict[str, Path], dict[str, list[Path]]]:
-    """id -> sound file, and id -> pictures in the order of their names, at any depth."""
-    sounds: dict[str, Path] = {}
-    pictures: dict[str, list[Path]] = {}
+def _files(path: Path, identifiers: set[str], request: Request) -> dict[str, _Found]:
+    """The files of each id, at any depth, in folders that are not to be ignored."""
+    found = {name: _Found() for name in MODALITIES}
+    groups: dict[str, dict[str, dict[Path, list[Path]]]] = {name: {} for name in MODALITIES}
+    parts: set[str] = set()
     for file in sorted(path.rglob("*")):
+        names = file.relative_to(path).parts
+        parts.update(names)
+        if set(names) & set(request.ignore):
+            continue
         kind = file.suffix.lower()
-        if kind in SOUNDS:
-            sounds.setdefault(file.stem, file)
-        elif kind in PICTURES:
-            pictures.setdefault(file.parent.name, []).append(file)
-    return sounds, pictures
+        for name in MODALITIES:
+            owner, folder = _owner(file, name, identifiers)
+            if kind in READ[name] and owner is not None:
+                groups[name].setdefault(owner, {}).setdefault(folder, []).append(file)
+            elif kind in READ[name]:
+                found[name].others.append(file)
+            elif kind in OTHERS[name] and file.stem in identifiers:
+                found[name].undecoded.append(file)
+    request.require_ignored(str(path), [*MODALITIES, *sorted(parts)])
+    for name, owners in groups.items():
+        found[name].of = {owner: folders[min(folders)] for owner, folders in owners.items()}
+        torn = [folders for folders in owners.values() if len(folders) > 1]
+        found[name].torn = len(torn)
+        found[name].folders = sorted({folder for folders in torn for folder in folders})
+    return found
+
+
+def _owner(file: Path, name: str, identifiers: set[str]) -> tuple[str | None, Path]:
+    """The id that a file belongs to, or None, and the folder that holds it among those of other ids."""
+    if name == "video" and file.parent.name in identifiers:
+        return file.parent.name, file.parent.parent
+    return (file.stem if file.stem in identifiers else None), file.parent
