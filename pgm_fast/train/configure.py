@@ -32,7 +32,16 @@ from ..nn.encoders import ENCODERS
 from .config import Config
 from .optimizers import OPTIMIZERS, SCHEDULES
 
-__all__ = ["ENVIRONMENT", "from_yaml", "make_config", "read_mapping", "to_dict", "to_yaml", "validate"]
+__all__ = [
+    "ENVIRONMENT",
+    "from_yaml",
+    "make_config",
+    "read_mapping",
+    "to_dict",
+    "to_yaml",
+    "validate",
+    "written_by_a_run",
+]
 
 ENVIRONMENT = "environment"  # the section of a run's config.yaml that records versions: written, never read back
 
@@ -163,6 +172,20 @@ def to_yaml(config: Config, environment: Mapping[str, Any] | None = None) -> str
     if environment is not None:
         text += yaml.safe_dump({ENVIRONMENT: dict(environment)}, sort_keys=False, allow_unicode=True)
     return text
+
+
+def written_by_a_run(text: str) -> bool:
+    """Whether this is the config.yaml of a run: settings that can be read, and the version that has written them.
+
+    Settings alone prove nothing: ``train: {epochs: 5}`` is in many a project's configuration.
+    """
+    try:
+        from_yaml(text)
+    except ConfigError:
+        return False
+    environment = yaml.safe_load(text).get(ENVIRONMENT)
+    versions = environment.get("versions") if isinstance(environment, dict) else None
+    return isinstance(versions, dict) and "pgm_fast" in versions
 
 
 def validate(config: Config) -> None:

@@ -9,12 +9,15 @@ import secrets
 import shutil
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
+from itertools import chain
 from pathlib import Path
 from typing import IO, Any
 
 from ..errors import CheckpointError
 
 __all__ = ["atomic_write", "second_name", "write_csv"]
+
+FORMULA = tuple("=+-@＝＋－＠\t\r\n\0")  # noqa: RUF001  (wide signs are what some spreadsheets take for the narrow ones)
 
 
 @contextmanager
@@ -118,16 +121,19 @@ def _sync_folder(folder: Path) -> None:
 def write_csv(file: IO[str], header: Iterable[str], rows: Iterable[Iterable[str]]) -> None:
     """Every csv that is written: no cell is a formula to a spreadsheet, whatever a data set's ids and names are.
 
-    A text that begins with ``=``, ``+``, ``-``, ``@``, a tab or a carriage return and is no number gets an apostrophe
-    in front (OWASP, "CSV Injection").
+    A text that begins with ``=``, ``+``, ``-``, ``@``, as wide signs too, or with a tab, the end of a line or a null
+    character and is no number gets an apostrophe in front (OWASP, "CSV Injection" and ASVS 1.2.10).
     """
-    writer = csv.writer(file, lineterminator="\n")
-    writer.writerow(map(_as_text, header))
-    writer.writerows(map(_as_text, row) for row in rows)
+    plain = csv.writer(file, lineterminator="\n")
+    quoted = csv.writer(file, lineterminator="\n", quoting=csv.QUOTE_ALL)
+    for row in chain([header], rows):
+        cells = list(map(_as_text, row))
+        # csv leaves a lone carriage return bare, and a spreadsheet begins a row behind it.
+        (quoted if any("\r" in cell for cell in cells) else plain).writerow(cells)
 
 
 def _as_text(cell: str) -> str:
-    if not cell.startswith(("=", "+", "-", "@", "\t", "\r")):
+    if not cell.startswith(FORMULA):
         return cell
     try:
         float(cell)

@@ -98,13 +98,12 @@ class RunFolder:
             ) from error
 
     def _is_ours(self) -> bool:
-        from .configure import from_yaml
+        from .configure import written_by_a_run
 
         try:
-            from_yaml(self.read_config())
-        except (CheckpointError, ConfigError):
+            return written_by_a_run(self.read_config())
+        except CheckpointError:
             return False
-        return True
 
     def _written(self) -> list[Path]:
         """What a run writes, by name; what else lies in its folders is somebody's."""

@@ -20,14 +20,18 @@ from pgm_fast.train.files import write_csv
 from pgm_fast.train.folder import PLOTS, RunFolder
 
 FAST = {"train.epochs": 1, "train.tensorboard": False, "model.dim": 8, "model.hidden": 8, "data.options": {"n": 60}}
-FORMULA = ("=", "+", "-", "@", "\t", "\r")
+FORMULA = tuple("=+-@＝＋－＠\t\r\n")  # noqa: RUF001
 
 
-@given(st.lists(st.text(st.characters(exclude_characters="\r\n\0", codec="utf-8")), min_size=1, max_size=4))
+TEXT = st.text(st.characters(exclude_characters="\0", codec="utf-8"))
+CELLS = st.builds(str.__add__, st.sampled_from(["", *FORMULA]), TEXT)
+
+
+@given(st.lists(CELLS, min_size=1, max_size=4))
 def test_no_cell_of_a_csv_is_a_formula(cells):
-    file = io.StringIO()
+    file = io.StringIO(newline="")
     write_csv(file, cells, [cells])
-    for row in csv.reader(io.StringIO(file.getvalue())):
+    for row in csv.reader(io.StringIO(file.getvalue(), newline="")):
         for before, cell in zip(cells, row, strict=True):
             assert cell in (before, f"'{before}")
             if cell.startswith(FORMULA):
@@ -36,8 +40,8 @@ def test_no_cell_of_a_csv_is_a_formula(cells):
 
 def test_numbers_of_a_csv_stay_numbers():
     file = io.StringIO()
-    write_csv(file, ["x"], [["-1.5"], ["+2"], ["-inf"], ["nan"], ["=1+1"]])
-    assert file.getvalue().split() == ["x", "-1.5", "+2", "-inf", "nan", "'=1+1"]
+    write_csv(file, ["x"], [["-1.5"], ["+2"], ["-inf"], ["nan"], ["=1+1"], ["\0=1"]])
+    assert file.getvalue().split() == ["x", "-1.5", "+2", "-inf", "nan", "'=1+1", "'\0=1"]
 
 
 def test_an_id_is_no_formula_in_the_predictions(tmp_path):
@@ -70,8 +74,18 @@ def test_overwriting_removes_what_the_run_has_written_and_nothing_else(tmp_path)
     assert sorted(path for path in out.rglob("*") if path.is_file()) == sorted(kept)
 
 
-def test_a_folder_that_no_run_has_written_is_not_overwritten(tmp_path):
-    (tmp_path / "config.yaml").write_text("name: another project\n")
+@pytest.mark.parametrize(
+    "text",
+    [
+        "name: another project\n",
+        "{}\n",
+        "train: {epochs: 5}\n",
+        "out: here\nenvironment: conda\n",
+        "environment: {versions: {torch: '2'}}\n",
+    ],
+)
+def test_a_folder_that_no_run_has_written_is_not_overwritten(tmp_path, text):
+    (tmp_path / "config.yaml").write_text(text)
     (tmp_path / "report.json").write_text("{}")
     with pytest.raises(ConfigError, match="not of a run of this program.*nothing of them is removed"):
         RunFolder(tmp_path).claim(overwrite=True)
