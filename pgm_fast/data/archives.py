@@ -14,7 +14,7 @@ import torch
 
 from .memory import free_bytes
 
-__all__ = ["UNREADABLE", "unpack_npz"]
+__all__ = ["UNREADABLE", "require_room", "unpack_npz"]
 
 UNREADABLE = (
     EOFError,
@@ -37,6 +37,19 @@ UNREADABLE = (
 be: a header that is no literal, a size that nobody has, a password, a compression that is not known, ..."""
 
 
+def require_room(path: Path) -> None:
+    """Raises ValueError where the members of a zip archive, unpacked, take more memory than is free."""
+    if not zipfile.is_zipfile(path):
+        return
+    with zipfile.ZipFile(path) as archive:
+        whole, free = sum(member.file_size for member in archive.infolist()), free_bytes(torch.device("cpu"))
+    if whole > free:
+        raise ValueError(
+            f"its arrays take {whole / 1e9:.1f} GB unpacked and {free / 1e9:.1f} GB are free: store them in a folder of "
+            ".npy files, which is read row by row"
+        )
+
+
 def unpack_npz(path: Path) -> Iterator[tuple[str, Callable[[], np.ndarray]]]:
     """Name and reader of every array of an ``.npz``; a reader is to be called before the next is asked for.
 
@@ -46,14 +59,8 @@ def unpack_npz(path: Path) -> Iterator[tuple[str, Callable[[], np.ndarray]]]:
         others of :data:`UNREADABLE`.
     """
     with zipfile.ZipFile(path) as archive:
-        members = archive.infolist()
-        whole, free = sum(member.file_size for member in members), free_bytes(torch.device("cpu"))
-        if whole > free:
-            raise ValueError(
-                f"its arrays take {whole / 1e9:.1f} GB unpacked and {free / 1e9:.1f} GB are free: store them in a "
-                "folder of .npy files, which is read row by row"
-            )
-        for member in members:
+        require_room(path)
+        for member in archive.infolist():
             name = member.filename.removesuffix(".npy")
             if name == member.filename:
                 raise ValueError(f"{member.filename} in it is no .npy array")

@@ -26,6 +26,8 @@ SLOWEST, FASTEST = 1000, 384_000  # samples per second
 MOST_SAMPLES = 1 << 28
 MOST_PIXELS = 1 << 26
 LONGEST = 100  # sides of a picture
+# What a picture holds, whatever its name says: of Pillow's other formats some start a program (EPS: Ghostscript).
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP")
 SILENCE = 1e-7  # added to magnitudes before the logarithm
 
 
@@ -174,7 +176,7 @@ class FrameRows(MediaRows):
         for row in rows.tolist():
             for file in dict.fromkeys(self.files[row]):
                 try:
-                    with self._image.open(file) as picture:
+                    with self._image.open(file, formats=FORMATS) as picture:
                         reason = _strange_size(*picture.size)
                 except Exception as error:  # whatever a broken file makes of the decoder
                     reason = str(error)
@@ -185,7 +187,7 @@ class FrameRows(MediaRows):
         block = np.zeros((min(steps, len(self.files[row])), self.shape[2]), np.uint8)
         for step, file in enumerate(self.files[row][:steps]):
             try:
-                with self._image.open(file) as picture:
+                with self._image.open(file, formats=FORMATS) as picture:
                     if reason := _strange_size(*picture.size):
                         raise _refused(file, reason)
                     picture = picture.convert("RGB")

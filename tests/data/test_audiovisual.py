@@ -46,6 +46,20 @@ def media(tmp_path):
     return tmp_path / "media", write(tmp_path / "media")
 
 
+@pytest.mark.parametrize("kind", ["EPS", "TIFF", "PPM", "ICO"])
+def test_a_picture_of_another_format_is_refused_by_its_content_and_runs_nothing(media, monkeypatch, kind):
+    folder, _ = media
+    started = []
+    monkeypatch.setattr("subprocess.Popen.__init__", lambda self, command, *_, **__: started.append(command))
+    monkeypatch.setattr("subprocess.Popen.__del__", lambda self: None)
+    Image.new("RGB", (24, 20)).save(folder / "frames" / "train_00" / "000.png", format=kind)
+    assert any("train_00/000.png" in str(problem) for problem in check(folder, options=OPTIONS))
+    with pytest.raises(DataError, match="train_00/000.png"):
+        for rows in load(folder, options=OPTIONS).modalities.values():
+            rows[:]
+    assert not started
+
+
 def spectrogram(signal):
     """The stated formula, one window at a time, in float64."""
     window = 0.5 - 0.5 * np.cos(2 * np.pi * np.arange(64) / 64)

@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 
-from ..archives import UNREADABLE
+from ..archives import UNREADABLE, require_room
 from ..raw import Problem, Raw, RefusedData, Request
 from .generic import arrays_of, interpret
 from .parts import has_parts, interpret_parts
@@ -21,6 +21,7 @@ def load_torch(path: Path) -> Mapping:
     import torch
 
     try:
+        require_room(path)
         content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         found = re.search(r"GLOBAL ([\w.]+)", str(error))
