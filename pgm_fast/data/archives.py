@@ -45,8 +45,8 @@ def require_room(path: Path) -> None:
         whole, free = sum(member.file_size for member in archive.infolist()), free_bytes(torch.device("cpu"))
     if whole > free:
         raise ValueError(
-            f"its arrays take {whole / 1e9:.1f} GB unpacked and {free / 1e9:.1f} GB are free: store them in a folder of "
-            ".npy files, which is read row by row"
+            f"its arrays take {whole / 1e9:.1f} GB unpacked and {free / 1e9:.1f} GB are free: store them in a folder "
+            "of .npy files, which is read row by row"
         )
 
 
@@ -58,8 +58,8 @@ def unpack_npz(path: Path) -> Iterator[tuple[str, Callable[[], np.ndarray]]]:
             memory, unpacked, than is free.
         others of :data:`UNREADABLE`.
     """
+    require_room(path)
     with zipfile.ZipFile(path) as archive:
-        require_room(path)
         for member in archive.infolist():
             name = member.filename.removesuffix(".npy")
             if name == member.filename:

@@ -10,6 +10,7 @@ import zipfile
 
 import numpy as np
 import pytest
+import torch
 
 from pgm_fast.data import load
 from pgm_fast.data.media import MOST_PIXELS, FrameRows, SpectrogramRows
@@ -126,8 +127,10 @@ def test_a_strange_member_of_an_archive_is_named(name, tmp_path):
 def test_an_archive_that_does_not_fit_into_memory_is_not_unpacked(tmp_path, monkeypatch):
     monkeypatch.setattr("pgm_fast.data.archives.free_bytes", lambda device: 1000)
     np.savez_compressed(tmp_path / "data.npz", a=np.zeros((4000, 4)), label=np.arange(4000) % 2)
-    with pytest.raises(PgmFastError, match="store them in a folder of .npy files"):
-        load(tmp_path / "data.npz")
+    torch.save({"a": torch.zeros(4000, 4), "label": torch.arange(4000) % 2}, tmp_path / "data.pt")
+    for name in ("data.npz", "data.pt"):
+        with pytest.raises(PgmFastError, match="store them in a folder of .npy files"):
+            load(tmp_path / name)
 
 
 @pytest.mark.parametrize(
