@@ -28,8 +28,13 @@ class Tiles(NamedTuple):
 
 
 def dot_precision(dtype: torch.dtype) -> str:
-    """fp32 products are exact fp32 unless ``torch.backends.cuda.matmul.allow_tf32``, as torch's own are."""
-    return "tf32" if dtype == torch.float32 and torch.backends.cuda.matmul.allow_tf32 else "ieee"
+    """fp32 products are exact fp32 unless torch's own are to be in TF32, whichever of its settings says so."""
+    matmul = torch.backends.cuda.matmul
+    if not hasattr(matmul, "fp32_precision"):  # before torch 2.9
+        return "tf32" if dtype == torch.float32 and matmul.allow_tf32 else "ieee"
+    # allow_tf32 raises when it is read after this was set
+    precision = torch.backends.fp32_precision if matmul.fp32_precision == "none" else matmul.fp32_precision
+    return "tf32" if dtype == torch.float32 and precision == "tf32" else "ieee"
 
 
 @triton.jit

@@ -89,6 +89,8 @@ class DeviceTables:
             for part, table in zip(staged, self._host, strict=True):
                 part.copy_(table)
             self._staged = staged
+        if self._captured:  # by a graph before this one, which goes on using them
+            self._held += [self.gradients, self.groups]
         self.gradients, self.groups = (copied(table, self._device) for table in self._staged)
         self._written_in_graph = True
 

@@ -150,6 +150,23 @@ def test_captures_without_a_step_between_them_are_counted(device):
     assert p.tolist() == [-3.0] * 3
 
 
+def test_tables_of_a_capture_outlive_the_captures_after_it(device):
+    """Gradients that move between captures with no step outside; graphs hold addresses, and nothing of Python's."""
+    p = nn.Parameter(torch.zeros(3))
+    optimizer = MultiRateSGD([p], lr=1.0)
+    p.grad = torch.ones(3)
+    optimizer.step()
+    held = []
+    for _ in range(4):
+        device.capture(optimizer.step)
+        launch = optimizer._plan.launches[0]
+        held += [weakref.ref(launch.gradients), weakref.ref(launch.groups)]
+        p.grad = torch.ones(3)
+        del launch
+    gc.collect()
+    assert all(table() is not None for table in held)
+
+
 @pytest.mark.parametrize("captured", [True, False])
 def test_what_a_graph_uses_lives_as_long_as_the_optimizer(device, captured):
     owned = [nn.Parameter(torch.zeros(3)) for _ in range(2)]

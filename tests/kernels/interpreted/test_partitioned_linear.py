@@ -81,6 +81,32 @@ def test_activations(size, activation, d):
     _compare(_tensors(20, d, 1, 9, 21), activation)
 
 
+def _by_allow_tf32():
+    torch.backends.cuda.matmul.allow_tf32 = True
+
+
+def _by_precision():
+    torch.backends.cuda.matmul.fp32_precision = "tf32"
+
+
+def _by_matmul_precision():
+    torch.set_float32_matmul_precision("high")
+
+
+@pytest.mark.parametrize("setter", [_by_allow_tf32, _by_precision, _by_matmul_precision])
+def test_every_way_to_ask_for_tf32_is_heard(setter):
+    if setter is _by_precision and not hasattr(torch.backends.cuda.matmul, "fp32_precision"):
+        pytest.skip("this torch has no fp32_precision")
+    assert products.dot_precision(torch.float32) == "ieee"
+    setter()
+    try:
+        assert products.dot_precision(torch.float32) == "tf32"
+        assert products.dot_precision(torch.bfloat16) == "ieee"
+    finally:
+        torch.backends.cuda.matmul.allow_tf32 = False
+    assert products.dot_precision(torch.float32) == "ieee"
+
+
 def test_products_in_tf32_tiles(size):
     """The interpreter multiplies in fp32 whatever the precision asked for: only the tiles are on trial."""
     torch.backends.cuda.matmul.allow_tf32 = True
