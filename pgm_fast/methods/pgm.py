@@ -78,6 +78,8 @@ class PgM(Method):
       that it is a weighted sum over rows like every other loss.
     - Retrieval embeds every modality by a head on its own decoded representation. The task loss is InfoNCE over all
       pairs of modalities; there are no labels, so neither uni-modal nor paired loss.
+    - In classification all heads answer together, stacked on the validation split, where ``model.answer`` says nothing
+      else; in the other tasks the task head does.
     - With one modality there is nothing to pair: no interaction, paired loss or alignment.
 
     Losses: ``task``, ``uni/<m>``, ``paired``, ``align``, ``reconstruction/<m>``, ``share/<m>``, ``total``.
@@ -131,7 +133,8 @@ class PgM(Method):
             if config.identity_start:
                 _silent(self.paired_head[3])
         heads = ["task", *(["paired"] if self.paired_head else []), *(f"uni/{m}" for m in self.uni_heads or ())]
-        self.answer = make_answer(self.name, model.answer, "task", heads, spec.task)
+        own = "stack" if spec.task == "classification" and len(heads) > 1 else "task"
+        self.answer = make_answer(self.name, model.answer, own, heads, spec.task)
         if self._informed:
             self.calibration = Calibration(heads, spec.task, spec.num_outputs)
 

@@ -153,6 +153,15 @@ def test_an_answer_that_cannot_be_given_is_refused(make_batch, name, task, answe
     assert make_config(overrides={"model.answer": "auto"}).model.answer in ANSWERS
 
 
+@pytest.mark.parametrize(
+    ("task", "kind"), [("classification", "stack"), ("multilabel", None), ("regression", None), ("retrieval", None)]
+)
+def test_the_own_answer_of_pgm(make_batch, task, kind):
+    spec, _ = make_batch(task)
+    answer = build("pgm", spec, ModelConfig(), METHODS["pgm"].config_class()).answer
+    assert (answer and answer.kind) == kind
+
+
 def test_a_stacked_answer_is_saved_with_the_run(tmp_path):
     settings = {"train.epochs": 3, "train.plots": False, "train.tensorboard": False, "model.answer": "stack"}
     out = str(tmp_path / "run")
