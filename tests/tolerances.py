@@ -138,6 +138,22 @@ OTHER_BATCH_FP32 = 10 * 64 * EPS[torch.float32] / 2
 PLUG_IN_INFORMATION = 4 * (8 - 1) / (2 * 3000)
 
 
+# Rows of a class or of all that a part gets when they are dealt: at either end of a stretch the pattern is within a row
+# of its fractions, which are whole percents of its period of 100.
+DEALT_ROWS = 2
+DEALT_PART = 0.01
+
+# Two fits of one logistic regression stop at gradients below 1e-4: of 360 digits those may be told apart whose best two
+# logits are as near, three of them.
+LOGISTIC_ACCURACY = 3.5 / 360
+
+# A mean of standardised values is below this; with three tenths of its rows at 99 it would be 30.
+STANDARDISED_MEAN = 1.0
+
+# Quantiles of Student's distribution, which scipy finds by iteration in one way or another, relative.
+T_QUANTILE = 1e-9
+
+
 def frequency(p: float, n: int) -> float:
     """Four standard deviations of how often an event of probability p comes in n draws; 1 seed in 16000 exceeds it."""
     return 4 * math.sqrt(p * (1 - p) / n)

@@ -263,8 +263,11 @@ __global__ void __launch_bounds__(kThreads) multi_rate_update(const __grid_const
     if (thread == 0 && launch.skipped != nullptr) *launch.skipped += 1.0f;
     return;
   }
+// unrolled, this loop would take registers from the one above
+#pragma unroll 1
   for (int64_t t = thread; t < launch.num_tensors; t += kThreads) {
-    if (launch.gradients[t] != 0) multi_rate::advance(launch.tensors[t], groups[launch.tensors[t].group]);
+    const TensorRow& row = launch.tensors[t];
+    if (launch.gradients[t] != 0) multi_rate::advance(row, groups[row.group]);
   }
 }
 

@@ -140,7 +140,7 @@ def call_layers(monkeypatch):
         monkeypatch.setattr(file, "are_plain", lambda *_: False)
 
 
-@pytest.mark.parametrize(("kind", "layer", "change"), changes())
+@pytest.mark.parametrize(("kind", "layer", "change"), list(changes()))
 def test_a_changed_layer_means_the_same_to_few_rows_and_to_many(kind, layer, change, monkeypatch):
     torch.manual_seed(0)
     module, shapes = MODULES[kind]()

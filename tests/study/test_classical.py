@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
+from tolerances import LOGISTIC_ACCURACY, STANDARDISED_MEAN
 
 from pgm_fast.data import FeatureSet, draw, load
 from pgm_fast.errors import ConfigError
@@ -26,7 +27,7 @@ def accuracy(features, **settings):
 def test_vectors_stand_side_by_side():
     features = load("digits")
     values = np.concatenate(list(features.modalities.values()), axis=1)
-    assert accuracy(features) == pytest.approx(expected(values, features.labels, features.split), abs=0.01)
+    assert accuracy(features) == pytest.approx(expected(values, features.labels, features.split), abs=LOGISTIC_ACCURACY)
 
 
 def test_a_sequence_counts_with_the_mean_of_its_valid_steps():
@@ -61,7 +62,7 @@ def test_absent_modalities_are_no_signal(model):
     settings = {key: values[0] for key, values in SPACES[model].items()}
     fitted = Classical(model, settings, features, 0)
     assert fitted.scores(features, "test")["fused"]["accuracy"] > 0.9
-    assert fitted.normalizer.mean["a"] == pytest.approx(np.zeros(16), abs=1)
+    assert fitted.normalizer.mean["a"] == pytest.approx(np.zeros(16), abs=STANDARDISED_MEAN)
 
 
 def test_a_class_without_training_rows_is_a_wrong_answer_and_no_error():

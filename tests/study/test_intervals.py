@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import ttest_1samp
+from tolerances import FP64, T_QUANTILE
 
 from pgm_fast.study.intervals import moments, paired_interval
 
@@ -18,10 +19,10 @@ VALUES = st.lists(st.integers(-100, 100).map(lambda x: x / 100), min_size=2, max
 def test_the_interval_is_that_of_the_t_test(differences):
     found = paired_interval(differences)
     if len(set(differences)) == 1:
-        assert found["low"] == pytest.approx(found["high"])
+        assert found["low"] == pytest.approx(found["high"], rel=FP64, abs=FP64)
         return
     expected = ttest_1samp(differences, 0).confidence_interval(0.95)
-    assert (found["low"], found["high"]) == pytest.approx((expected.low, expected.high))
+    assert (found["low"], found["high"]) == pytest.approx((expected.low, expected.high), rel=T_QUANTILE, abs=T_QUANTILE)
 
 
 @given(VALUES, st.floats(0.01, 1))
@@ -29,7 +30,8 @@ def test_splits_that_share_rows_have_wider_intervals(differences, overlap):
     plain, corrected = paired_interval(differences), paired_interval(differences, overlap)
     count = len(differences)
     factor = math.sqrt(1 + count * overlap)
-    assert corrected["high"] - corrected["mean"] == pytest.approx((plain["high"] - plain["mean"]) * factor)
+    half = (plain["high"] - plain["mean"]) * factor
+    assert corrected["high"] - corrected["mean"] == pytest.approx(half, rel=FP64, abs=FP64)
 
 
 def test_one_value_has_no_deviation_and_one_pair_no_interval():
