@@ -11,7 +11,9 @@ from torch import nn
 from ..errors import ConfigError
 from ..nn.parts import PARTS, parameter_parts
 
-__all__ = ["multi_rate_groups"]
+__all__ = ["NO_DECAY", "multi_rate_groups", "without_decay"]
+
+NO_DECAY = ".no_decay"  # ends the name of a group that goes without weight decay
 
 
 def multi_rate_groups(
@@ -19,6 +21,8 @@ def multi_rate_groups(
     base_lr: float,
     rates: Mapping[str, Mapping[str, float]],
     default: float | None = None,
+    *,
+    no_decay: bool = False,
 ) -> list[dict]:
     """Param groups for any ``torch.optim`` optimizer, one per (modality, part), each at a rate of its own.
 
@@ -33,10 +37,11 @@ def multi_rate_groups(
         rates: ``{modality, "shared" or "*": {part: multiplier}}`` with the parts of :data:`pgm_fast.nn.PARTS`. ``"*"``
             stands for every modality and for what the modalities share; an exact name wins over it.
         default: multiplier of what no entry names; None makes that an error.
+        no_decay: biases, gains and whatever else is no matrix go without weight decay, see :func:`without_decay`.
 
     Returns:
         Groups ``{"name": "<modality>.<part>", "lr": float, "params": list}`` in the order in which the model meets
-        them.
+        them; with ``no_decay`` as :func:`without_decay` gives them.
 
     Raises:
         ConfigError: a parameter that has no mark or (without ``default``) no entry, an entry that names no trainable
@@ -80,7 +85,32 @@ def multi_rate_groups(
                     f"rate {key}.{part} sets the learning rate of no parameter{_near(f'{key}.{part}', names)}; "
                     f"the model has {', '.join(names) or 'no trainable parameter'}"
                 )
-    return groups
+    return without_decay(groups) if no_decay else groups
+
+
+def without_decay(groups: Iterable[Mapping]) -> list[dict]:
+    """The param groups with what is no matrix in groups of their own, whose weight decay is 0.
+
+    Biases, the gains of norms and single numbers have at most one dimension. To pull them towards 0 does not make a
+    model simpler, so that the field leaves them out.
+
+    Args:
+        groups: with ``name`` and ``params``; all else in them is kept.
+
+    Returns:
+        Every group without its vectors, followed by one called ``<name>.no_decay`` that holds them; neither is there
+        without parameters.
+    """
+    found = []
+    for group in groups:
+        members = list(group["params"])
+        matrices = [p for p in members if p.ndim > 1]
+        vectors = [p for p in members if p.ndim <= 1]
+        if matrices or not members:
+            found.append({**group, "params": matrices})
+        if vectors:
+            found.append({**group, "name": group["name"] + NO_DECAY, "params": vectors, "weight_decay": 0.0})
+    return found
 
 
 def _check_rates(rates: Mapping[str, Mapping[str, float]], modalities: Iterable[str]) -> None:

@@ -48,7 +48,8 @@ class TrainConfig:
     eval_batch_size: int = 512  # in validation, test and prediction
     optimizer: str = "adamw"  # adamw, sgd (momentum 0.9)
     lr: float = 1e-3  # base learning rate, which the rates of a method multiply
-    weight_decay: float = 1e-2  # of every parameter; decoupled from the gradient in adamw
+    weight_decay: float = 1e-2  # decoupled from the gradient in adamw
+    no_decay: bool = True  # biases, norms and single numbers go without weight decay
     schedule: str = "cosine"  # constant, cosine (with warm-up), plateau, step (times 0.1 every 30 epochs)
     warmup_epochs: float = 1.0  # cosine: the learning rate rises from 0 over this many
     clip_norm: float = 1.0  # global gradient norm; 0 for none

@@ -67,7 +67,13 @@ CHOICES = {
 }
 
 # What a run did that was written before the setting existed.
-EARLIER = {"model.normalize": False, "model.answer": "task", "pgm.identity_start": False, "pgm.information_weight": 0.0}
+EARLIER = {
+    "model.normalize": False,
+    "model.answer": "task",
+    "pgm.identity_start": False,
+    "pgm.information_weight": 0.0,
+    "train.no_decay": False,
+}
 
 AT_LEAST_ONE = ("of at least 1", lambda x: x >= 1)
 NOT_NEGATIVE = ("of at least 0", lambda x: x >= 0)

@@ -13,6 +13,7 @@ import torch
 from ..data import Loader
 from ..errors import TrainingStopped
 from ..methods.base import Method, Stage
+from ..optim.groups import NO_DECAY, without_decay
 from . import checkpoints
 from .config import Config
 from .distributed import Ranks
@@ -192,7 +193,8 @@ class Training:
         steps = len(self.train)
         name = self.stage.optimizer or settings.optimizer
         decay = settings.weight_decay if self.stage.weight_decay is None else self.stage.weight_decay
-        self.optimizer = build_optimizer(name, self.stage.groups, decay)
+        groups = without_decay(self.stage.groups) if settings.no_decay else self.stage.groups
+        self.optimizer = build_optimizer(name, groups, decay)
         warmup = round(settings.warmup_epochs * steps)
         schedule, options = self.stage.schedule or settings.schedule, self.stage.schedule_options
         self.schedule = Schedule(schedule, self.optimizer, self.stage_epochs * steps, warmup, options)
@@ -269,7 +271,7 @@ class Training:
         train_seconds = self.epoch_seconds + now - self._clock
         self.ranks.share_buffers(self.method)
         result = self._validate()
-        rates = {group["name"]: group["lr"] for group in self.optimizer.param_groups}
+        rates = {group["name"].removesuffix(NO_DECAY): group["lr"] for group in self.optimizer.param_groups}
         self.schedule.epoch(result["score"], result["fused_loss"])
         seconds = train_seconds + time.perf_counter() - now
         record = {

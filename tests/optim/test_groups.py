@@ -111,3 +111,25 @@ def test_an_unmarked_module_is_named_with_the_cure():
     module["extra"] = nn.Linear(2, 2)
     with pytest.raises(ConfigError, match=r"extra.weight belongs to no modality: .*mark_part"):
         multi_rate_groups(module, 0.1, {"*": ALL})
+
+
+def test_what_is_no_matrix_goes_without_weight_decay_and_all_else_stays():
+    module = model()
+    plain, split = multi_rate_groups(module, 0.1, {"*": ALL}), multi_rate_groups(module, 0.1, {"*": ALL}, no_decay=True)
+    for group in plain:
+        parts = [found for found in split if found["name"] in (group["name"], group["name"] + ".no_decay")]
+        assert {found["lr"] for found in parts} == {group["lr"]}
+        assert {id(p) for found in parts for p in found["params"]} == {id(p) for p in group["params"]}
+    before = {name: p.detach().clone() for name, p in module.named_parameters()}
+    for p in module.parameters():
+        p.grad = torch.zeros_like(p)
+    torch.optim.SGD(split, weight_decay=0.5).step()
+    unchanged = {name for name, p in module.named_parameters() if torch.equal(p, before[name])}
+    of_norms = {
+        f"{name}.{key}"
+        for name, m in module.named_modules()
+        if isinstance(m, nn.LayerNorm)
+        for key in ("weight", "bias")
+    }
+    zero = {name for name, value in before.items() if not value.any()}
+    assert unchanged - zero == {name for name in before if name.endswith("bias")} - zero | of_norms - zero
