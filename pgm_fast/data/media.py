@@ -6,7 +6,6 @@ Needs soundfile, SciPy and Pillow (``pip install "pgm-fast[av]"``).
 
 from __future__ import annotations
 
-import importlib
 import math
 import os
 from collections.abc import Iterator, Sequence
@@ -17,10 +16,12 @@ import numpy as np
 import torch
 
 from .arrays import LazyRows
+from .packages import import_package
 from .raw import Problem, RefusedData
 
 __all__ = ["FrameRows", "MediaRows", "SpectrogramRows"]
 
+NEEDED = ("sound and picture files", "av")  # what needs the packages, and their extra
 # A header says what decoding takes before anything is decoded, and headers may be made up.
 SLOWEST, FASTEST = 1000, 384_000  # samples per second
 MOST_SAMPLES = 1 << 28
@@ -88,7 +89,7 @@ class SpectrogramRows(MediaRows):
     kind = "spectrogram"
 
     def __init__(self, files: Sequence[Path | None], sample_rate: int, n_fft: int, hop: int, max_steps: int):
-        self._soundfile = _import("soundfile")
+        self._soundfile = import_package("soundfile", "soundfile", *NEEDED)
         self.files, self.sample_rate, self.n_fft, self.hop = list(files), sample_rate, n_fft, hop
         self.lengths = np.ones(len(self.files), np.int64)
         for row, file in enumerate(self.files):
@@ -161,7 +162,7 @@ class FrameRows(MediaRows):
     kind = "frames"
 
     def __init__(self, files: Sequence[Sequence[Path]], frames: int, size: int):
-        self._image = _import("PIL.Image")
+        self._image = import_package("PIL.Image", "pillow", *NEEDED)
         places = [np.rint(np.linspace(0, max(len(found) - 1, 0), frames)).astype(int) for found in files]
         self.files = [[found[k] for k in place] if found else [] for found, place in zip(files, places, strict=True)]
         self.size = size
@@ -213,15 +214,6 @@ def _strange_size(width: int, height: int) -> str:
     if max(width, height) > LONGEST * min(width, height):
         return f"it has {width} x {height} pixels, one side more than {LONGEST} times the other"
     return ""
-
-
-def _import(name: str):
-    try:
-        return importlib.import_module(name)
-    except (ImportError, OSError) as error:
-        package = name.partition(".")[0]
-        message = f"sound and picture files need {package}, which cannot be imported ({error})"
-        raise RefusedData(Problem(package, "", None, f'{message}; pip install "pgm-fast[av]"')) from None
 
 
 def _refused(file: Path, error: Exception | str) -> RefusedData:

@@ -59,8 +59,7 @@ def load(
 
     Args:
         source: ``digits``, ``synthetic``, or the path of a file or folder.
-        format: ``auto`` (by name, then by content), ``npz``, ``pt``, ``safetensors``, ``folder``, ``mmsa``,
-            ``multibench``, ``lsmi``, ``avmnist``, ``av`` (sound and picture files).
+        format: ``auto`` (by name, then by content), or one of :data:`pgm_fast.data.readers.FORMATS`.
         task: ``auto`` (integers: classification; integers 0/1 ``[N, C]``: multilabel; floats: regression), or one of
             the four tasks.
         modalities: a subset in this order; None for all.

@@ -238,14 +238,14 @@ def test_a_problem_in_a_folder_names_the_array_s_own_file(tmp_path):
 
 
 def test_other_kinds_of_files_are_refused_with_the_kinds_that_are_read(tmp_path):
-    (tmp_path / "a.csv").write_text("1,2\n")
-    with pytest.raises(DataError, match=r"unknown kind of file '\.csv'.*\.npz"):
-        load(tmp_path / "a.csv")
+    (tmp_path / "a.xyz").write_text("1,2\n")
+    with pytest.raises(DataError, match=r"unknown kind of file '\.xyz'.*\.npz.*one of npz"):
+        load(tmp_path / "a.xyz")
     (tmp_path / "empty").mkdir()
     with pytest.raises(DataError, match=r"a folder without \.npy files"):
         load(tmp_path / "empty")
     with pytest.raises(DataError, match="format 'folder' is a folder, and this is none"):
-        load(tmp_path / "a.csv", format="folder")
+        load(tmp_path / "a.xyz", format="folder")
     with pytest.raises(DataError, match="unknown option 'nose'.*did you mean 'noise'"):
         load("synthetic", options={"nose": 1})
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 from ..raw import Problem, Raw, RefusedData, Request, nearest
@@ -11,30 +12,52 @@ from .audiovisual import read_audiovisual
 from .digits import read_digits
 from .generic import read_folder, read_npz, read_safetensors
 from .lists import find_lists
-from .published import read_avmnist, read_lsmi, read_mmsa, read_multibench, read_pickle
-from .torch_files import load_torch, read_pt
+from .published import is_lsmi, read_avmnist, read_lsmi, read_mmsa, read_multibench, read_pickle
+from .torch_files import read_pt
 
-__all__ = ["EMBEDDED", "FORMATS", "read"]
+__all__ = ["EMBEDDED", "FORMATS", "Format", "read"]
 
 EMBEDDED = {"digits": read_digits, "synthetic": read_synthetic}
-FORMATS: dict[str, Callable[[Path, Request], Raw]] = {
-    "npz": read_npz,
-    "pt": read_pt,
-    "safetensors": read_safetensors,
-    "folder": read_folder,
-    "mmsa": read_mmsa,
-    "multibench": read_multibench,
-    "lsmi": read_lsmi,
-    "avmnist": read_avmnist,
-    "av": read_audiovisual,
-}
-FOLDERS = ("folder", "avmnist", "av")
-SUFFIXES = {
-    ".npz": read_npz,
-    ".safetensors": read_safetensors,
-    ".pkl": read_pickle,
-    ".pickle": read_pickle,
-    ".p": read_pickle,
+
+
+@dataclass(frozen=True)
+class Format:
+    """A format that is read.
+
+    Attributes:
+        read: its reader.
+        suffixes: of its files, in small letters; none for folders, and for files that another format tells apart.
+        folder: whether it is a folder.
+        holds: what a folder or a file with one of the suffixes must be besides, None for any.
+        options: whether it takes ``data.options``.
+    """
+
+    read: Callable[[Path, Request], Raw]
+    suffixes: tuple[str, ...] = ()
+    folder: bool = False
+    holds: Callable[[Path], bool] | None = None
+    options: bool = False
+
+    def fits(self, path: Path) -> bool:
+        """Whether a path that exists is of this format, by its name and, where that leaves it open, by its content."""
+        named = self.folder if path.is_dir() else path.suffix.lower() in self.suffixes
+        return named and (self.holds is None or self.holds(path))
+
+
+# The first that fits is taken.
+FORMATS = {
+    "npz": Format(read_npz, (".npz",)),
+    "lsmi": Format(read_lsmi, (".pt", ".pth"), holds=is_lsmi),
+    "pt": Format(read_pt, (".pt", ".pth")),
+    "safetensors": Format(read_safetensors, (".safetensors",)),
+    "pickle": Format(read_pickle, (".pkl", ".pickle", ".p")),
+    "mmsa": Format(read_mmsa),
+    "multibench": Format(read_multibench),
+    "avmnist": Format(
+        read_avmnist, folder=True, holds=lambda path: (path / "image").is_dir() and (path / "audio").is_dir()
+    ),
+    "av": Format(read_audiovisual, folder=True, holds=lambda path: "train" in find_lists(path), options=True),
+    "folder": Format(read_folder, folder=True),
 }
 
 
@@ -53,29 +76,23 @@ def read(request: Request) -> Raw:
     path = Path(request.source).expanduser()
     if not path.exists():
         raise RefusedData(Problem(request.source, "", None, _missing(path)))
-    reader = _detect(path) if request.format == "auto" else FORMATS[request.format]
-    if request.format != "auto" and path.is_dir() != (request.format in FOLDERS):
-        kind = "folder" if request.format in FOLDERS else "file"
+    format = _detect(path) if request.format == "auto" else FORMATS[request.format]
+    if path.is_dir() != format.folder:
+        kind = "folder" if format.folder else "file"
         raise RefusedData(Problem(request.source, "", None, f"format '{request.format}' is a {kind}, and this is none"))
-    if request.options and reader is not read_audiovisual:
+    if request.options and not format.options:
         message = f"takes no options, got {dict(request.options)}; they are for 'synthetic' and sound and picture files"
         raise RefusedData(Problem(request.source, "options", None, message))
-    return reader(path, request)
+    return format.read(path, request)
 
 
-def _detect(path: Path) -> Callable[[Path, Request], Raw]:
-    """The reader by what the path is called and, where the name leaves it open, by what it holds."""
-    if path.is_dir():
-        if (path / "image").is_dir() and (path / "audio").is_dir():
-            return read_avmnist
-        return read_audiovisual if "train" in find_lists(path) else read_folder
-    suffix = path.suffix.lower()
-    if suffix in SUFFIXES:
-        return SUFFIXES[suffix]
-    if suffix in (".pt", ".pth"):
-        return read_lsmi if any(str(key).startswith("train_modal_") for key in load_torch(path)) else read_pt
-    kinds = ".npz, .pt, .safetensors, .pkl or a folder of .npy are read"
-    message = f"unknown kind of file '{suffix}'; {kinds}, or name the format with format="
+def _detect(path: Path) -> Format:
+    for format in FORMATS.values():
+        if format.fits(path):
+            return format
+    suffixes = dict.fromkeys(suffix for format in FORMATS.values() for suffix in format.suffixes)
+    message = f"unknown kind of file '{path.suffix.lower()}'; {', '.join(suffixes)} and folders are read"
+    message = f"{message}; rename it, or name its format by data.format, one of {', '.join(FORMATS)}"
     raise RefusedData(Problem(str(path), "", None, message))
 
 

@@ -20,7 +20,7 @@ from .parts import columns_of, has_parts, parts_of, places_of
 from .pickles import load_pickle
 from .torch_files import load_torch
 
-__all__ = ["read_avmnist", "read_lsmi", "read_mmsa", "read_multibench", "read_pickle"]
+__all__ = ["is_lsmi", "read_avmnist", "read_lsmi", "read_mmsa", "read_multibench", "read_pickle"]
 
 MODALITIES = ("text", "audio", "vision")  # in this order, others after them
 SOUND = ("audio", "acoustic")  # log features, silence is -inf
@@ -164,6 +164,11 @@ def _ids(raw: Raw, splits: Mapping[str, dict], sizes: Sequence[int]) -> np.ndarr
 def _whole(label: np.ndarray) -> np.ndarray:
     label = label.reshape(len(label), -1)[:, 0]
     return label.astype(np.int64) if label.dtype.kind == "f" and (label == np.rint(label)).all() else label
+
+
+def is_lsmi(path: Path) -> bool:
+    """Whether a torch file has the keys of one. Raises RefusedData where it cannot be read."""
+    return any(str(key).startswith("train_modal_") for key in load_torch(path))
 
 
 def read_lsmi(path: Path, request: Request) -> Raw:
