@@ -1,6 +1,6 @@
 """Reads files that are broken at random: each ends in data or in one of this package's errors.
 
-    python tools/fuzz.py [--count 20000] [--seed 0]
+    python tools/fuzz.py [--count 20000] [--seed 0] [--kinds .pt .png]
 
 Pickles, .npy folders, .npz, .pt, .safetensors, sounds, pictures and configurations are written as they should be and
 then changed: bits flipped, bytes overwritten by small and extreme numbers, pieces cut out, doubled or swapped. A child
@@ -19,7 +19,7 @@ import resource
 import signal
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -57,7 +57,8 @@ def as_npy() -> bytes:
 
 def as_pt() -> bytes:
     file = io.BytesIO()
-    torch.save({k: torch.from_numpy(x) if x.dtype.kind != "U" else x.tolist() for k, x in arrays().items()}, file)
+    tensors = {k: torch.from_numpy(x) if x.dtype.kind != "U" else x.tolist() for k, x in arrays().items()}
+    torch.save(tensors | {"b": arrays()["b"]}, file)
     return file.getvalue()
 
 
@@ -154,12 +155,11 @@ def changed(content: bytes, draw: random.Random) -> bytes:
     return bytes(content)
 
 
-def read_all(first: int, count: int, seed: int, report: int) -> None:
+def read_all(first: int, count: int, seed: int, names: Sequence[str], report: int) -> None:
     """In the child: files ``first`` to ``count``; each number before it is read, and what went wrong, to ``report``."""
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
     torch.set_num_threads(1)
-    names = list(KINDS)
-    whole = {name: write() for name, (write, _) in KINDS.items()}
+    whole = {name: KINDS[name][0]() for name in names}
     with tempfile.TemporaryDirectory() as folder:
         for number in range(first, count):
             os.write(report, f"{number}\n".encode())
@@ -177,8 +177,8 @@ def read_all(first: int, count: int, seed: int, report: int) -> None:
             signal.alarm(0)
 
 
-def run(count: int, seed: int) -> list[str]:
-    """What was found."""
+def run(count: int, seed: int, names: Sequence[str] = tuple(KINDS)) -> list[str]:
+    """What was found in files of these kinds, one after the other."""
     found, first = [], 0
     while first < count:
         reading, writing = os.pipe()
@@ -188,7 +188,7 @@ def run(count: int, seed: int) -> list[str]:
             null = os.open(os.devnull, os.O_WRONLY)
             os.dup2(null, 1)
             os.dup2(null, 2)
-            read_all(first, count, seed, writing)
+            read_all(first, count, seed, names, writing)
             os._exit(0)
         os.close(writing)
         last = first
@@ -201,7 +201,7 @@ def run(count: int, seed: int) -> list[str]:
         status = os.waitpid(child, 0)[1]
         if status == 0:
             break
-        name = list(KINDS)[last % len(KINDS)]
+        name = names[last % len(names)]
         found.append(f"FOUND {last} {name} the process ended with status {os.waitstatus_to_exitcode(status)}")
         first = last + 1
     return found
@@ -211,8 +211,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--count", type=int, default=20000)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--kinds", nargs="+", choices=list(KINDS), default=list(KINDS))
     arguments = parser.parse_args()
-    found = run(arguments.count, arguments.seed)
+    found = run(arguments.count, arguments.seed, arguments.kinds)
     print("\n".join(found[:50]))
     print(f"{arguments.count} files read, {len(found)} ended in something else than data or an error of this package")
     sys.exit(bool(found))

@@ -123,13 +123,10 @@ def load_features(
 
     try:
         return read(task or settings.task)
-    except RefusedData as refused:
+    except RefusedData:
         if labels:
             raise
-        try:
-            return read("retrieval")
-        except RefusedData:  # not for its labels alone
-            raise refused from None
+        return read("retrieval")  # where it was refused for its labels alone
 
 
 def _resplit(config: Config) -> dict[str, Any]:

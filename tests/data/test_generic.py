@@ -115,6 +115,24 @@ def test_a_folder_stays_in_its_files(tmp_path):
     assert not any(type(array) is np.ndarray for array in zeroed.modalities.values())
 
 
+def test_a_single_array_is_for_a_trained_model(tmp_path):
+    values = np.random.default_rng(0).standard_normal((5, 3))
+    np.save(tmp_path / "text.npy", values)
+    model = {"apply": True, "task": "retrieval", "modalities": ["audio", "text"]}
+    features = load(tmp_path / "text.npy", **model)
+    assert list(features.modalities) == ["text"] and isinstance(features.modalities["text"], FileRows)
+    assert np.array_equal(features.modalities["text"], values)
+    with pytest.raises(DataError, match="a single array.*put it into a folder as text.npy, beside label.npy"):
+        load(tmp_path / "text.npy")
+    (tmp_path / "set").mkdir()
+    (tmp_path / "text.npy").rename(tmp_path / "set" / "text.npy")
+    np.save(tmp_path / "set" / "label.npy", np.arange(5) % 2)
+    assert list(load(tmp_path / "set").modalities) == ["text"]
+    np.save(tmp_path / "video.npy", values)
+    with pytest.raises(DataError, match=r"none of the modalities audio, text; the file holds video float64\[5, 3\]"):
+        load(tmp_path / "video.npy", **model)
+
+
 def test_bfloat16_is_read_as_float32(tmp_path):
     values = torch.randn(6, 3).to(torch.bfloat16)
     tensors = {"text": values, "label": torch.arange(6) % 2, "split": torch.arange(6) % 3}
@@ -250,6 +268,24 @@ def test_an_object_array_is_refused_unread(tmp_path):
         load(tmp_path / "set")
 
 
+@pytest.mark.parametrize("nested", [False, True])
+def test_a_pt_file_may_hold_numpy_arrays_and_splits(tmp_path, nested):
+    arrays = arrays_of(0, 12, "classification", True, "float32")
+    parts = {name: {k: x[arrays["split"] == name] for k, x in arrays.items()} for name in ("train", "valid", "test")}
+    arrays["speaker"] = torch.from_numpy(arrays["speaker"])
+    for part in parts.values():
+        del part["split"]
+        part["ids"] = part["ids"].astype(str).astype(object)  # as pandas has it
+    torch.save(parts if nested else arrays, tmp_path / "a.pt")
+    np.savez(tmp_path / "a.npz", **arrays)
+    found, expected = load(tmp_path / "a.pt"), load(tmp_path / "a.npz")
+    order = np.concatenate([expected.rows(name) for name in parts]) if nested else np.arange(12)
+    assert all(np.array_equal(found.modalities[name], expected.modalities[name][order]) for name in ("audio", "text"))
+    assert np.array_equal(found.labels, expected.labels[order]) and found.ids.tolist() == expected.ids[order].tolist()
+    assert np.array_equal(found.split, expected.split[order])
+    assert np.array_equal(found.presence, expected.presence[order])
+
+
 class Evil:
     def __init__(self, witness):
         self.witness = witness
@@ -263,6 +299,13 @@ def test_a_pt_file_with_code_is_refused_by_name_and_not_run(tmp_path):
     with pytest.raises(DataError, match=r"a\.pt.*refused.*exec"):
         load(tmp_path / "a.pt")
     assert not (tmp_path / "ran").exists()
+
+
+def test_a_pt_file_of_another_pickle_protocol_is_refused_without_the_advice_to_run_it(tmp_path):
+    torch.save({"x": np.ones((4, 2))}, tmp_path / "a.pt", pickle_protocol=4)
+    with pytest.raises(DataError, match="pickle_protocol=2") as caught:
+        load(tmp_path / "a.pt")
+    assert "False" not in str(caught.value)
 
 
 @pytest.mark.parametrize("format", FORMATS)

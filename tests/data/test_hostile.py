@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import io
 import pickle
+import re
 import struct
 import zipfile
 
@@ -83,6 +84,25 @@ def test_no_array_of_a_pickle_is_a_view_of_anything(name, tmp_path):
     path.write_bytes(b"\x80\x04" + PICKLES[name] + b".")
     with pytest.raises(RefusedData):
         load_pickle(path)
+
+
+# An array whose state is given twice: what shares its memory after the first would be left with freed memory.
+TWICE = array(1, "q", b"C\x08" + bytes(8)) + b"(" + number(1) + b"(" + number(1) + b"t" + dtype("q") + b"\x89"
+TWICE += b"C\x08" + bytes(8) + b"tb"
+
+
+@pytest.mark.parametrize("name", [*PICKLES, "filled twice", "made by its type"])
+def test_no_array_of_a_torch_file_is_a_view_of_anything(name, tmp_path):
+    made = b"cnumpy.ndarray\nchecked\n(" + number(4) + b"t\x81"
+    content = {**PICKLES, "filled twice": TWICE, "made by its type": made}[name]
+    torch.save({"a": 1}, tmp_path / "whole.pt")
+    with zipfile.ZipFile(tmp_path / "whole.pt") as whole, zipfile.ZipFile(tmp_path / "data.pt", "w") as archive:
+        for member in whole.namelist():
+            own = b"\x80\x02}" + text("a") + re.sub(rb"C(?=[\0\4\x08])", b"U", content) + b"s."
+            archive.writestr(member, own if member.endswith("data.pkl") else whole.read(member))
+    with pytest.raises(RefusedData, match="refused|not a readable torch file") as caught:
+        load(tmp_path / "data.pt")
+    assert "unsupported operand" not in str(caught.value)
 
 
 def test_arrays_of_honest_pickles_are_read_as_they_are(tmp_path):

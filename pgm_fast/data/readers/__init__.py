@@ -10,7 +10,7 @@ from ..raw import Problem, Raw, RefusedData, Request, nearest
 from ..synthetic import read_synthetic
 from .audiovisual import read_audiovisual
 from .digits import read_digits
-from .generic import read_folder, read_npz, read_safetensors
+from .generic import read_folder, read_npy, read_npz, read_safetensors
 from .lists import find_lists
 from .published import is_lsmi, read_avmnist, read_lsmi, read_mmsa, read_multibench, read_pickle
 from .torch_files import read_pt
@@ -47,6 +47,7 @@ class Format:
 # The first that fits is taken.
 FORMATS = {
     "npz": Format(read_npz, (".npz",)),
+    "npy": Format(read_npy, (".npy",)),
     "lsmi": Format(read_lsmi, (".pt", ".pth"), holds=is_lsmi),
     "pt": Format(read_pt, (".pt", ".pth")),
     "safetensors": Format(read_safetensors, (".safetensors",)),

@@ -1,4 +1,4 @@
-"""Feature files of our own layout: ``.npz``, ``.pt``, ``.safetensors`` and folders of ``.npy``.
+"""Feature files of our own layout: ``.npz``, ``.pt``, ``.safetensors``, folders of ``.npy`` and a single one.
 
 Every array of numbers with two or three axes is a modality, ``[N, d]`` or ``[N, T, d]``; of integers it is said, since
 they may be labels of another kind. Reserved keys:
@@ -28,7 +28,7 @@ from ..archives import UNREADABLE, unpack_npz
 from ..files import out_of_map
 from ..raw import Problem, Raw, RefusedData, Request, nearest
 
-__all__ = ["arrays_of", "as_array", "interpret", "read_folder", "read_npz", "read_safetensors"]
+__all__ = ["arrays_of", "as_array", "interpret", "read_folder", "read_npy", "read_npz", "read_safetensors"]
 
 RESERVED = ("label", "labels", "split", "id", "ids", "presence", "step_lengths", "class_names")
 
@@ -49,11 +49,7 @@ def read_folder(path: Path, request: Request) -> Raw:
     arrays, files = {}, {}
     for file in sorted(path.glob("*.npy")):
         files[file.stem] = str(file)
-        try:
-            array = np.load(file, mmap_mode="r", allow_pickle=False)
-            arrays[file.stem] = array if array.ndim > 1 else np.array(array)
-        except UNREADABLE as error:
-            raise RefusedData(Problem(str(file), "", None, _numpy_reason(error))) from None
+        arrays[file.stem] = _map_array(file)
     if not arrays:
         present = ", ".join(sorted(p.name for p in path.iterdir())[:8]) or "nothing"
         message = (
@@ -65,6 +61,29 @@ def read_folder(path: Path, request: Request) -> Raw:
     raw.label, raw.presence = (None if array is None else np.array(array) for array in (raw.label, raw.presence))
     raw.files = files
     return raw
+
+
+def read_npy(path: Path, request: Request) -> Raw:
+    """One modality, called as the file is: enough for a trained model to be applied to, and for nothing else."""
+    array = _map_array(path)
+    if not request.apply:
+        message = (
+            f"a single array {array.shape}, and nothing to learn from one: put it into a folder as {path.name}, beside "
+            "label.npy or, for data.task=retrieval, a second modality; `pgm-fast predict` reads it as it is"
+        )
+        raise RefusedData(Problem(str(path), "", None, message))
+    raw = interpret(path, {path.stem: array}, request)
+    raw.modalities = {key: out_of_map(array) for key, array in raw.modalities.items()}
+    return raw
+
+
+def _map_array(file: Path) -> np.ndarray:
+    """The array of a ``.npy`` file: a memory map, or in memory where it has one axis. Raises RefusedData."""
+    try:
+        array = np.load(file, mmap_mode="r", allow_pickle=False)
+        return array if array.ndim > 1 else np.array(array)
+    except UNREADABLE as error:
+        raise RefusedData(Problem(str(file), "", None, _numpy_reason(error))) from None
 
 
 def read_safetensors(path: Path, request: Request) -> Raw:
@@ -101,6 +120,8 @@ def as_array(value) -> np.ndarray:
         value = value.detach()
         return (value.float() if value.dtype is torch.bfloat16 else value).numpy()
     array = np.asarray(value)
+    if array.dtype.hasobject and all(isinstance(item, str) for item in array.flat):
+        return array.astype(str)
     if array.dtype.hasobject:
         raise ValueError(f"a {type(value).__name__} of mixed things")
     return array
@@ -144,6 +165,8 @@ def interpret(
     if not wanted:
         held = _listing([_shape(key, arrays[key]) for key in keys])
         message = f"no modality: no array of numbers [N, d] or [N, T, d] among {held}"
+        if request.modalities is not None:
+            message = f"none of the modalities {_listing(list(request.modalities))}; the file holds {held}"
         raise RefusedData(Problem(str(path), "", None, message))
     raw.columns = {key: arrays[key] for key in free if arrays[key].ndim == 1}
     if request.modalities is None or request.apply:

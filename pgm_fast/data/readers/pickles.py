@@ -3,7 +3,7 @@
 A pickle is a program. The standard unpickler runs it with every importable function; this one hands out only the few
 constructors below, so an unknown global is refused before anything of it runs. numpy's own constructors are not handed
 out either: a made-up dtype state passed to them can describe object pointers in raw bytes. Arrays are rebuilt here from
-    checked parts.
+checked parts. :data:`ARRAY_GLOBALS` gives the same constructors to torch's unpickler.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ import numpy as np
 
 from ..raw import Problem, RefusedData
 
-__all__ = ["load_pickle"]
+__all__ = ["ARRAY_GLOBALS", "Refused", "load_pickle"]
 
 SIMPLE_DTYPE = re.compile(r"^(\?|[bBhHiIlLqQefdg]|[biufcSUO]\d*)$")
 
 
-class _Refused(Exception):
+class Refused(Exception):
     """A global outside the list; carries its name."""
 
 
@@ -36,15 +36,15 @@ class _DType:
 
     def __init__(self, code, *_):
         if not isinstance(code, str) or not SIMPLE_DTYPE.match(code):
-            raise _Refused(f"numpy.dtype({code!r})")
+            raise Refused(f"numpy.dtype({code!r})")
         self.code, self.order = code, "="
 
     def __setstate__(self, state):
         order, subarray, names, fields = state[1:5]
         if subarray is not None or names is not None or fields is not None:
-            raise _Refused("numpy.dtype with fields")
+            raise Refused("numpy.dtype with fields")
         if order not in ("<", ">", "=", "|"):
-            raise _Refused(f"numpy.dtype with byte order {order!r}")
+            raise Refused(f"numpy.dtype with byte order {order!r}")
         self.order = order
 
     def resolve(self) -> np.dtype:
@@ -52,9 +52,15 @@ class _DType:
 
 
 class _Array(np.ndarray):
-    """An array that checks its state before numpy sees it."""
+    """An array that checks its state before numpy sees it, and takes one once: a tensor may share its memory then."""
+
+    def __new__(cls, *_):
+        raise Refused("an array made past its checks")
 
     def __setstate__(self, state):
+        if vars(self):
+            raise Refused("an array that is filled twice")
+        self.filled = True
         _, shape, dtype, fortran, data = state
         dtype, shape = dtype.resolve(), _sizes(shape)
         if not dtype.hasobject:
@@ -66,7 +72,7 @@ class _Array(np.ndarray):
 
 def _sizes(shape) -> tuple[int, ...]:
     if type(shape) is not tuple or not all(type(size) is int and size >= 0 for size in shape):
-        raise _Refused("a shape that is no tuple of sizes")
+        raise Refused("a shape that is no tuple of sizes")
     return shape
 
 
@@ -76,7 +82,7 @@ def _from_bytes(data, dtype: np.dtype, count: int) -> np.ndarray:
     if type(data) is str:
         data = data.encode("latin1")  # bytes of a pickle that Python 2 wrote
     if type(data) not in (bytes, bytearray):
-        raise _Refused("array data that is not bytes")
+        raise Refused("array data that is not bytes")
     if dtype.hasobject or dtype.itemsize == 0 or len(data) != count * dtype.itemsize:
         raise ValueError(f"{len(data)} bytes for {count} values of {dtype}")
     values = np.frombuffer(bytes(data), dtype).copy()
@@ -101,7 +107,7 @@ def _scalar(dtype, data):
 
 def _encode(text, encoding):
     if encoding not in ("latin1", "latin-1"):
-        raise _Refused(f"_codecs.encode to {encoding!r}")
+        raise Refused(f"_codecs.encode to {encoding!r}")
     return text.encode("latin1")
 
 
@@ -117,11 +123,11 @@ class _Constructor:
         return self._function(*arguments)
 
     def __setstate__(self, state):
-        raise _Refused(f"a change to {self._name}")
+        raise Refused(f"a change to {self._name}")
 
 
 def _not_callable(*_):
-    raise _Refused("numpy.ndarray called directly")
+    raise Refused("numpy.ndarray called directly")
 
 
 ADMITTED = {
@@ -139,6 +145,12 @@ for _core in ("numpy.core", "numpy._core"):
     ADMITTED[(f"{_core}.multiarray", "scalar")] = _scalar
     ADMITTED[(f"{_core}.numeric", "_frombuffer")] = _from_buffer
 
+ARRAY_GLOBALS = [
+    (_Array, "numpy.ndarray.checked"),  # no pickle names it: its type is looked up where an array gets its state
+    *((function, f"{module}.{name}") for (module, name), function in ADMITTED.items() if module.startswith("numpy")),
+]
+"""What numpy arrays in a torch file need, for ``torch.serialization.safe_globals``."""
+
 
 class _Unpickler(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:
@@ -146,10 +158,10 @@ class _Unpickler(pickle.Unpickler):
         try:
             return _Constructor(f"{module}.{name}", ADMITTED[(module, name)])
         except KeyError:
-            raise _Refused(f"{module}.{name}") from None
+            raise Refused(f"{module}.{name}") from None
 
     def persistent_load(self, pid):
-        raise _Refused("a persistent reference")
+        raise Refused("a persistent reference")
 
 
 def _unpickle(file: BinaryIO) -> Any:
@@ -165,7 +177,7 @@ def load_pickle(path: Path) -> Any:
     try:
         with open(path, "rb") as file:
             return _unpickle(file)
-    except _Refused as refused:
+    except Refused as refused:
         message = (
             f"refused: the pickle uses {refused}; only numpy arrays and plain containers (dict,"
             " list, tuple, str, bytes, numbers) are read from pickles; if you trust it, convert it to .npz"
