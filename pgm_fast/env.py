@@ -32,6 +32,7 @@ EXTRAS = {
         "safetensors": "safetensors",
     },
     "av": {"soundfile": "soundfile", "scipy": "scipy", "PIL": "pillow", "transformers": "transformers"},
+    "tables": {"pyarrow": "pyarrow"},
     "test": {"pytest": "pytest", "xdist": "pytest-xdist", "hypothesis": "hypothesis", "triton": "triton"},
 }
 PIP = "python -m pip install"

@@ -2,10 +2,10 @@
 
     python tools/fuzz.py [--count 20000] [--seed 0] [--kinds .pt .png]
 
-Pickles, .npy folders, .npz, .pt, .safetensors, sounds, pictures and configurations are written as they should be and
-then changed: bits flipped, bytes overwritten by small and extreme numbers, pieces cut out, doubled or swapped. A child
-process with a limit of its memory reads them; a signal, another exception or a file that takes longer than ten seconds
-is printed with the number that makes it again, and the exit status is 1.
+Pickles, .npy folders, .npz, .pt, .safetensors, .csv, .parquet, sounds, pictures and configurations are written as they
+should be and then changed: bits flipped, bytes overwritten by small and extreme numbers, pieces cut out, doubled or
+swapped. A child process with a limit of its memory reads them; a signal, another exception or a file that takes longer
+than ten seconds is printed with the number that makes it again, and the exit status is 1.
 """
 
 from __future__ import annotations
@@ -68,6 +68,29 @@ def as_safetensors() -> bytes:
     return save({name: x for name, x in arrays().items() if x.dtype.kind != "U"} | {"split": np.arange(20) % 3})
 
 
+def as_csv() -> bytes:
+    columns = {f"{name}_{k}": x for name in "ab" for k, x in enumerate(arrays()[name].T)}
+    columns |= {name: x for name, x in arrays().items() if name not in "ab"}
+    lines = [",".join(columns), *(",".join(map(str, row)) for row in zip(*columns.values(), strict=True))]
+    return "\n".join(lines).encode()
+
+
+def as_table():
+    import pyarrow
+
+    return pyarrow.table(
+        {k: x.tolist() for k, x in arrays().items()} | {"c": [[[1.0, 2.0]] * (k % 3) for k in range(20)]}
+    )
+
+
+def as_parquet() -> bytes:
+    from pyarrow import parquet
+
+    file = io.BytesIO()
+    parquet.write_table(as_table(), file)
+    return file.getvalue()
+
+
 def as_pickle() -> bytes:
     rows, rng = {"train": 12, "valid": 4, "test": 4}, np.random.default_rng(0)
     return pickle.dumps(
@@ -125,6 +148,8 @@ KINDS: dict[str, tuple[Callable[[], bytes], Callable[[Path], object]]] = {
     ".npy": (as_npy, read_folder),
     ".pt": (as_pt, load),
     ".safetensors": (as_safetensors, load),
+    ".csv": (as_csv, load),
+    ".parquet": (as_parquet, load),
     ".pkl": (as_pickle, load),
     ".wav": (as_wav, read_sound),
     ".png": (as_png, read_picture),

@@ -33,7 +33,13 @@ def main() -> None:
         constraint.write_text(f"torch=={version}\n")
     # a compiled extension must be built against the torch that it will run with: that comes first, and no isolation
     _pip("--constraint", str(constraint), _torch_requirement())
-    _pip("--no-build-isolation", "--constraint", str(constraint), "--editable", f"{ROOT}[train,av,integrations,test]")
+    _pip(
+        "--no-build-isolation",
+        "--constraint",
+        str(constraint),
+        "--editable",
+        f"{ROOT}[train,av,tables,integrations,test]",
+    )
 
 
 def _importable_torch() -> tuple[str, Path] | None:

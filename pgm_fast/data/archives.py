@@ -14,7 +14,7 @@ import torch
 
 from .memory import free_bytes
 
-__all__ = ["UNREADABLE", "require_room", "unpack_npz"]
+__all__ = ["UNREADABLE", "require_free", "require_room", "unpack_npz"]
 
 UNREADABLE = (
     EOFError,
@@ -37,17 +37,24 @@ UNREADABLE = (
 be: a header that is no literal, a size that nobody has, a password, a compression that is not known, ..."""
 
 
-def require_room(path: Path) -> None:
-    """Raises ValueError where the members of a zip archive, unpacked, take more memory than is free."""
-    if not zipfile.is_zipfile(path):
-        return
-    with zipfile.ZipFile(path) as archive:
-        whole, free = sum(member.file_size for member in archive.infolist()), free_bytes(torch.device("cpu"))
-    if whole > free:
+# Arrays below this many bytes are read without a look at how much is free.
+SMALL = 1 << 26
+
+
+def require_free(size: int) -> None:
+    """Raises ValueError where arrays of ``size`` bytes do not fit into the memory that is free."""
+    if size > SMALL and size > (free := free_bytes(torch.device("cpu"))):
         raise ValueError(
-            f"its arrays take {whole / 1e9:.1f} GB unpacked and {free / 1e9:.1f} GB are free: store them in a folder "
+            f"its arrays take {size / 1e9:.1f} GB unpacked and {free / 1e9:.1f} GB are free: store them in a folder "
             "of .npy files, which is read row by row"
         )
+
+
+def require_room(path: Path) -> None:
+    """Raises ValueError where the members of a zip archive, unpacked, take more memory than is free."""
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            require_free(sum(member.file_size for member in archive.infolist()))
 
 
 def unpack_npz(path: Path) -> Iterator[tuple[str, Callable[[], np.ndarray]]]:

@@ -10,7 +10,9 @@ import numpy as np
 
 from ..errors import DataError
 
-__all__ = ["Problem", "Raw", "RefusedData", "Request", "nearest"]
+__all__ = ["Problem", "Raw", "RefusedData", "Request", "listing", "nearest"]
+
+SHOWN = 20  # names of a long list in a message
 
 
 @dataclass(frozen=True)
@@ -81,7 +83,7 @@ class Request:
         """Raises RefusedData unless what is to be ignored is among the keys of the source, which a model may lack."""
         for name in self.ignore:
             if name not in keys and not self.apply:
-                message = f"to be ignored, but there is no such key{nearest(name, keys)}; it holds {', '.join(keys)}"
+                message = f"to be ignored, but there is no such key{nearest(name, keys)}; it holds {listing(keys)}"
                 raise RefusedData(Problem(file, name, None, message))
 
 
@@ -150,3 +152,9 @@ def nearest(name: str, allowed: Sequence[str]) -> str:
     """`` (did you mean 'x'?)`` where a near name exists, else nothing."""
     close = get_close_matches(str(name), list(allowed), n=1)
     return f" (did you mean '{close[0]}'?)" if close else ""
+
+
+def listing(names: Sequence[str]) -> str:
+    """Names with commas between them, the first ones where there are many."""
+    shown = ", ".join(map(str, names[:SHOWN]))
+    return (f"{shown}, ... ({len(names)})" if len(names) > SHOWN else shown) or "nothing"

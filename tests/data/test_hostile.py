@@ -146,6 +146,7 @@ def test_a_strange_member_of_an_archive_is_named(name, tmp_path):
 
 def test_an_archive_that_does_not_fit_into_memory_is_not_unpacked(tmp_path, monkeypatch):
     monkeypatch.setattr("pgm_fast.data.archives.free_bytes", lambda device: 1000)
+    monkeypatch.setattr("pgm_fast.data.archives.SMALL", 0)
     np.savez_compressed(tmp_path / "data.npz", a=np.zeros((4000, 4)), label=np.arange(4000) % 2)
     torch.save({"a": torch.zeros(4000, 4), "label": torch.arange(4000) % 2}, tmp_path / "data.pt")
     for name in ("data.npz", "data.pt"):

@@ -13,6 +13,7 @@ from .digits import read_digits
 from .generic import read_folder, read_npy, read_npz, read_safetensors
 from .lists import find_lists
 from .published import is_lsmi, read_avmnist, read_lsmi, read_mmsa, read_multibench, read_pickle
+from .tables import read_parquet, read_text_table
 from .torch_files import read_pt
 
 __all__ = ["EMBEDDED", "FORMATS", "Format", "read"]
@@ -51,6 +52,8 @@ FORMATS = {
     "lsmi": Format(read_lsmi, (".pt", ".pth"), holds=is_lsmi),
     "pt": Format(read_pt, (".pt", ".pth")),
     "safetensors": Format(read_safetensors, (".safetensors",)),
+    "csv": Format(read_text_table, (".csv", ".tsv")),
+    "parquet": Format(read_parquet, (".parquet", ".pq")),
     "pickle": Format(read_pickle, (".pkl", ".pickle", ".p")),
     "mmsa": Format(read_mmsa),
     "multibench": Format(read_multibench),

@@ -26,7 +26,7 @@ import numpy as np
 
 from ..archives import UNREADABLE, unpack_npz
 from ..files import out_of_map
-from ..raw import Problem, Raw, RefusedData, Request, nearest
+from ..raw import Problem, Raw, RefusedData, Request, listing, nearest
 
 __all__ = ["arrays_of", "as_array", "interpret", "read_folder", "read_npy", "read_npz", "read_safetensors"]
 
@@ -143,7 +143,7 @@ def interpret(
         raw.label = arrays[raw.label_key]
     elif request.task != "retrieval":
         message = (
-            f"no key '{request.label}' for the labels{nearest(request.label, keys)}; the file holds {_listing(keys)}"
+            f"no key '{request.label}' for the labels{nearest(request.label, keys)}; the file holds {listing(keys)}"
         )
         cure = "predict needs none" if request.apply else "name one with label=, or ask for task=retrieval"
         raise RefusedData(Problem(str(path), request.label, None, f"{message}; {cure}"))
@@ -159,14 +159,14 @@ def interpret(
     wanted = request.wanted(found, keys)
     for key in wanted:
         if key not in arrays:
-            message = f"no such modality{nearest(key, found)}; the file holds {_listing(found)}"
+            message = f"no such modality{nearest(key, found)}; the file holds {listing(found)}"
             raise RefusedData(Problem(str(path), key, None, message))
     raw.modalities = {key: arrays[key] for key in wanted}
     if not wanted:
-        held = _listing([_shape(key, arrays[key]) for key in keys])
+        held = listing([_shape(key, arrays[key]) for key in keys])
         message = f"no modality: no array of numbers [N, d] or [N, T, d] among {held}"
         if request.modalities is not None:
-            message = f"none of the modalities {_listing(list(request.modalities))}; the file holds {held}"
+            message = f"none of the modalities {listing(list(request.modalities))}; the file holds {held}"
         raise RefusedData(Problem(str(path), "", None, message))
     raw.columns = {key: arrays[key] for key in free if arrays[key].ndim == 1}
     if request.modalities is None or request.apply:
@@ -212,7 +212,7 @@ def _presence(raw: Raw, arrays: Mapping[str, np.ndarray], found: list[str], want
         whole = arrays["presence"]
         named = found if set(wanted) <= set(found) else wanted
         if whole.ndim != 2 or whole.shape[1] != len(named):
-            message = f"shape {whole.shape}: [N, {len(named)}] booleans are expected, in the order {_listing(named)}"
+            message = f"shape {whole.shape}: [N, {len(named)}] booleans are expected, in the order {listing(named)}"
             raise RefusedData(raw.problem("presence", None, message))
         return np.ascontiguousarray(whole[:, [named.index(key) for key in wanted]])
     if not single:
@@ -235,7 +235,3 @@ def _numpy_reason(error: Exception) -> str:
 
 def _shape(key: str, array: np.ndarray) -> str:
     return f"{key} {array.dtype}{list(array.shape)}"
-
-
-def _listing(names: list[str]) -> str:
-    return ", ".join(names) if names else "nothing"
