@@ -2,10 +2,10 @@
 
     python tools/fuzz.py [--count 20000] [--seed 0] [--kinds .pt .png]
 
-Pickles, .npy folders, .npz, .pt, .safetensors, .csv, .parquet, sounds, pictures and configurations are written as they
-should be and then changed: bits flipped, bytes overwritten by small and extreme numbers, pieces cut out, doubled or
-swapped. A child process with a limit of its memory reads them; a signal, another exception or a file that takes longer
-than ten seconds is printed with the number that makes it again, and the exit status is 1.
+Pickles, .npy folders, .npz, .pt, .safetensors, .csv, .parquet, saved datasets, sounds, pictures and configurations are
+written as they should be and then changed: bits flipped, bytes overwritten by small and extreme numbers, pieces cut
+out, doubled or swapped. A child process with a limit of its memory reads them; a signal, another exception or a file
+that takes longer than ten seconds is printed with the number that makes it again, and the exit status is 1.
 """
 
 from __future__ import annotations
@@ -91,6 +91,15 @@ def as_parquet() -> bytes:
     return file.getvalue()
 
 
+def as_arrow() -> bytes:
+    import pyarrow
+
+    file = io.BytesIO()
+    with pyarrow.ipc.new_stream(file, as_table().schema) as stream:
+        stream.write_table(as_table())
+    return file.getvalue()
+
+
 def as_pickle() -> bytes:
     rows, rng = {"train": 12, "valid": 4, "test": 4}, np.random.default_rng(0)
     return pickle.dumps(
@@ -131,6 +140,15 @@ def read_folder(path: Path) -> None:
     load(folder)
 
 
+def read_saved(path: Path) -> None:
+    folder = path.parent / "saved"
+    folder.mkdir(exist_ok=True)
+    (folder / "data.arrow").write_bytes(path.read_bytes())
+    (folder / "state.json").write_text('{"_data_files": [{"filename": "data.arrow"}]}')
+    (folder / "dataset_info.json").write_text("{}")
+    load(folder)
+
+
 def read_sound(path: Path) -> None:
     rows = SpectrogramRows([path], 16000, 256, 128, 50)
     list(rows.unreadable(np.arange(1)))
@@ -150,6 +168,7 @@ KINDS: dict[str, tuple[Callable[[], bytes], Callable[[Path], object]]] = {
     ".safetensors": (as_safetensors, load),
     ".csv": (as_csv, load),
     ".parquet": (as_parquet, load),
+    ".arrow": (as_arrow, read_saved),
     ".pkl": (as_pickle, load),
     ".wav": (as_wav, read_sound),
     ".png": (as_png, read_picture),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 from types import ModuleType
 
-from .raw import Problem, RefusedData
+from .raw import Problem, RefusedData, one_line
 
 __all__ = ["import_package"]
 
@@ -25,6 +25,5 @@ def import_package(name: str, source: str, needs: str, extra: str) -> ModuleType
     try:
         return importlib.import_module(name)
     except (ImportError, OSError) as error:
-        reason = " ".join(str(error).split())
-        message = f"{needs} need {name.partition('.')[0]}, which cannot be imported ({reason}): "
+        message = f"{needs} need {name.partition('.')[0]}, which cannot be imported ({one_line(error)}): "
         raise RefusedData(Problem(source, "", None, f'{message}pip install "pgm-fast[{extra}]"')) from None

@@ -10,9 +10,10 @@ import numpy as np
 
 from ..errors import DataError
 
-__all__ = ["Problem", "Raw", "RefusedData", "Request", "listing", "nearest"]
+__all__ = ["Problem", "Raw", "RefusedData", "Request", "listing", "nearest", "one_line"]
 
 SHOWN = 20  # names of a long list in a message
+LONGEST_REASON = 300  # characters of what a library says
 
 
 @dataclass(frozen=True)
@@ -158,3 +159,8 @@ def listing(names: Sequence[str]) -> str:
     """Names with commas between them, the first ones where there are many."""
     shown = ", ".join(map(str, names[:SHOWN]))
     return (f"{shown}, ... ({len(names)})" if len(names) > SHOWN else shown) or "nothing"
+
+
+def one_line(error: Exception) -> str:
+    """What a library says, as a part of a message."""
+    return " ".join(str(error).split())[:LONGEST_REASON]

@@ -13,6 +13,7 @@ from .digits import read_digits
 from .generic import read_folder, read_npy, read_npz, read_safetensors
 from .lists import find_lists
 from .published import is_lsmi, read_avmnist, read_lsmi, read_mmsa, read_multibench, read_pickle
+from .saved import is_saved, read_saved
 from .tables import read_parquet, read_text_table
 from .torch_files import read_pt
 
@@ -60,6 +61,7 @@ FORMATS = {
     "avmnist": Format(
         read_avmnist, folder=True, holds=lambda path: (path / "image").is_dir() and (path / "audio").is_dir()
     ),
+    "datasets": Format(read_saved, folder=True, holds=is_saved),
     "av": Format(read_audiovisual, folder=True, holds=lambda path: "train" in find_lists(path), options=True),
     "folder": Format(read_folder, folder=True),
 }

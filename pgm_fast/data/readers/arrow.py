@@ -50,6 +50,8 @@ def _convert(column) -> tuple[np.ndarray, np.ndarray | None]:
     import pyarrow.compute as pc
 
     kind = column.type
+    if isinstance(kind, pa.BaseExtensionType):
+        return _convert(pa.chunked_array([chunk.storage for chunk in column.chunks], kind.storage_type))
     if pa.types.is_dictionary(kind):
         return _decode(column)
     if _is_text(kind):

@@ -17,7 +17,7 @@ import numpy as np
 from ..raw import Problem, Raw, RefusedData, Request, listing
 from .generic import RESERVED, interpret
 
-__all__ = ["interpret_table"]
+__all__ = ["interpret_table", "require_unique"]
 
 NUMBERED = re.compile(r"([^\W\d].*?)([_.:]?)(\d{1,9})", re.DOTALL)
 INDEX = ("", "__index_level_0__")  # what pandas calls an index without a name, in text and in Parquet
@@ -59,6 +59,13 @@ def interpret_table(path: Path, arrays: dict[str, np.ndarray], request: Request,
     if unread and (request.modalities is None or request.apply):
         _note_columns(raw, unread, torn, request)
     return raw
+
+
+def require_unique(names: Sequence[str]) -> None:
+    """Raises ValueError where two columns have one name."""
+    if len(set(names)) < len(names):
+        twice = next(name for name in names if names.count(name) > 1)
+        raise ValueError(f"two columns are called '{twice}'; rename one")
 
 
 def _join_numbered(path: Path, arrays: dict[str, np.ndarray], plain: set) -> list[str]:

@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 from ..archives import UNREADABLE, require_free
-from ..raw import Problem, Raw, RefusedData, Request, listing
+from ..raw import Problem, Raw, RefusedData, Request, listing, one_line
 from .arrow import arrays_of_columns, import_arrow
-from .columns import INDEX, interpret_table
+from .columns import INDEX, interpret_table, require_unique
 
 __all__ = ["read_parquet", "read_text_table"]
 
@@ -40,7 +40,7 @@ def read_text_table(path: Path, request: Request) -> Raw:
             ),
         )
     except (pa.ArrowException, *UNREADABLE) as error:
-        raise RefusedData(Problem(str(path), "", None, f"not readable as a table: {_one_line(error)}")) from None
+        raise RefusedData(Problem(str(path), "", None, f"not readable as a table: {one_line(error)}")) from None
     return _interpret(path, table, request)
 
 
@@ -56,7 +56,7 @@ def read_parquet(path: Path, request: Request) -> Raw:
             require_free(file.metadata.num_rows * file.metadata.num_columns * NUMBER)
             # as places in the list of different texts: one text in a million rows stays one
             texts = [field.name for field in schema if field.type in (pa.string(), pa.large_string())]
-        _require_unique(schema.names)
+        require_unique(schema.names)
         wanted = [name for name in schema.names if name not in request.ignore]
         with parquet.ParquetFile(path, read_dictionary=texts) as file:
             batches, size = [], 0
@@ -67,7 +67,7 @@ def read_parquet(path: Path, request: Request) -> Raw:
         table = pa.Table.from_batches(batches, batches[0].schema if batches else pa.schema([]))
         table.validate(full=True)
     except (pa.ArrowException, *UNREADABLE) as error:
-        message = f"not a readable Parquet file ({_one_line(error)}); truncated? Write it again"
+        message = f"not a readable Parquet file ({one_line(error)}); truncated? Write it again"
         raise RefusedData(Problem(str(path), "", None, message)) from None
     return _interpret(path, table, request, schema.names)
 
@@ -95,14 +95,8 @@ def _header(path: Path, delimiter: str) -> list[str]:
         )
     if all(_is_number(name) for name in names):
         raise ValueError(f"its first line holds numbers ({listing(names)}): write one before it that names the columns")
-    _require_unique(names)
+    require_unique(names)
     return names
-
-
-def _require_unique(names: list[str]) -> None:
-    if len(set(names)) < len(names):
-        twice = next(name for name in names if names.count(name) > 1)
-        raise ValueError(f"two columns are called '{twice}'; rename one")
 
 
 def _is_number(name: str) -> bool:
@@ -111,7 +105,3 @@ def _is_number(name: str) -> bool:
     except ValueError:
         return not name
     return True
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())[:300]
