@@ -1,5 +1,6 @@
 # make train   trains PgM on real digit images and says where the report is
-# make test    runs every test that this machine can run
+# make test    runs the tests that this machine can run
+# make test-all  runs them, and those marked slow: the same on more GPU targets, dtypes and draws
 # make test-portable  runs the numeric tests again as other processors would: other instruction sets, orders and threads
 # make test-kill  ends runs by SIGKILL 200 times and holds what comes out against runs that were left alone
 # make bench   measures what this machine can run and writes benchmarks/results/
@@ -7,16 +8,20 @@
 
 PYTHON ?= python3
 READY := .venv/.ready
+# a thread per process: as many processes as cores share them
+PYTEST = OMP_NUM_THREADS=1 .venv/bin/python -m pytest -n auto --maxprocesses 8 --dist worksteal
 OUT ?= runs/digits-$(shell date +%Y%m%d-%H%M%S)
 
-.PHONY: train test fuzz test-kill test-portable bench lint clean
+.PHONY: train test test-all fuzz test-kill test-portable bench lint clean
 
 train: $(READY)
 	.venv/bin/pgm-fast train --method pgm --data digits --out $(OUT)
 
-# a thread per process: as many processes as cores share them
 test: $(READY)
-	OMP_NUM_THREADS=1 .venv/bin/python -m pytest -n auto --maxprocesses 8 --dist worksteal
+	$(PYTEST) -m "not slow"
+
+test-all: $(READY)
+	$(PYTEST)
 
 test-portable: $(READY)
 	.venv/bin/python tools/test_portable.py

@@ -14,7 +14,11 @@ from kernel_compiler import compile_launch, record_launches  # noqa: E402
 
 DOUBLE_ARITHMETIC = r"D(?:ADD|MUL|FMA|SETP|MNMX)\b"
 by_case = pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
-by_capability = pytest.mark.parametrize("capability", [80, 90, 100], ids="sm_{}".format)
+by_capability = pytest.mark.parametrize(
+    "capability",
+    [90, pytest.param(80, marks=pytest.mark.slow), pytest.param(100, marks=pytest.mark.slow)],
+    ids="sm_{}".format,
+)
 
 
 @by_capability
