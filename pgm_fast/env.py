@@ -33,6 +33,7 @@ EXTRAS = {
     },
     "av": {"soundfile": "soundfile", "scipy": "scipy", "PIL": "pillow", "transformers": "transformers"},
     "tables": {"pyarrow": "pyarrow"},
+    "hdf5": {"h5py": "h5py"},
     "test": {"pytest": "pytest", "xdist": "pytest-xdist", "hypothesis": "hypothesis", "triton": "triton"},
 }
 PIP = "python -m pip install"

@@ -2,8 +2,8 @@
 
     python tools/fuzz.py [--count 20000] [--seed 0] [--kinds .pt .png]
 
-Pickles, .npy folders, .npz, .pt, .safetensors, .csv, .parquet, saved datasets, sounds, pictures and configurations are
-written as they should be and then changed: bits flipped, bytes overwritten by small and extreme numbers, pieces cut
+Pickles, .npy folders, .npz, .pt, .safetensors, .csv, .parquet, .h5, saved datasets, sounds, pictures and configurations
+are written as they should be and then changed: bits flipped, bytes overwritten by small and extreme numbers, pieces cut
 out, doubled or swapped. A child process with a limit of its memory reads them; a signal, another exception or a file
 that takes longer than ten seconds is printed with the number that makes it again, and the exit status is 1.
 """
@@ -27,6 +27,7 @@ import torch
 
 from pgm_fast.data import load
 from pgm_fast.data.media import FrameRows, SpectrogramRows
+from pgm_fast.data.readers import apart
 from pgm_fast.errors import PgmFastError
 from pgm_fast.train.configure import make_config, to_yaml
 
@@ -100,6 +101,18 @@ def as_arrow() -> bytes:
     return file.getvalue()
 
 
+def as_hdf5() -> bytes:
+    import h5py
+
+    file = io.BytesIO()
+    with h5py.File(file, "w") as out:
+        for name, x in arrays().items():
+            out[name] = x.tolist() if x.dtype.kind == "U" else x
+        out.create_dataset("c", data=arrays()["b"], chunks=(7, 2), compression="gzip", shuffle=True, fletcher32=True)
+        out.create_dataset("d", data=arrays()["b"], compression="lzf")
+    return file.getvalue()
+
+
 def as_pickle() -> bytes:
     rows, rng = {"train": 12, "valid": 4, "test": 4}, np.random.default_rng(0)
     return pickle.dumps(
@@ -169,6 +182,7 @@ KINDS: dict[str, tuple[Callable[[], bytes], Callable[[Path], object]]] = {
     ".csv": (as_csv, load),
     ".parquet": (as_parquet, load),
     ".arrow": (as_arrow, read_saved),
+    ".h5": (as_hdf5, load),
     ".pkl": (as_pickle, load),
     ".wav": (as_wav, read_sound),
     ".png": (as_png, read_picture),
@@ -203,6 +217,7 @@ def read_all(first: int, count: int, seed: int, names: Sequence[str], report: in
     """In the child: files ``first`` to ``count``; each number before it is read, and what went wrong, to ``report``."""
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
     torch.set_num_threads(1)
+    apart.SILENCE = SECONDS / 2
     whole = {name: KINDS[name][0]() for name in names}
     with tempfile.TemporaryDirectory() as folder:
         for number in range(first, count):

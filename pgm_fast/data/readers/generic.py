@@ -25,6 +25,7 @@ from pathlib import Path
 import numpy as np
 
 from ..archives import UNREADABLE, unpack_npz
+from ..arrays import LazyRows
 from ..files import out_of_map
 from ..raw import Problem, Raw, RefusedData, Request, listing, nearest
 
@@ -58,7 +59,6 @@ def read_folder(path: Path, request: Request) -> Raw:
         raise RefusedData(Problem(str(path), "", None, message))
     raw = interpret(path, arrays, request)
     raw.modalities = {key: out_of_map(array) for key, array in raw.modalities.items()}
-    raw.label, raw.presence = (None if array is None else np.array(array) for array in (raw.label, raw.presence))
     raw.files = files
     return raw
 
@@ -113,9 +113,14 @@ def arrays_of(path: Path, content: Mapping, request: Request) -> dict[str, np.nd
 
 
 def as_array(value) -> np.ndarray:
-    """A tensor, list or array as a numpy array; bfloat16, which numpy lacks, becomes float32."""
+    """A tensor, list or array as a numpy array; bfloat16, which numpy lacks, becomes float32.
+
+    What stays in its file is handed on as it is.
+    """
     import torch
 
+    if isinstance(value, LazyRows):
+        return value
     if isinstance(value, torch.Tensor):
         value = value.detach()
         return (value.float() if value.dtype is torch.bfloat16 else value).numpy()
@@ -178,6 +183,7 @@ def interpret(
             raw.columns[key] = arrays[key]
     raw.lengths = {key: arrays[f"{key}_lengths"] for key in wanted if f"{key}_lengths" in arrays}
     raw.presence = _presence(raw, arrays, found, wanted)
+    raw.label, raw.presence = (None if array is None else np.array(array) for array in (raw.label, raw.presence))
     return raw
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
+from ..arrays import StackedRows, is_lazy
 from ..feature_set import SPLITS
 from ..raw import Problem, Raw, RefusedData, Request, nearest
 from .generic import as_array, interpret
@@ -78,7 +79,7 @@ def interpret_parts(path: Path, content: Mapping, request: Request) -> Raw:
         if key not in request.ignore:
             found = columns_of(path, splits, key)
             single = key == "class_names" or found[0].ndim == 0
-            arrays[key] = found[0] if single else np.concatenate(found)
+            arrays[key] = found[0] if single else _joined(found)
     per_row = next((key for key in arrays if arrays[key].ndim >= 2), None)
     if per_row is None:
         message = f"no modality: no array of numbers [N, d] or [N, T, d] among {', '.join(keys)}"
@@ -88,3 +89,7 @@ def interpret_parts(path: Path, content: Mapping, request: Request) -> Raw:
     raw = interpret(path, arrays, request, known=[*map(str, content), *keys])
     raw.parts = places_of(list(splits), sizes)
     return raw
+
+
+def _joined(parts: Sequence[np.ndarray]) -> np.ndarray | StackedRows:
+    return StackedRows(parts, parts[0].shape[1:]) if any(map(is_lazy, parts)) else np.concatenate(parts)
