@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from .clipping import ClippedBefore
 from .device_tables import is_capturing
 from .hooks import hooked, leave_uncompiled
 from .launch import DTYPES, Entry, update_every
@@ -90,6 +91,7 @@ class MultiRateOptimizer(Optimizer):
         self.skip_nonfinite = skip_nonfinite
         self.master_weights = master_weights
         self._max_norm = max_norm
+        self._clipped_before = ClippedBefore()
         self._forget()
         leave_uncompiled(MultiRateOptimizer)
         super().__init__(params, defaults)
@@ -156,7 +158,10 @@ class MultiRateOptimizer(Optimizer):
         if found_inf is not None and not isinstance(found_inf, Tensor):
             # GradScaler's sum over no gradient at all is the number 0
             found_inf = torch.tensor(float(found_inf), dtype=torch.float32, device="cpu")
-        self._current_plan().run(getattr(self, "grad_scale", None), found_inf)
+        plan = self._current_plan()
+        plan.run(getattr(self, "grad_scale", None), found_inf)
+        if self._max_norm is not None and self._clipped_before.watches and not is_capturing() and plan.launches:
+            self._clipped_before.note(plan.launches[0].sums[-1].sqrt().item(), self._max_norm)
         return loss
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
@@ -189,6 +194,7 @@ class MultiRateOptimizer(Optimizer):
             if "betas" in known:
                 known["betas"] = tuple(known["betas"])
             self.param_groups[index] = known
+        self._clipped_before = ClippedBefore()
         self._restore_loaded()
         self._forget(keep_counts=True)
 

@@ -183,3 +183,30 @@ def test_marks_reach_what_peft_puts_around_a_layer():
     tuned = peft.get_peft_model(model, peft.LoraConfig(r=2, target_modules=["0", "3"]))
     names = {group["name"] for group in multi_rate_groups(tuned, 1.0, {}, default=1.0)}
     assert names == {"text.uni", "text.head"}
+
+
+@pytest.mark.parametrize(
+    ("clipped_before", "max_norm", "warns"),
+    [(1.0, 1.0, True), (1.0, 5.0, True), (1.0, None, False), (None, 1.0, False)],
+)
+def test_clipping_twice_is_said_once(clipped_before, max_norm, warns, recwarn):
+    torch.manual_seed(0)
+    layer = nn.Linear(8, 8)
+    optimizer = MultiRateAdamW(layer.parameters(), max_norm=max_norm)
+    for _ in range(6):
+        optimizer.zero_grad()
+        layer(torch.randn(4, 8)).square().sum().backward()
+        if clipped_before is not None:
+            torch.nn.utils.clip_grad_norm_(layer.parameters(), clipped_before)
+        optimizer.step()
+    said = [str(w.message) for w in recwarn if "Clip in one place" in str(w.message)]
+    assert len(said) == warns and all("norm 1 in each" in message for message in said)
+
+
+def test_one_gradient_over_and_over_is_not_taken_for_clipping_twice(recwarn):
+    layer = nn.Linear(8, 8)
+    optimizer = MultiRateAdamW(layer.parameters(), max_norm=1.0)
+    layer(torch.ones(4, 8)).sum().backward()
+    for _ in range(6):
+        optimizer.step()
+    assert not [w for w in recwarn if "Clip in one place" in str(w.message)]
