@@ -107,9 +107,12 @@ struct BoundaryFunction : torch::autograd::Function<BoundaryFunction<kShare>> {
     const auto saved = ctx->get_saved_variables();
     const BelowAutogradUnlessRecorded below;
     const Tensor& h = saved[0];
+    const bool detached = ctx->saved_data["detach_gates"].toBool();
     auto [grad_h, grad_b_uni, grad_b_paired] = dispatched_backward().call(
         or_zeros(grads[0], h), or_zeros(grads[1], h), kShare ? or_none(grads[2]) : MaybeTensor(), h, saved[1], saved[2],
-        ctx->saved_data["width"].toDouble(), ctx->saved_data["floor"].toDouble(), ctx->saved_data["detach_gates"].toBool());
+        ctx->saved_data["width"].toDouble(), ctx->saved_data["floor"].toDouble(), detached);
+    // boundaries that nothing trains have no gradient, not one of zeros: an optimizer leaves them alone
+    if (detached && !(kShare && grads[2].defined())) return {grad_h, Tensor(), Tensor(), Tensor(), Tensor(), Tensor()};
     return {grad_h, grad_b_uni, grad_b_paired, Tensor(), Tensor(), Tensor()};
   }
 };

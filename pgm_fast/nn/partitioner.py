@@ -103,12 +103,16 @@ class ModalPartitioner(nn.Module):
 
     def split(self, h: Tensor, z: Tensor | None, return_shares: bool = False) -> tuple[Tensor, ...]:
         """``(uni, paired)`` for logits that :meth:`logits` gave; with ``return_shares`` also what :meth:`shares_of`
-        gives, for ``single`` and ``dual`` from the same pass."""
+        gives, for ``boundary``, ``single`` and ``dual`` from the same pass."""
         if self.gate == "boundary":
-            bumps = self._bumps(z)
-            parts = ops.partition_dual(h, *(z.detach() if self.by_shares else z for z in bumps))
-            uni, paired = (torch.lerp(part + parts[2], h, FLOOR) for part in parts[:2])
-            return (uni, paired, ops.partition_share(*bumps)) if return_shares else (uni, paired)
+            return ops.partition_boundary(
+                h,
+                *_lengths(z).split(1, dim=-1),
+                WIDTH * self.temperature**0.5,
+                floor=FLOOR,
+                detach_gates=self.by_shares,
+                return_share=return_shares,
+            )
         if self.gate == "single":
             return ops.partition(h, z, self.temperature, return_share=return_shares)
         if self.gate == "dual":
@@ -119,13 +123,6 @@ class ModalPartitioner(nn.Module):
             return uni_only + shared, paired_only + shared, *shares
         parts = self._split_plainly(h, z)
         return (*parts, self.shares_of(h, z)) if return_shares else parts
-
-    def _bumps(self, z: Tensor) -> tuple[Tensor, Tensor]:
-        boundary = 0.5 + REACH * (torch.sigmoid(z.float() if z.dtype.itemsize < 4 else z) - 0.5)
-        x = (torch.arange(self.dim, device=z.device, dtype=boundary.dtype) + 0.5) / self.dim
-        uni, paired = boundary.unsqueeze(-1).unbind(-2)
-        scale = -0.5 / (WIDTH**2 * self.temperature)
-        return scale * (x - uni).square(), scale * (x - 1 + paired).square()
 
     def _split_plainly(self, h: Tensor, z: Tensor | None) -> tuple[Tensor, Tensor]:
         if self.gate == "none":
@@ -150,7 +147,7 @@ class ModalPartitioner(nn.Module):
     def shares_of(self, h: Tensor, z: Tensor | None) -> Tensor:
         """:meth:`shares` for logits that :meth:`logits` gave."""
         if self.gate == "boundary":
-            return ops.partition_share(*self._bumps(z))
+            return self.split(h, z, return_shares=True)[-1]
         if self.gate == "dual":
             z_uni, z_paired = z.chunk(2, dim=-1)
             return ops.partition_share(z_uni, z_paired, self.temperature)
@@ -176,6 +173,11 @@ class ModalPartitioner(nn.Module):
             f"dim={self.dim}, gate={self.gate}, temperature={self.temperature}, "
             f"condition_on_others={self.condition_on_others}, chunk={self.chunk}"
         )
+
+
+def _lengths(z: Tensor) -> Tensor:
+    """Of both parts, as shares of a row."""
+    return 0.5 + REACH * (torch.sigmoid(z.float() if z.dtype.itemsize < 4 else z) - 0.5)
 
 
 def _boundaries(width: int, **factory) -> nn.Sequential:

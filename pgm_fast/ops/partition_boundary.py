@@ -49,7 +49,8 @@ def partition_boundary(
             opens it, but for the softness of its edge. May have another dtype than ``h``.
         width: standard deviation of the bump of logits that makes an edge, as a share of a row; finite and > 0.
         floor: what each learner gets of ``h`` where its gate is shut; in [0, 1).
-        detach_gates: the parts train ``h`` alone; the boundaries are trained by the share, and by nothing without it.
+        detach_gates: the parts train ``h`` alone; the boundaries are trained by the share, and have no gradient
+            without it.
         return_share: also return the mean gate mass, from the same pass.
 
     Returns:
@@ -205,6 +206,9 @@ def _backward(ctx, grad_uni: Tensor | None, grad_paired: Tensor | None, grad_sha
     h, b_uni, b_paired = ctx.saved_tensors
     grads = (torch.zeros_like(h) if grad is None else grad for grad in (grad_uni, grad_paired))
     found = _partition_boundary_backward(*grads, grad_share, h, b_uni, b_paired, ctx.width, ctx.floor, ctx.detach_gates)
+    if ctx.detach_gates and grad_share is None:
+        # boundaries that nothing trains have no gradient, not one of zeros: an optimizer leaves them alone
+        found = found[0], None, None
     return *found, None, None, None
 
 

@@ -77,13 +77,15 @@ def test_detached_gates_are_trained_by_the_share_alone(case):
     with pgm_fast.backend(case.backend):
         for detached in (False, True):
             *parts, share = case.run(h, *places, detach_gates=detached)
-            by_parts = torch.autograd.grad(sum(x.square().sum() for x in parts), [h, *places], retain_graph=True)
+            by_parts = torch.autograd.grad(
+                sum(x.square().sum() for x in parts), [h, *places], retain_graph=True, allow_unused=True
+            )
             by_share = torch.autograd.grad(share.square().sum(), [h, *places], materialize_grads=True)
             found[detached] = parts, by_parts, by_share
     assert all(torch.equal(a, b) for a, b in zip(found[False][0], found[True][0], strict=True))
     assert all(torch.equal(a, b) for a, b in zip(found[False][2], found[True][2], strict=True))
     assert torch.equal(found[False][1][0], found[True][1][0])
-    assert all((x != 0).all() for x in found[False][1][1:]) and all((x == 0).all() for x in found[True][1][1:])
+    assert all((x != 0).all() for x in found[False][1][1:]) and found[True][1][1:] == (None, None)
 
 
 def test_detached_gates_have_no_tangent_in_the_parts():
