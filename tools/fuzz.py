@@ -2,10 +2,11 @@
 
     python tools/fuzz.py [--count 20000] [--seed 0] [--kinds .pt .png]
 
-Pickles, .npy folders, .npz, .pt, .safetensors, .csv, .parquet, .h5, saved datasets, sounds, pictures and configurations
-are written as they should be and then changed: bits flipped, bytes overwritten by small and extreme numbers, pieces cut
-out, doubled or swapped. A child process with a limit of its memory reads them; a signal, another exception or a file
-that takes longer than ten seconds is printed with the number that makes it again, and the exit status is 1.
+Pickles, .npy folders, .npz, .pt, .safetensors, .csv, .parquet, .h5, .mat, saved datasets, sounds, pictures and
+configurations are written as they should be and then changed: bits flipped, bytes overwritten by small and extreme
+numbers, pieces cut out, doubled or swapped. A child process with a limit of its memory reads them; a signal, another
+exception or a file that takes longer than ten seconds is printed with the number that makes it again, and the exit
+status is 1.
 """
 
 from __future__ import annotations
@@ -113,6 +114,35 @@ def as_hdf5() -> bytes:
     return file.getvalue()
 
 
+def as_matlab(compressed: bool) -> bytes:
+    from scipy.io import savemat
+
+    file = io.BytesIO()
+    content = {name: x.astype(object)[:, None] if x.dtype.kind == "U" else x for name, x in arrays().items()}
+    savemat(file, content | {"names": np.array(["one", "another"] * 10)}, do_compression=compressed)
+    return file.getvalue()
+
+
+def as_matlab_hdf5() -> bytes:
+    import h5py
+
+    def letters(text: str) -> np.ndarray:
+        return np.array([[ord(letter)] for letter in text], np.uint16)
+
+    file = io.BytesIO()
+    with h5py.File(file, "w", userblock_size=512) as out:
+        for name, x in arrays().items():
+            if x.dtype.kind == "U":
+                cells = [out.create_dataset(f"#refs#/{name}{k}", data=letters(t)) for k, t in enumerate(x)]
+                for cell in cells:
+                    cell.attrs["MATLAB_class"] = np.bytes_("char")
+                x, kind = np.array([[cell.ref for cell in cells]], h5py.ref_dtype).T, "cell"
+            else:
+                kind = "single" if x.dtype.kind == "f" else "int64"
+            out.create_dataset(name, data=(x if x.ndim > 1 else x[:, None]).T).attrs["MATLAB_class"] = np.bytes_(kind)
+    return file.getvalue()
+
+
 def as_pickle() -> bytes:
     rows, rng = {"train": 12, "valid": 4, "test": 4}, np.random.default_rng(0)
     return pickle.dumps(
@@ -183,6 +213,9 @@ KINDS: dict[str, tuple[Callable[[], bytes], Callable[[Path], object]]] = {
     ".parquet": (as_parquet, load),
     ".arrow": (as_arrow, read_saved),
     ".h5": (as_hdf5, load),
+    ".mat": (lambda: as_matlab(False), load),
+    ".7.mat": (lambda: as_matlab(True), load),
+    ".73.mat": (as_matlab_hdf5, load),
     ".pkl": (as_pickle, load),
     ".wav": (as_wav, read_sound),
     ".png": (as_png, read_picture),

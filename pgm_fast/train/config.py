@@ -20,8 +20,8 @@ class DataConfig:
     """Where features come from and how they are prepared."""
 
     source: str = "digits"  # digits, synthetic, or the path of a feature file or folder
-    # auto (by the name, then by the content), npz, npy, lsmi, pt, safetensors, csv, parquet, hdf5, pickle, mmsa,
-    # multibench, avmnist, datasets, av, folder
+    # auto (by the name, then by the content), npz, npy, lsmi, pt, safetensors, csv, parquet, hdf5, matlab, pickle,
+    # mmsa, multibench, avmnist, datasets, av, folder
     format: str = "auto"
     task: str = "auto"  # auto, classification, multilabel, regression, retrieval
     modalities: Optional[List[str]] = None  # a subset, in this order; None for all

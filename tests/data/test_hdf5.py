@@ -55,6 +55,14 @@ def test_datasets_are_read_and_stay_in_the_file_where_they_lie_in_one_piece(tmp_
     assert all(isinstance(array, FileRows) == (not how) for array in features.modalities.values())
 
 
+def test_an_array_without_rows_is_no_damage(tmp_path):
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        fill(file, arrays_of())
+        file.create_dataset("video", (0, 3), "f4")
+    with pytest.raises(DataError, match=r"video: 0 rows \(shape \(0, 3\)\) where audio has 12"):
+        load(tmp_path / "a.h5", ignore=["presence"])
+
+
 def test_groups_are_splits_and_stay_in_the_file(tmp_path):
     sizes = {"test": 5, "train": ROWS, "val": 4}
     with h5py.File(tmp_path / "a.h5", "w") as file:
@@ -118,7 +126,7 @@ REASONS = {
     "named": "values of",
     "nothing": "a dataset without values",
     "kind": "neither a dataset nor a group",
-    "inner": "a group, and datasets beside it",
+    "inner": "holds arrays of its own, and there are others beside it",
 }
 
 

@@ -13,6 +13,7 @@ from .digits import read_digits
 from .generic import read_folder, read_npy, read_npz, read_safetensors
 from .hdf5 import read_hdf5
 from .lists import find_lists
+from .matlab import read_matlab
 from .published import is_lsmi, read_avmnist, read_lsmi, read_mmsa, read_multibench, read_pickle
 from .saved import is_saved, read_saved
 from .tables import read_parquet, read_text_table
@@ -57,6 +58,7 @@ FORMATS = {
     "csv": Format(read_text_table, (".csv", ".tsv")),
     "parquet": Format(read_parquet, (".parquet", ".pq")),
     "hdf5": Format(read_hdf5, (".h5", ".hdf5")),
+    "matlab": Format(read_matlab, (".mat",)),
     "pickle": Format(read_pickle, (".pkl", ".pickle", ".p")),
     "mmsa": Format(read_mmsa),
     "multibench": Format(read_multibench),

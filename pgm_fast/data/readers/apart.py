@@ -101,7 +101,7 @@ def _value(pipe: _Pipe, message: dict, path: Path) -> np.ndarray | FileRows:
         return FileRows(path, message["offset"], shape, dtype)
     require_free(2 * size if "matlab" in message else size)
     array = np.empty(shape, dtype)
-    pipe.fill(memoryview(array.reshape(-1).view(np.uint8)) if array.size else memoryview(b""))
+    pipe.fill(memoryview(array.reshape(-1).view(np.uint8)) if array.size else memoryview(bytearray()))
     return _of_matlab(array, message["matlab"]) if "matlab" in message else array
 
 
@@ -120,10 +120,8 @@ def _text(pipe: _Pipe, message: dict) -> np.ndarray:
 
 
 def _of_matlab(array: np.ndarray, kind: str) -> np.ndarray:
-    """Rows first, as MATLAB shows them, and text as text."""
+    """Rows first, as MATLAB shows them."""
     array = np.ascontiguousarray(array.T)
-    if kind == "char" and array.dtype.kind == "u":
-        return np.array(["".join(map(chr, row)).rstrip() for row in np.atleast_2d(array).tolist()])
     return array.astype(bool) if kind == "logical" else array
 
 

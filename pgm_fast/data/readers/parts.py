@@ -12,7 +12,7 @@ from ..feature_set import SPLITS
 from ..raw import Problem, Raw, RefusedData, Request, nearest
 from .generic import as_array, interpret
 
-__all__ = ["columns_of", "has_parts", "interpret_parts", "parts_of", "places_of"]
+__all__ = ["columns_of", "has_parts", "interpret_members", "interpret_parts", "parts_of", "places_of"]
 
 NAMES = {"train": "train", "valid": "valid", "val": "valid", "validation": "valid", "dev": "valid", "test": "test"}
 
@@ -89,6 +89,21 @@ def interpret_parts(path: Path, content: Mapping, request: Request) -> Raw:
     raw = interpret(path, arrays, request, known=[*map(str, content), *keys])
     raw.parts = places_of(list(splits), sizes)
     return raw
+
+
+def interpret_members(path: Path, content: Mapping, request: Request) -> Raw:
+    """Arrays of our own layout, or mappings of such, which are splits; what is to be ignored is among them, empty."""
+    held = {key: value for key, value in content.items() if key not in request.ignore}
+    if not held:
+        raise RefusedData(Problem(str(path), "", None, "holds no array; <modality>, label and split are expected"))
+    if has_parts(held):
+        return interpret_parts(path, {key: held.get(key, {}) for key in content}, request)
+    for key, value in held.items():
+        if isinstance(value, Mapping):
+            leave_out = f"data.ignore=[{','.join((*request.ignore, key))}]"
+            message = "holds arrays of its own, and there are others beside it: splits do, and then all of them, or "
+            raise RefusedData(Problem(str(path), key, None, f"{message}leave it out by {leave_out}"))
+    return interpret(path, content, request)
 
 
 def _joined(parts: Sequence[np.ndarray]) -> np.ndarray | StackedRows:
