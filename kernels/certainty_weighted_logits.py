@@ -15,7 +15,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .gates import LN_2, read_scale, scale_argument
+from .gates import LN_2, read_number, scale_argument
 from .groups import launch
 from .mixtures import add, block, mix, tiles
 
@@ -63,7 +63,7 @@ def certainty_kernel(
     ones where there is a place for them."""
     o_row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)[:, None]
     m_row = o_row < rows
-    scale = read_scale(scale, p_fused)
+    scale = read_number(scale, p_fused)
     REAL: tl.constexpr = scale.dtype
     HEADS: tl.constexpr = len(p_logits)
     element: tl.constexpr = p_fused.dtype.element_ty
@@ -114,7 +114,7 @@ def certainty_backward_kernel(
     """
     o_row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)[:, None]
     m_row = o_row < rows
-    scale = read_scale(scale, p_grad_logits)
+    scale = read_number(scale, p_grad_logits)
     REAL: tl.constexpr = scale.dtype
     HEADS: tl.constexpr = len(p_logits)
     certainties, peaks, firsts, by_weights = (), (), (), ()

@@ -17,8 +17,9 @@ from .gates import (
     gather,
     grad_by_share,
     load,
+    loaded_logits,
     plan,
-    read_scale,
+    read_number,
     scale_argument,
     softmax_statistics,
     spread,
@@ -90,7 +91,7 @@ def partition_forward_kernel(
     PIECE: tl.constexpr,
 ):
     """A program owns ROWS rows. Writes uni and paired, and their shares where p_share is not None."""
-    scale = read_scale(scale, p_h)
+    scale = read_number(scale, p_h)
     first = tl.program_id(0).to(tl.int64) * ROWS
     o_row = tl.arange(0, ROWS)[:, None]
     m_row = first + o_row < rows
@@ -98,10 +99,11 @@ def partition_forward_kernel(
     p_h += first * (GATES * CHUNK)
     p_uni += first * (GATES * CHUNK)
     p_paired += first * (GATES * CHUNK)
-    peak, inverse, sums = softmax_statistics(p_z, o_row, m_row, scale, GATES, BLOCK, BLOCKS)
-    of_uni, of_paired = tl.zeros_like(peak), tl.zeros_like(peak)
+    logits = loaded_logits(p_z, o_row, m_row, scale, GATES, BLOCK, BLOCKS)
+    inverse, sums = softmax_statistics(logits, o_row, m_row, GATES, BLOCK, BLOCKS)
+    of_uni, of_paired = tl.zeros_like(inverse), tl.zeros_like(inverse)
     for block in range(BLOCKS):
-        gate, complement, _ = gates(p_z, o_row, m_row, block, peak, inverse, sums, scale, GATES, BLOCK, BLOCKS)
+        gate, complement, _ = gates(logits, o_row, m_row, block, inverse, sums, GATES, BLOCK, BLOCKS)
         for piece in range(0, CHUNK, PIECE):
             at, mask = tile(o_row, m_row, block, piece, GATES, CHUNK, BLOCK, PIECE)
             h = load(p_h, at, mask, scale)
@@ -140,7 +142,7 @@ def partition_backward_kernel(
     A program owns ROWS rows. Writes grad_h and grad_z. A row of one block is read once; of more blocks twice, for
     grad_z takes sums over the whole row.
     """
-    scale = read_scale(scale, p_h)
+    scale = read_number(scale, p_h)
     first = tl.program_id(0).to(tl.int64) * ROWS
     o_row = tl.arange(0, ROWS)[:, None]
     m_row = first + o_row < rows
@@ -150,17 +152,18 @@ def partition_backward_kernel(
     p_grad_uni += first * (GATES * CHUNK)
     p_grad_paired += first * (GATES * CHUNK)
     p_grad_h += first * (GATES * CHUNK)
-    peak, inverse, sums = softmax_statistics(p_z, o_row, m_row, scale, GATES, BLOCK, BLOCKS)
-    by_share = tl.zeros_like(peak)
+    logits = loaded_logits(p_z, o_row, m_row, scale, GATES, BLOCK, BLOCKS)
+    inverse, sums = softmax_statistics(logits, o_row, m_row, GATES, BLOCK, BLOCKS)
+    by_share = tl.zeros_like(inverse)
     if p_grad_share is not None:
         p_grad_share += first * 2
         of_uni, of_paired = load(p_grad_share, o_row * 2, m_row, scale), load(p_grad_share, o_row * 2 + 1, m_row, scale)
         by_share = (of_paired - of_uni) / GATES
     o_block = tl.arange(0, sums.shape[1])[None, :]
     totals = tl.zeros_like(sums)
-    dot = tl.zeros_like(peak)
+    dot = tl.zeros_like(inverse)
     for block in range(BLOCKS):
-        gate, complement, p = gates(p_z, o_row, m_row, block, peak, inverse, sums, scale, GATES, BLOCK, BLOCKS)
+        gate, complement, p = gates(logits, o_row, m_row, block, inverse, sums, GATES, BLOCK, BLOCKS)
         grad_gate = grad_by_share(by_share, gate, block, GATES, BLOCK)
         for piece in range(0, CHUNK, PIECE):
             at, mask = tile(o_row, m_row, block, piece, GATES, CHUNK, BLOCK, PIECE)
@@ -181,6 +184,6 @@ def partition_backward_kernel(
                 grad_uni, grad_paired = load(p_grad_uni, at, mask, scale), load(p_grad_paired, at, mask, scale)
                 grad_gate += gather((grad_paired - grad_uni) * load(p_h, at, mask, scale), CHUNK)
             o_gate = block * BLOCK + tl.arange(0, BLOCK)[None, :]
-            p = exponentials(p_z, o_row, o_gate, m_row & (o_gate < GATES), peak, scale, GATES) * inverse
+            p = exponentials(logits, o_row, o_gate, m_row & (o_gate < GATES), GATES) * inverse
             after = sum_where(totals, o_block > block)
             store_grad_z(p_grad_z, o_row, m_row, block, p, grad_gate, after, dot, scale, GATES, BLOCK)

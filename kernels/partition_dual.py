@@ -12,18 +12,22 @@ import triton.language as tl
 from torch import Tensor
 
 from .gates import (
+    dual_grad_gates,
+    dual_masses,
     empty_share,
     gates,
     gather,
+    grad_by_dual_share,
     grad_by_share,
     load,
+    loaded_logits,
     plan,
-    read_scale,
+    read_number,
     scale_argument,
     softmax_statistics,
     spread,
+    store_dual_share,
     store_grad_z,
-    sum_of_block,
     sum_where,
     tile,
 )
@@ -127,7 +131,7 @@ def partition_dual_forward_kernel(
     PIECE: tl.constexpr,
 ):
     """A program owns ROWS rows. Writes uni_only, paired_only and shared, and the shares where p_share is not None."""
-    scale = read_scale(scale, p_h)
+    scale = read_number(scale, p_h)
     first = tl.program_id(0).to(tl.int64) * ROWS
     o_row = tl.arange(0, ROWS)[:, None]
     m_row = first + o_row < rows
@@ -137,13 +141,15 @@ def partition_dual_forward_kernel(
     p_uni_only += first * (GATES * CHUNK)
     p_paired_only += first * (GATES * CHUNK)
     p_shared += first * (GATES * CHUNK)
-    peak_e, inverse_e, sums_e = softmax_statistics(p_z_uni, o_row, m_row, scale, GATES, BLOCK, BLOCKS)
-    peak_r, inverse_r, sums_r = softmax_statistics(p_z_paired, o_row, m_row, scale, GATES, BLOCK, BLOCKS)
-    of_uni, of_paired = tl.zeros_like(peak_e), tl.zeros_like(peak_e)
-    of_shared, of_none = tl.zeros_like(peak_e), tl.zeros_like(peak_e)
+    logits_e = loaded_logits(p_z_uni, o_row, m_row, scale, GATES, BLOCK, BLOCKS)
+    inverse_e, sums_e = softmax_statistics(logits_e, o_row, m_row, GATES, BLOCK, BLOCKS)
+    logits_r = loaded_logits(p_z_paired, o_row, m_row, scale, GATES, BLOCK, BLOCKS)
+    inverse_r, sums_r = softmax_statistics(logits_r, o_row, m_row, GATES, BLOCK, BLOCKS)
+    of_uni, of_paired = tl.zeros_like(inverse_e), tl.zeros_like(inverse_e)
+    of_shared, of_none = tl.zeros_like(inverse_e), tl.zeros_like(inverse_e)
     for block in range(BLOCKS):
-        ne, e, _ = gates(p_z_uni, o_row, m_row, block, peak_e, inverse_e, sums_e, scale, GATES, BLOCK, BLOCKS)
-        r, nr, _ = gates(p_z_paired, o_row, m_row, block, peak_r, inverse_r, sums_r, scale, GATES, BLOCK, BLOCKS)
+        ne, e, _ = gates(logits_e, o_row, m_row, block, inverse_e, sums_e, GATES, BLOCK, BLOCKS)
+        r, nr, _ = gates(logits_r, o_row, m_row, block, inverse_r, sums_r, GATES, BLOCK, BLOCKS)
         for piece in range(0, CHUNK, PIECE):
             at, mask = tile(o_row, m_row, block, piece, GATES, CHUNK, BLOCK, PIECE)
             h = load(p_h, at, mask, scale)
@@ -151,16 +157,13 @@ def partition_dual_forward_kernel(
             tl.store(p_paired_only + at, spread(r * ne, CHUNK) * h, mask)
             tl.store(p_shared + at, spread(e * r, CHUNK) * h, mask)
         if p_share is not None:
-            of_uni += sum_of_block(e * nr, block, GATES, BLOCK)
-            of_paired += sum_of_block(r * ne, block, GATES, BLOCK)
-            of_shared += sum_of_block(e * r, block, GATES, BLOCK)
-            of_none += sum_of_block(ne * nr, block, GATES, BLOCK)
+            more_uni, more_paired, more_shared, more_none = dual_masses(e, ne, r, nr, block, GATES, BLOCK)
+            of_uni += more_uni
+            of_paired += more_paired
+            of_shared += more_shared
+            of_none += more_none
     if p_share is not None:
-        p_share += first * 4 + o_row * 4
-        tl.store(p_share, of_uni / GATES, m_row)
-        tl.store(p_share + 1, of_paired / GATES, m_row)
-        tl.store(p_share + 2, of_shared / GATES, m_row)
-        tl.store(p_share + 3, of_none / GATES, m_row)
+        store_dual_share(p_share + first * 4, o_row, m_row, of_uni, of_paired, of_shared, of_none, GATES)
 
 
 @triton.jit
@@ -200,7 +203,7 @@ def grad_of_products(
         by_shared += gather(grad_shared * h, CHUNK)
         grad_h = spread(e * nr, CHUNK) * grad_uni + spread(r * ne, CHUNK) * grad_paired
         tl.store(p_grad_h + at, grad_h + spread(e * r, CHUNK) * grad_shared, mask)
-    return (by_paired - by_shared) * r - by_uni * nr, by_paired * ne + (by_shared - by_uni) * e
+    return dual_grad_gates(e, ne, r, nr, by_uni, by_paired, by_shared)
 
 
 @triton.jit(do_not_specialize=["rows", "scale"])
@@ -230,7 +233,7 @@ def partition_dual_backward_kernel(
     A program owns ROWS rows. Writes grad_h, grad_z_uni and grad_z_paired. A row of one block is read once; of more
     blocks twice, for gradients of logits take sums over the whole row.
     """
-    scale = read_scale(scale, p_h)
+    scale = read_number(scale, p_h)
     first = tl.program_id(0).to(tl.int64) * ROWS
     o_row = tl.arange(0, ROWS)[:, None]
     m_row = first + o_row < rows
@@ -243,22 +246,19 @@ def partition_dual_backward_kernel(
     p_grad_paired += first * (GATES * CHUNK)
     p_grad_shared += first * (GATES * CHUNK)
     p_grad_h += first * (GATES * CHUNK)
-    peak_e, inverse_e, sums_e = softmax_statistics(p_z_uni, o_row, m_row, scale, GATES, BLOCK, BLOCKS)
-    peak_r, inverse_r, sums_r = softmax_statistics(p_z_paired, o_row, m_row, scale, GATES, BLOCK, BLOCKS)
-    share_uni, share_paired, share_shared = tl.zeros_like(peak_e), tl.zeros_like(peak_e), tl.zeros_like(peak_e)
+    logits_e = loaded_logits(p_z_uni, o_row, m_row, scale, GATES, BLOCK, BLOCKS)
+    inverse_e, sums_e = softmax_statistics(logits_e, o_row, m_row, GATES, BLOCK, BLOCKS)
+    logits_r = loaded_logits(p_z_paired, o_row, m_row, scale, GATES, BLOCK, BLOCKS)
+    inverse_r, sums_r = softmax_statistics(logits_r, o_row, m_row, GATES, BLOCK, BLOCKS)
     if p_grad_share is not None:
-        # what nobody takes is what the others leave of 1
         p_grad_share += first * 4
-        of_none = load(p_grad_share, o_row * 4 + 3, m_row, scale)
-        share_uni = (load(p_grad_share, o_row * 4, m_row, scale) - of_none) / GATES
-        share_paired = (load(p_grad_share, o_row * 4 + 1, m_row, scale) - of_none) / GATES
-        share_shared = (load(p_grad_share, o_row * 4 + 2, m_row, scale) - of_none) / GATES
+    share_uni, share_paired, share_shared = grad_by_dual_share(p_grad_share, o_row, m_row, scale, GATES)
     o_block = tl.arange(0, sums_e.shape[1])[None, :]
     totals_e, totals_r = tl.zeros_like(sums_e), tl.zeros_like(sums_r)
-    dot_e, dot_r = tl.zeros_like(peak_e), tl.zeros_like(peak_r)
+    dot_e, dot_r = tl.zeros_like(inverse_e), tl.zeros_like(inverse_r)
     for block in range(BLOCKS):
-        ne, e, p_e = gates(p_z_uni, o_row, m_row, block, peak_e, inverse_e, sums_e, scale, GATES, BLOCK, BLOCKS)
-        r, nr, p_r = gates(p_z_paired, o_row, m_row, block, peak_r, inverse_r, sums_r, scale, GATES, BLOCK, BLOCKS)
+        ne, e, p_e = gates(logits_e, o_row, m_row, block, inverse_e, sums_e, GATES, BLOCK, BLOCKS)
+        r, nr, p_r = gates(logits_r, o_row, m_row, block, inverse_r, sums_r, GATES, BLOCK, BLOCKS)
         grad_ne, grad_r = grad_of_products(
             p_grad_uni, p_grad_paired, p_grad_shared, p_h, p_grad_h,
             o_row, m_row, block, e, ne, r, nr, share_uni, share_paired, share_shared,
@@ -274,8 +274,8 @@ def partition_dual_backward_kernel(
             totals_r += tl.where(o_block == block, tl.sum(grad_r, 1, keep_dims=True), 0.0)
     if BLOCKS > 1:
         for block in range(BLOCKS):
-            ne, e, p_e = gates(p_z_uni, o_row, m_row, block, peak_e, inverse_e, sums_e, scale, GATES, BLOCK, BLOCKS)
-            r, nr, p_r = gates(p_z_paired, o_row, m_row, block, peak_r, inverse_r, sums_r, scale, GATES, BLOCK, BLOCKS)
+            ne, e, p_e = gates(logits_e, o_row, m_row, block, inverse_e, sums_e, GATES, BLOCK, BLOCKS)
+            r, nr, p_r = gates(logits_r, o_row, m_row, block, inverse_r, sums_r, GATES, BLOCK, BLOCKS)
             grad_ne, grad_r = grad_of_products(
                 p_grad_uni, p_grad_paired, p_grad_shared, p_h, p_grad_h,
                 o_row, m_row, block, e, ne, r, nr, share_uni, share_paired, share_shared,

@@ -84,6 +84,44 @@ def _split_cases(op: str, share: bool) -> list[Case]:
     ]
 
 
+def _boundary(share: bool, detached: bool, d: int, dtype: torch.dtype, b_dtype: torch.dtype) -> None:
+    kernels = importlib.import_module("pgm_fast.kernels.partition_boundary")
+    h, places = _meta(4096, d, dtype=dtype), [_meta(4096, 1, dtype=b_dtype) for _ in range(2)]
+    numbers = 0.12, 0.1, detached
+    grad_share = None
+    if share:
+        *_, grad_share = kernels.forward_with_share(h, *places, *numbers)
+    else:
+        kernels.forward(h, *places, *numbers)
+    kernels.backward(h, h, grad_share, h, *places, *numbers)
+
+
+def _boundary_cases() -> list[Case]:
+    """Several rows per program, rows kept whole, blocks, an odd width, gates that only the share trains, mixed and
+    double precision."""
+    half, single, double = torch.bfloat16, torch.float32, torch.float64
+    shapes = [
+        (False, 256, single, single, True),
+        (False, 1024, half, single, True),
+        (False, 2048, single, single, True),
+        (False, 4096, half, half, True),
+        (False, 20000, half, half, True),
+        (False, 77, single, half, False),
+        (False, 96, double, double, False),
+        (True, 768, torch.float16, single, True),
+    ]
+    return [
+        Case(
+            f"partition_boundary{'-share' * share}{'-detached' * detached}-{d}-{str(dtype)[6:]}-{str(b_dtype)[6:]}",
+            partial(_boundary, share, detached, d, dtype, b_dtype),
+            wide=wide,
+            double=dtype == double,
+        )
+        for detached, d, dtype, b_dtype, wide in shapes
+        for share in (False, True)
+    ]
+
+
 def _linear(sizes: list[tuple[int, int, int, int, int]], activation: str | None, dtype: torch.dtype) -> None:
     """Forward and backward of problems of rows, d, chunk, n_u, n_p."""
     kernels = importlib.import_module("pgm_fast.kernels.partitioned_linear")
@@ -297,6 +335,7 @@ CASES: list[Case] = [
     *_split_cases("partition", True),
     *_split_cases("partition_dual", False),
     *_split_cases("partition_dual", True),
+    *_boundary_cases(),
     *_product_cases(),
     *_optimizer_cases(),
 ]

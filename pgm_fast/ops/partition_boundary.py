@@ -27,6 +27,7 @@ from .gates import (
 )
 from .native import register_native
 from .registration import define, define_autograd, define_backward
+from .triton import register_triton
 
 __all__ = ["partition_boundary"]
 
@@ -189,6 +190,8 @@ _partition_boundary_backward = define_backward(
 register_native("partition_boundary", _fake, on_cuda=False)
 register_native("partition_boundary_with_share", _fake_with_share, on_cuda=False)
 register_native("partition_boundary_backward", _fake_backward, on_cuda=False)
+register_triton("partition_boundary")
+register_triton("partition_boundary_with_share", "partition_boundary", "forward_with_share")
 
 
 def _setup_context(ctx, inputs, output) -> None:
