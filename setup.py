@@ -41,7 +41,6 @@ KERNELS = [
     "gaussian_sample_kl",
     "gelu",
     "info_nce",
-    "layer_norm",
     "partition",
     "partition_boundary",
     "partition_dual",
@@ -60,7 +59,6 @@ HOST = [
     "partition_boundary",
     "partitioned_linear",
     "reconstruction",
-    "uni_paired_block",
     "multi_rate",
 ]
 FLAGS = ["-O3", "-fPIC", "-fvisibility=hidden", "-fno-math-errno", "-ffp-contract=fast", "-DNDEBUG"]

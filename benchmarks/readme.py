@@ -62,7 +62,7 @@ def products() -> str:
         "| against compile | of bare |",
         "|---|---|---|---|---|---|---|---|---|",
     ]
-    for name in ("partitioned_linear", "reconstruction", "mlp", "uni_paired_block"):
+    for name in ("partitioned_linear", "reconstruction", "mlp"):
         rows = [row for row in read_json(CPU / f"{name}.json")["rows"] if row["kind"] == "forward+backward"]
         for shape in dict.fromkeys(tuple(row["shape"].items()) for row in rows):
             of = {row["variant"]: row for row in rows if tuple(row["shape"].items()) == shape}

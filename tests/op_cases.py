@@ -272,39 +272,6 @@ def _mlp_shapes(rows, d):
     return [(rows, d), (hidden, d), (hidden,), (features, hidden), (features,)]
 
 
-def _block_shapes(rows, d, dual=False):
-    gates = max(k for k in range(1, 65) if d % k == 0)
-    hidden, features = _odd_widths(d)
-    uni = [(hidden, d), (hidden,), (features, hidden), (features,), (features,), (features,), (d, features)]
-    paired = [(features, d), (features,), (hidden, features), (hidden,), (hidden,), (hidden,), (d, hidden)]
-    return [(rows, d), ((1 + dual) * gates, d), ((1 + dual) * gates,), *uni, *paired, (d,)]
-
-
-def _run_block(h, *parameters, temperature=1.0, dual=False, **kwargs):
-    gate_weight, gate_bias, *learners, decoder_bias = parameters
-    uni, paired = ops.LearnerParameters(*learners[:7]), ops.LearnerParameters(*learners[7:])
-    keep_uni, keep_paired = (_keep_like(h, learners[k]) if dual else None for k in (0, 7))
-    return ops.uni_paired_block(
-        h, gate_weight, gate_bias, uni, paired, decoder_bias, dual=dual, temperature=temperature, keep_uni=keep_uni,
-        keep_paired=keep_paired, through=True, **kwargs,
-    )  # fmt: skip
-
-
-def _plain_block(h, *parameters, temperature=1.0, dual=False):
-    gate_weight, gate_bias, *learners, decoder_bias = parameters
-    logits = F.linear(h, gate_weight, gate_bias).chunk(1 + dual, -1)
-    width = h.shape[1] // logits[0].shape[1]
-    e = 1 - _gate(logits[0], temperature).repeat_interleave(width, 1)
-    r = _gate(logits[-1], temperature).repeat_interleave(width, 1)
-    features, decoded = [], decoder_bias
-    for part, learner in ((e * h, learners[:7]), (r * h, learners[7:])):
-        y = _plain_mlp(part, *learner[:4], *([_keep_like(h, learner[0])] if dual else []))
-        features.append(F.layer_norm(y, y.shape[1:], learner[4], learner[5]))
-        decoded = decoded + F.linear(features[-1], learner[6])
-    error = (decoded - h).square().sum() / max(decoded.numel(), 1)
-    return *features, decoded, error
-
-
 _OPS = [
     *(
         Case(name, lambda n, d, count=count: [(n, d)] * (count + 1), run, plain, (True,) * (count + 1))
@@ -378,14 +345,6 @@ _OPS = [
         lambda *x: _plain_mlp(*x, _keep_like(x[0], x[1])),
         (True,) + (False,) * 4,
         has_temperature=False,
-    ),
-    Case("uni_paired_block", _block_shapes, _run_block, _plain_block, (True,) + (False,) * 17),
-    Case(
-        "uni_paired_block-dual",
-        lambda n, d: _block_shapes(n, d, dual=True),
-        lambda *x, temperature=1.0: _run_block(*x, temperature=temperature, dual=True),
-        lambda *x, temperature=1.0: _plain_block(*x, temperature=temperature, dual=True),
-        (True,) + (False,) * 17,
     ),
     Case("info_nce", lambda n, d: [(n, d), (n, d)], ops.info_nce, _plain_info_nce, (True, True)),
     Case("info_nce-stacked", lambda n, d: [(n, 4, d)] * 2, ops.info_nce, _plain_stacked_info_nce, (True, True)),

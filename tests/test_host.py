@@ -144,7 +144,7 @@ def test_operands_that_do_not_fit_raise_instead_of_reading_past_their_end():
             bare.partition_backward(*wrong, h, z, 1.0)
 
 
-def test_parameters_that_do_not_fit_raise_in_the_fused_ops():
+def test_parameters_that_do_not_fit_raise_in_the_fused_mlp():
     bare = torch.ops.pgm_fast
     x, square, vector = torch.randn(4, 8), torch.randn(8, 8), torch.randn(8)
     ops.mlp(x, square, vector, square, vector)
@@ -152,13 +152,6 @@ def test_parameters_that_do_not_fit_raise_in_the_fused_ops():
         bare.mlp(x, square, vector[:3], square, vector, None)
     with pytest.raises(RuntimeError, match="pgm_fast's kernels take"):
         bare.mlp(x, square, vector, square, vector, x[:, :2])
-    learner = [square, vector, square, vector, vector, vector, square]
-    parameters = [square, vector, *learner, *learner, vector]
-    bare.uni_paired_block(x, parameters, None, None, None, False, False, 1.0, 1e-5)
-    for position in (3, 5, 6, 7, 10, 12, 16):
-        wrong = [y[:3] if k == position else y for k, y in enumerate(parameters)]
-        with pytest.raises(RuntimeError, match="pgm_fast's kernels take"):
-            bare.uni_paired_block(x, wrong, None, None, None, False, False, 1.0, 1e-5)
 
 
 def test_rows_are_shared_out_among_threads():

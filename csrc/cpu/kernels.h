@@ -71,17 +71,13 @@ void gated_mixture_backward(int64_t rows, Matrix grad_fused, uintptr_t grad_weig
                             const std::vector<Matrix>& logits, uintptr_t labels, Matrix grad_gate,
                             const std::vector<Matrix>& grad_logits, int threads);
 
-// The next six run in one thread, on operands that are all float or all double.
+// The next three run in one thread, on operands that are all float or all double.
 // x += bias, row by row.
 void add_bias(int64_t rows, Matrix x, Matrix bias);
 // x += bias, hidden = keep * gelu(x); keep may be null.
 void gelu(int64_t rows, Matrix x, Matrix bias, Matrix keep, Matrix hidden);
 // grad_hidden is read before hidden is written anew, so that both may be one matrix.
 void gelu_backward(int64_t rows, Matrix grad_hidden, Matrix x, Matrix keep, Matrix grad_x, Matrix hidden);
-// x += shift, y = layer norm of x; mean and rstd have one number per row.
-void layer_norm(int64_t rows, Matrix x, Matrix shift, Matrix weight, Matrix bias, double eps, Matrix y, Matrix mean, Matrix rstd);
-void layer_norm_backward(int64_t rows, Matrix grad, Matrix x, Matrix mean, Matrix rstd, Matrix weight, Matrix grad_x);
-void layer_norm_parameters_backward(int64_t rows, Matrix grad, Matrix x, Matrix mean, Matrix rstd, Matrix grad_weight, Matrix grad_bias);
 
 // decoded holds the products and becomes decoded + bias (bias.data may be null); loss[row] is the row's weighted mean squared error.
 // row_weight is of the computation's type, null for 1 / rows.

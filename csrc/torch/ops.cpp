@@ -242,7 +242,6 @@ void bind_reconstruction(py::module_& m);
 void bind_duc_loss(py::module_& m);
 void bind_info_nce(py::module_& m);
 void bind_mlp(py::module_& m);
-void bind_uni_paired_block(py::module_& m);
 void implement_partition_boundary(torch::Library& cpu, torch::Library& autograd);
 void implement_partitioned_linear(torch::Library& cpu, torch::Library& autograd);
 void implement_reconstruction(torch::Library& cpu, torch::Library& autograd);
@@ -251,7 +250,6 @@ void implement_info_nce(torch::Library& cpu, torch::Library& autograd);
 void implement_gated_mixture(torch::Library& cpu, torch::Library& autograd);
 void implement_gaussian_sample_kl(torch::Library& cpu, torch::Library& autograd);
 void implement_mlp(torch::Library& cpu, torch::Library& autograd);
-void implement_uni_paired_block(torch::Library& cpu, torch::Library& autograd);
 
 namespace {
 
@@ -282,7 +280,6 @@ void implement() {
   implement_gated_mixture(cpu, autograd);
   implement_gaussian_sample_kl(cpu, autograd);
   implement_mlp(cpu, autograd);
-  implement_uni_paired_block(cpu, autograd);
 }
 
 }  // namespace
@@ -298,7 +295,6 @@ void bind_ops(py::module_& m) {
   bind_duc_loss(m);
   bind_info_nce(m);
   bind_mlp(m);
-  bind_uni_paired_block(m);
 }
 
 }  // namespace pgm_fast::host

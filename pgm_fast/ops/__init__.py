@@ -19,12 +19,10 @@ from .partition_share import partition_share
 from .partitioned_linear import partitioned_linear
 from .reconstruction import reconstruction
 from .registration import connect_host
-from .uni_paired_block import LearnerParameters, uni_paired_block
 
 __all__ = [
     "CertaintyPrediction",
     "EffectiveDimensions",
-    "LearnerParameters",
     "certainty_weighted_logits",
     "certainty_weighted_prediction",
     "duc_loss",
@@ -41,7 +39,6 @@ __all__ = [
     "partition_share",
     "partitioned_linear",
     "reconstruction",
-    "uni_paired_block",
 ]
 
 connect_host()
