@@ -2,11 +2,11 @@
 
     python tools/fuzz.py [--count 20000] [--seed 0] [--kinds .pt .png]
 
-Pickles, .npy folders, .npz, .pt, .safetensors, .csv, .parquet, .h5, .mat, saved datasets, sounds, pictures and
-configurations are written as they should be and then changed: bits flipped, bytes overwritten by small and extreme
-numbers, pieces cut out, doubled or swapped. A child process with a limit of its memory reads them; a signal, another
-exception or a file that takes longer than ten seconds is printed with the number that makes it again, and the exit
-status is 1.
+Pickles, .npy folders, .npz, .pt, .safetensors, .csv, .parquet, .h5, .mat, saved datasets, sounds, pictures, archives
+of them and configurations are written as they should be and then changed: bits flipped, bytes overwritten by small and
+extreme numbers, pieces cut out, doubled or swapped. A child process with a limit of its memory reads them; a signal,
+another exception or a file that takes longer than ten seconds is printed with the number that makes it again, and the
+exit status is 1.
 """
 
 from __future__ import annotations
@@ -174,6 +174,29 @@ def as_png() -> bytes:
     return file.getvalue()
 
 
+def as_tar() -> bytes:
+    import tarfile
+
+    file, sound, picture = io.BytesIO(), as_wav()[:400], as_png()
+    with tarfile.open(fileobj=file, mode="w") as archive:
+        for k in range(6):
+            for name, data in (
+                (f"ä{k}.wav", sound),
+                (f"ä{k}.png", picture),
+                (f"ä{k}.json", b'{"label": "%d"}' % (k % 2)),
+            ):
+                member = tarfile.TarInfo(name)
+                member.size = len(data)
+                archive.addfile(member, io.BytesIO(data))
+    return file.getvalue()
+
+
+def read_tar(path: Path) -> None:
+    features = load(path, options={"n_fft": 256, "hop": 128, "image_size": 16})
+    for rows in features.modalities.values():
+        rows[:]
+
+
 def read_folder(path: Path) -> None:
     folder = path.parent / "folder"
     folder.mkdir(exist_ok=True)
@@ -219,6 +242,7 @@ KINDS: dict[str, tuple[Callable[[], bytes], Callable[[Path], object]]] = {
     ".pkl": (as_pickle, load),
     ".wav": (as_wav, read_sound),
     ".png": (as_png, read_picture),
+    ".tar": (as_tar, read_tar),
     ".yaml": (lambda: to_yaml(make_config()).encode(), make_config),
 }
 

@@ -10,12 +10,12 @@ import math
 import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import numpy as np
 import torch
 
 from .arrays import LazyRows
+from .media_files import Place, open_place
 from .packages import import_package
 from .raw import Problem, RefusedData
 
@@ -43,11 +43,11 @@ class MediaRows(LazyRows):
     kind: str
     lengths: np.ndarray
 
-    def sources(self) -> list[Path]:
+    def sources(self) -> list[Place]:
         """Every file that a row is decoded from, in the order of the rows."""
         raise NotImplementedError
 
-    def unreadable(self, rows: np.ndarray) -> Iterator[tuple[int, Path, str]]:
+    def unreadable(self, rows: np.ndarray) -> Iterator[tuple[int, Place, str]]:
         """Row, file and reason of every file of these rows whose head cannot be read."""
         raise NotImplementedError
 
@@ -88,7 +88,7 @@ class SpectrogramRows(MediaRows):
 
     kind = "spectrogram"
 
-    def __init__(self, files: Sequence[Path | None], sample_rate: int, n_fft: int, hop: int, max_steps: int):
+    def __init__(self, files: Sequence[Place | None], sample_rate: int, n_fft: int, hop: int, max_steps: int):
         self._soundfile = import_package("soundfile", "soundfile", *NEEDED)
         self.files, self.sample_rate, self.n_fft, self.hop = list(files), sample_rate, n_fft, hop
         self.lengths = np.ones(len(self.files), np.int64)
@@ -99,12 +99,13 @@ class SpectrogramRows(MediaRows):
         self.dtype = np.dtype(np.float32)
         self.shape = (len(self.files), int(self.lengths.max(initial=1)), n_fft // 2 + 1)
 
-    def sources(self) -> list[Path]:
+    def sources(self) -> list[Place]:
         return [file for file in self.files if file is not None]
 
-    def _head(self, file: Path) -> tuple[int, int] | str:
+    def _head(self, file: Place) -> tuple[int, int] | str:
         try:
-            info = self._soundfile.info(file)
+            with open_place(file) as stream:
+                info = self._soundfile.info(stream)
         except Exception as error:  # whatever a broken file makes of the decoder
             return str(error)
         if not SLOWEST <= info.samplerate <= FASTEST:
@@ -113,7 +114,7 @@ class SpectrogramRows(MediaRows):
             return f"has {info.frames} samples in {info.channels} channels, of at most {MOST_SAMPLES} together"
         return (info.frames, info.samplerate) if info.frames else "holds no sound"
 
-    def unreadable(self, rows: np.ndarray) -> Iterator[tuple[int, Path, str]]:
+    def unreadable(self, rows: np.ndarray) -> Iterator[tuple[int, Place, str]]:
         for row in rows.tolist():
             file = self.files[row]
             if file is not None and isinstance(reason := self._head(file), str):
@@ -126,7 +127,8 @@ class SpectrogramRows(MediaRows):
         if isinstance(reason := self._head(file), str):
             raise _refused(file, reason)
         try:
-            signal, rate = self._soundfile.read(file, dtype="float32", always_2d=True)
+            with open_place(file) as stream:
+                signal, rate = self._soundfile.read(stream, dtype="float32", always_2d=True)
         except Exception as error:
             raise _refused(file, error) from None
         signal = signal.mean(axis=1)
@@ -161,7 +163,7 @@ class FrameRows(MediaRows):
 
     kind = "frames"
 
-    def __init__(self, files: Sequence[Sequence[Path]], frames: int, size: int):
+    def __init__(self, files: Sequence[Sequence[Place]], frames: int, size: int):
         self._image = import_package("PIL.Image", "pillow", *NEEDED)
         places = [np.rint(np.linspace(0, max(len(found) - 1, 0), frames)).astype(int) for found in files]
         self.files = [[found[k] for k in place] if found else [] for found, place in zip(files, places, strict=True)]
@@ -170,14 +172,14 @@ class FrameRows(MediaRows):
         self.dtype = np.dtype(np.uint8)
         self.shape = (len(self.files), frames, 3 * size * size)
 
-    def sources(self) -> list[Path]:
+    def sources(self) -> list[Place]:
         return [file for files in self.files for file in dict.fromkeys(files)]
 
-    def unreadable(self, rows: np.ndarray) -> Iterator[tuple[int, Path, str]]:
+    def unreadable(self, rows: np.ndarray) -> Iterator[tuple[int, Place, str]]:
         for row in rows.tolist():
             for file in dict.fromkeys(self.files[row]):
                 try:
-                    with self._image.open(file, formats=FORMATS) as picture:
+                    with open_place(file) as stream, self._image.open(stream, formats=FORMATS) as picture:
                         reason = _strange_size(*picture.size)
                 except Exception as error:  # whatever a broken file makes of the decoder
                     reason = str(error)
@@ -188,7 +190,7 @@ class FrameRows(MediaRows):
         block = np.zeros((min(steps, len(self.files[row])), self.shape[2]), np.uint8)
         for step, file in enumerate(self.files[row][:steps]):
             try:
-                with self._image.open(file, formats=FORMATS) as picture:
+                with open_place(file) as stream, self._image.open(stream, formats=FORMATS) as picture:
                     if reason := _strange_size(*picture.size):
                         raise _refused(file, reason)
                     picture = picture.convert("RGB")
@@ -216,7 +218,7 @@ def _strange_size(width: int, height: int) -> str:
     return ""
 
 
-def _refused(file: Path, error: Exception | str) -> RefusedData:
+def _refused(file: Place, error: Exception | str) -> RefusedData:
     return RefusedData(
         Problem(str(file), "", None, f"cannot be decoded: {error}; replace the file, or leave its row out")
     )

@@ -21,7 +21,7 @@ class DataConfig:
 
     source: str = "digits"  # digits, synthetic, or the path of a feature file or folder
     # auto (by the name, then by the content), npz, npy, lsmi, pt, safetensors, csv, parquet, hdf5, matlab, pickle,
-    # mmsa, multibench, avmnist, datasets, av, folder
+    # mmsa, multibench, avmnist, datasets, av, webdataset, folder
     format: str = "auto"
     task: str = "auto"  # auto, classification, multilabel, regression, retrieval
     modalities: Optional[List[str]] = None  # a subset, in this order; None for all

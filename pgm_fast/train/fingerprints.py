@@ -15,6 +15,7 @@ from ..data.arrays import CHUNK_BYTES, CleanRows, GroupedRows, StackedRows, read
 from ..data.feature_set import FeatureSet
 from ..data.files import FileRows
 from ..data.media import MediaRows
+from ..data.media_files import Place, extent_of, open_place
 from ..errors import DataError
 from . import checkpoints
 
@@ -88,16 +89,17 @@ def _content(array) -> str:
     return digest.hexdigest()[:16]
 
 
-def _hash_files(paths: list[Path]) -> str:
+def _hash_files(places: list[Place]) -> str:
     digest = hashlib.sha256()
-    for path in paths:
+    for place in places:
         try:
-            with open(path, "rb") as file:
-                digest.update(f"{os.fstat(file.fileno()).st_size} ".encode())
+            with open_place(place) as file:
+                digest.update(f"{file.seek(0, os.SEEK_END)} ".encode())
+                file.seek(0)
                 while block := file.read(CHUNK_BYTES):
                     digest.update(block)
         except OSError as error:
-            raise DataError(f"{path} cannot be read: {error.strerror}; put the file back") from error
+            raise DataError(f"{place} cannot be read: {error.strerror}; put the file back") from error
     return digest.hexdigest()[:16]
 
 
@@ -128,7 +130,7 @@ def _stamp_of(array) -> Any:
         return None if None in inner else ("stacked", array.shape, inner)
     if isinstance(array, MediaRows):
         try:
-            inner = [_file_stamp(path, os.stat(path)) for path in array.sources()]
+            inner = [_file_stamp(path, os.stat(path), *more) for path, *more in map(extent_of, array.sources())]
         except OSError:
             return None
         return None if None in inner else ("media", array.shape, inner)

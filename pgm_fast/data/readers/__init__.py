@@ -17,6 +17,7 @@ from .matlab import read_matlab
 from .published import is_lsmi, read_avmnist, read_lsmi, read_mmsa, read_multibench, read_pickle
 from .saved import is_saved, read_saved
 from .tables import read_parquet, read_text_table
+from .tars import has_tars, read_tars
 from .torch_files import read_pt
 
 __all__ = ["EMBEDDED", "FORMATS", "Format", "read"]
@@ -31,7 +32,7 @@ class Format:
     Attributes:
         read: its reader.
         suffixes: of its files, in small letters; none for folders, and for files that another format tells apart.
-        folder: whether it is a folder.
+        folder: whether it is a folder; with ``suffixes`` it may be either.
         holds: what a folder or a file with one of the suffixes must be besides, None for any.
         options: whether it takes ``data.options``.
     """
@@ -67,6 +68,7 @@ FORMATS = {
     ),
     "datasets": Format(read_saved, folder=True, holds=is_saved),
     "av": Format(read_audiovisual, folder=True, holds=lambda path: "train" in find_lists(path), options=True),
+    "webdataset": Format(read_tars, (".tar",), folder=True, holds=has_tars, options=True),
     "folder": Format(read_folder, folder=True),
 }
 
@@ -87,7 +89,7 @@ def read(request: Request) -> Raw:
     if not path.exists():
         raise RefusedData(Problem(request.source, "", None, _missing(path)))
     format = _detect(path) if request.format == "auto" else FORMATS[request.format]
-    if path.is_dir() != format.folder:
+    if not (format.folder if path.is_dir() else format.suffixes or not format.folder):
         kind = "folder" if format.folder else "file"
         raise RefusedData(Problem(request.source, "", None, f"format '{request.format}' is a {kind}, and this is none"))
     if request.options and not format.options:

@@ -9,10 +9,11 @@ from pathlib import Path
 import numpy as np
 
 from ..media import FrameRows, MediaRows, SpectrogramRows
+from ..media_files import Place
 from ..raw import Problem, Raw, RefusedData, Request, nearest
 from .lists import find_lists, read_list
 
-__all__ = ["OPTIONS", "read_audiovisual"]
+__all__ = ["MODALITIES", "OPTIONS", "OTHERS", "READ", "media_rows", "numbers_of", "read_audiovisual"]
 
 MODALITIES = ("audio", "video")
 READ = {"audio": (".wav", ".flac", ".ogg"), "video": (".jpg", ".jpeg", ".png")}
@@ -50,7 +51,7 @@ def read_audiovisual(path: Path, request: Request) -> Raw:
     alone, are its frames; what the folders are called does not matter. The modalities are ``audio`` and ``video``; a
     sample may lack one of them. An id that is listed more than once is a sample each time.
     """
-    numbers = _numbers(request, path)
+    numbers = numbers_of(request, path)
     raw, identifiers = _listed(path, request)
     for name in request.modalities or ():
         if name not in MODALITIES:
@@ -61,13 +62,8 @@ def read_audiovisual(path: Path, request: Request) -> Raw:
     arrays: dict[str, MediaRows] = {}
     for name in wanted:
         held = found[name].of
-        if held and name == "audio":
-            keys = ("sample_rate", "n_fft", "hop", "max_steps")
-            files = [held[i][0] if i in held else None for i in identifiers]
-            arrays[name] = SpectrogramRows(files, **{key: numbers[key] for key in keys})
-        elif held:
-            files = [held.get(i, []) for i in identifiers]
-            arrays[name] = FrameRows(files, numbers["frames"], numbers["image_size"])
+        if held:
+            arrays[name] = media_rows(name, [held.get(i, []) for i in identifiers], numbers)
         elif request.modalities is not None and not request.apply:
             message = f"no id of the lists has a file {PLACES[name]} below this folder"
             raise RefusedData(Problem(str(path), name, None, message))
@@ -167,7 +163,16 @@ def _remarks(raw: Raw, path: Path, name: str, found: _Found, request: Request) -
         yield raw.problem(name, None, f"{message}, say so by data.ignore=[{ignored}]", "warning")
 
 
-def _numbers(request: Request, path: Path) -> Mapping[str, int]:
+def media_rows(name: str, files: Sequence[Sequence[Place]], numbers: Mapping[str, int]) -> MediaRows:
+    """Of a modality, the files of each row. Of several sounds of a row the first is read."""
+    if name == "audio":
+        keys = ("sample_rate", "n_fft", "hop", "max_steps")
+        return SpectrogramRows([row[0] if row else None for row in files], **{key: numbers[key] for key in keys})
+    return FrameRows(files, numbers["frames"], numbers["image_size"])
+
+
+def numbers_of(request: Request, path: Path) -> Mapping[str, int]:
+    """:data:`OPTIONS` as they are asked for. Raises RefusedData for others."""
     for key, value in request.options.items():
         if key not in OPTIONS:
             message = f"no option '{key}'{nearest(key, list(OPTIONS))}; there are {', '.join(OPTIONS)}"
