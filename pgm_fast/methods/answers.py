@@ -9,12 +9,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..errors import ConfigError
-from ..nn.calibration import fit_temperature, label_log_likelihood, mixture_weights
+from ..nn.calibration import fit_temperature, label_log_likelihood, mixture_weights, pool_weights
 from ..ops import certainty_weighted_logits
 
 __all__ = ["ANSWERS", "Answer", "make_answer", "usable_alone"]
 
-ANSWERS = ("auto", "task", "mean", "certainty", "experts", "stack")
+ANSWERS = ("auto", "task", "mean", "certainty", "experts", "stack", "pool")
+_FITTED = ("stack", "pool")
 
 
 def make_answer(method: str, wanted: str, own: str, heads: Sequence[str], task: str) -> Answer | None:
@@ -52,12 +53,14 @@ class Answer(nn.Module):
     - ``experts``: sum of the z_k, a product of experts, which is also what the task loss is taken of (as I2M2,
       Madaan et al., NeurIPS 2024);
     - ``stack``: sum_k w_k softmax(z_k / T_k): every head calibrated on the validation split, then weights of their
-      mixture, see :mod:`.calibration`. Until a first validation it is ``mean``.
+      mixture, see :mod:`.calibration`. Until a first validation it is ``mean``;
+    - ``pool``: sum_k w_k z_k / T_k: every head calibrated on the validation split, then the weights >= 0 of their
+      product, see :func:`~pgm_fast.nn.calibration.pool_weights`. Classification and multilabel.
 
     The results are logits: their softmax (sigmoid) is the answer's probability.
 
     Args:
-        kind: one of mean, certainty, experts, stack.
+        kind: one of mean, certainty, experts, stack, pool.
         heads: names of the heads, in a fixed order.
         task: classification, multilabel or regression.
 
@@ -67,14 +70,16 @@ class Answer(nn.Module):
 
     def __init__(self, kind: str, heads: Sequence[str], task: str):
         super().__init__()
-        if kind not in ("mean", "certainty", "experts", "stack"):
+        if kind not in ANSWERS[2:]:
             raise ConfigError(f"model.answer is {kind!r}, must be one of {', '.join(ANSWERS)}")
         if kind == "certainty" and task != "classification":
             raise ConfigError(f"model.answer=certainty weighs classes, the data's task is {task}: use mean or stack")
+        if kind == "pool" and task == "regression":
+            raise ConfigError("model.answer=pool multiplies probabilities, the data's task is regression: use stack")
         self.kind = kind
         self.heads = tuple(heads)
         self.task = task
-        self.fitted = kind == "stack"
+        self.fitted = kind in _FITTED
         if self.fitted:
             self.register_buffer("temperature", torch.ones(len(self.heads)))
             self.register_buffer("weight", torch.full((len(self.heads),), 1.0 / len(self.heads)))
@@ -98,6 +103,8 @@ class Answer(nn.Module):
         stacked = torch.stack(heads, dim=1)
         if self.kind == "experts":
             return (stacked * mask.unsqueeze(-1)).sum(1)
+        if self.kind == "pool":
+            return (stacked * (mask * (self.weight / self.temperature)).to(stacked.dtype).unsqueeze(-1)).sum(1)
         weight = mask.to(stacked.dtype)
         if self.fitted:
             weight = weight * self.weight.to(stacked.dtype)
@@ -129,12 +136,16 @@ class Answer(nn.Module):
         temperatures = [
             fit_temperature(self.task, z[rows], labels[rows]) for z, rows in zip(heads, mask.T, strict=True)
         ]
-        evidence = torch.stack(
-            [label_log_likelihood(self.task, z, labels, t) for z, t in zip(heads, temperatures, strict=True)], dim=1
-        )
         before = self.temperature.clone(), self.weight.clone()
         self.temperature.copy_(torch.tensor(temperatures))
-        self.weight.copy_(mixture_weights(evidence, mask))
+        if self.kind == "pool":
+            calibrated = torch.stack([z / t for z, t in zip(heads, temperatures, strict=True)], dim=1)
+            self.weight.copy_(pool_weights(self.task, calibrated, labels, mask))
+        else:
+            evidence = torch.stack(
+                [label_log_likelihood(self.task, z, labels, t) for z, t in zip(heads, temperatures, strict=True)], dim=1
+            )
+            self.weight.copy_(mixture_weights(evidence, mask))
         return not all(map(torch.equal, before, (self.temperature, self.weight)))
 
 

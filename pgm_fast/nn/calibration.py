@@ -19,13 +19,16 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-__all__ = ["Calibration", "fit_temperature", "label_log_likelihood", "mixture_weights"]
+__all__ = ["Calibration", "fit_temperature", "label_log_likelihood", "mixture_weights", "pool_weights"]
 
 COOLEST, HOTTEST = 0.05, 20.0  # between a head twenty times too timid and one twenty times too sure
 _SEARCH_STEPS = 40  # golden section: an interval of log 400 shrinks to 3e-8 of itself
 _GOLDEN = (math.sqrt(5) - 1) / 2
 EM_STEPS = 40
 PSEUDO_COUNTS = 4.0  # rows a head is credited with before any is seen
+_NEWTON_STEPS = 50
+_HALVINGS = 30
+_SETTLED = 1e-12  # of the loss, relative
 
 
 class Calibration(nn.Module):
@@ -184,3 +187,68 @@ def mixture_weights(log_likelihood: Tensor, usable: Tensor) -> Tensor:
         counts = responsibility.sum(0) + PSEUDO_COUNTS
         weight = counts / counts.sum()
     return weight
+
+
+def pool_weights(task: str, logits: Tensor, labels: Tensor, usable: Tensor) -> Tensor:
+    """Weights ``[K]`` >= 0 of a product of K heads, whose logits are sum_k w_k z_k (a logarithmic opinion pool: Genest
+    and Zidek, Statistical Science 1, 1986).
+
+    The maximum of their posterior: the rows' likelihoods under a normal prior around 1 / K, the geometric mean, of
+    precision :data:`PSEUDO_COUNTS`. Its negative logarithm is convex, and minimised by projected Newton steps
+    (Bertsekas, SIAM Journal on Control and Optimization 20, 1982).
+
+    Args:
+        task: classification or multilabel.
+        logits: calibrated, ``[n, K, C]``.
+        labels: int64 ``[n]``, or ``[n, C]``.
+        usable: bool ``[n, K]``: heads that have something to go by in a row; the others take no part in it.
+    """
+    z = logits.detach().double().masked_fill(~usable.unsqueeze(-1), 0.0)
+    start = torch.full((z.shape[1],), 1.0 / z.shape[1], dtype=z.dtype, device=z.device)
+
+    def loss(weight: Tensor) -> Tensor:
+        likelihood = label_log_likelihood(task, torch.einsum("nkc,k->nc", z, weight), labels)
+        return 0.5 * PSEUDO_COUNTS * (weight - start).square().sum() - likelihood.sum()
+
+    weight, reached = start, loss(start)
+    for _ in range(_NEWTON_STEPS):
+        slope, curvature = _pool_derivatives(task, z, labels, weight)
+        slope = slope + PSEUDO_COUNTS * (weight - start)
+        curvature.diagonal().add_(PSEUDO_COUNTS)
+        at_zero = (weight == 0) & (slope > 0)
+        free = torch.outer(~at_zero, ~at_zero)
+        newton = torch.linalg.solve(
+            torch.where(free, curvature, torch.eye(len(weight), dtype=z.dtype, device=z.device)), slope
+        )
+        newton = newton.masked_fill(at_zero, 0.0)
+        for halving in range(_HALVINGS):
+            tried = (weight - newton * 0.5**halving).clamp(min=0)
+            found = loss(tried)
+            if found < reached:
+                break
+        else:
+            return weight
+        settled = reached - found <= _SETTLED * (1 + abs(reached))
+        weight, reached = tried, found
+        if settled:
+            break
+    return weight
+
+
+def _pool_derivatives(task: str, z: Tensor, labels: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+    """Gradient ``[K]`` and Hessian ``[K, K]`` of the negative log likelihood in the weights."""
+    pooled = torch.einsum("nkc,k->nc", z, weight)
+    if task == "classification":
+        p, wanted = pooled.softmax(-1), F.one_hot(labels, z.shape[2])
+        mean = torch.einsum("nkc,nc->nk", z, p)
+        curvature = _gram(z, p) - mean.t() @ mean
+    else:
+        p, wanted = pooled.sigmoid(), labels.view_as(pooled)
+        curvature = _gram(z, p * (1 - p))
+    return torch.einsum("nkc,nc->k", z, p - wanted.to(z.dtype)), curvature
+
+
+def _gram(z: Tensor, weight: Tensor) -> Tensor:
+    """``[K, K]``: products of ``z [n, K, C]`` with itself, summed with weights ``[n, C]``."""
+    flat = (z * weight.sqrt().unsqueeze(1)).transpose(0, 1).flatten(1)
+    return flat @ flat.t()

@@ -11,13 +11,13 @@ from tolerances import FP64
 from pgm_fast.errors import ConfigError
 from pgm_fast.methods import METHODS, HeldOut, ModelConfig, build
 from pgm_fast.methods.answers import ANSWERS, Answer
-from pgm_fast.nn.calibration import fit_temperature, label_log_likelihood, mixture_weights
+from pgm_fast.nn.calibration import PSEUDO_COUNTS, fit_temperature, label_log_likelihood, mixture_weights, pool_weights
 from pgm_fast.ops import certainty_weighted_logits
 from pgm_fast.train import evaluate, fit
 from pgm_fast.train.configure import from_yaml, make_config, to_yaml
 
 HEADS = ("task", "uni/text", "uni/audio")
-KINDS = ("mean", "certainty", "experts", "stack")
+KINDS = ("mean", "certainty", "experts", "stack", "pool")
 
 
 def normal(*shape, seed=0):
@@ -116,6 +116,37 @@ def test_weights_of_a_mixture_go_to_who_explains_the_labels():
     assert none.tolist() == [0.5, 0.5]
 
 
+@pytest.mark.parametrize("task", ["classification", "multilabel"])
+def test_weights_of_a_pool_are_the_likeliest_of_all_that_are_not_negative(task):
+    labels = labels_of(task, 300)
+    truth = torch.nn.functional.one_hot(labels).double() if task == "classification" else 2 * labels - 1
+    z = torch.stack([k * truth + normal(300, 3, seed=k) for k in (0, 1, 2)] + [-truth], 1)
+    usable = torch.arange(1200).view(300, 4) % 7 > 0
+    weight = pool_weights(task, z, labels, usable)
+
+    def loss(weight):
+        pooled = torch.einsum("nkc,k->nc", z.masked_fill(~usable.unsqueeze(-1), 0.0), weight)
+        prior = 0.5 * PSEUDO_COUNTS * (weight - 0.25).square().sum()
+        return prior - label_log_likelihood(task, pooled, labels).sum()
+
+    assert weight[3] == 0 and weight[2] > weight[1] > weight[0]
+    for direction in (*torch.eye(4, dtype=torch.float64), *-torch.eye(4, dtype=torch.float64)):
+        tried = (weight + 1e-3 * direction).clamp(min=0)
+        assert loss(tried) > loss(weight) or torch.equal(tried, weight)
+    none = pool_weights(task, z, labels, torch.zeros_like(usable))
+    torch.testing.assert_close(none, torch.full_like(none, 0.25), rtol=FP64, atol=FP64)
+
+
+def test_a_pool_is_the_weighted_sum_of_calibrated_heads():
+    logits, usable = heads(), {"uni/text": torch.arange(40) % 2 == 0}
+    answer = Answer("pool", HEADS, "classification").double()
+    assert answer.fit(logits, labels_of("classification"), usable)
+    seen = {"task": 1.0, "uni/text": usable["uni/text"].double()[:, None], "uni/audio": 1.0}
+    scales = dict(zip(HEADS, answer.weight / answer.temperature, strict=True))
+    expected = sum(scales[name] * seen[name] * z for name, z in logits.items())
+    torch.testing.assert_close(answer(logits, usable), expected, rtol=FP64, atol=FP64)
+
+
 @pytest.mark.parametrize("name", ["pgm", "dimml", "dmil", "ensemble"])
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_method_with_several_heads_has_every_answer(make_batch, name, kind):
@@ -129,7 +160,7 @@ def test_every_method_with_several_heads_has_every_answer(make_batch, name, kind
     out = method(batch)
     logits = {**out.further, **{f"uni/{m}": z for m, z in out.unimodal.items()}}
     changed = method.after_validation({}, HeldOut(logits, batch.labels, batch.presence))
-    assert changed == (kind == "stack")
+    assert changed == (kind in ("stack", "pool"))
     usable = {"uni/audio": batch.presence["audio"]}
     own = {k: logits[k] for k in method.answer.heads}
     torch.testing.assert_close(method(batch).logits, method.answer(own, usable), rtol=FP64, atol=FP64)
@@ -140,6 +171,7 @@ def test_every_method_with_several_heads_has_every_answer(make_batch, name, kind
     ("name", "task", "answer", "message"),
     [
         ("pgm", "regression", "certainty", "model.answer=certainty weighs classes, the data's task is regression"),
+        ("pgm", "regression", "pool", "model.answer=pool multiplies probabilities, the data's task is regression"),
         ("joint", "classification", "stack", "method joint has one head here: use auto"),
         ("pgm", "retrieval", "mean", "retrieval has no heads that predict labels: use auto"),
         ("pgm", "classification", "means", "did you mean mean?"),
