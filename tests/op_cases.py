@@ -391,13 +391,14 @@ def outputs(result) -> tuple[torch.Tensor, ...]:
 
 
 def forward_and_gradients(function, tensors, seed: int = 1, **kwargs):
-    """Outputs and the gradients of a fixed random projection of them, with respect to every tensor."""
+    """Outputs and the gradients of a fixed random projection of them, with respect to every tensor; 0 where there is
+    none."""
     leaves = [x.detach().clone().requires_grad_() for x in tensors]
     result = outputs(function(*leaves, **kwargs))
     generator = torch.Generator().manual_seed(seed)
     directions = [torch.randn(x.shape, generator=generator, dtype=torch.float64).to(x) for x in result]
     scalar = sum((x.double() * direction.double()).sum() for x, direction in zip(result, directions, strict=True))
-    gradients = torch.autograd.grad(scalar, leaves)
+    gradients = torch.autograd.grad(scalar, leaves, materialize_grads=True)
     return [x.detach() for x in result], list(gradients)
 
 
