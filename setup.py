@@ -30,7 +30,7 @@ from setuptools.errors import CompileError
 
 NATIVE = "pgm_fast._native"
 CUDA = "pgm_fast._cuda"
-CUDA_KERNELS = ["partition", "partition_dual", "multi_rate"]
+CUDA_KERNELS = ["partition", "partition_boundary", "partition_dual", "multi_rate"]
 CUDA_FLAGS = ["-O3", "-std=c++17", "-DNDEBUG", "-Xcompiler", "-fPIC,-fvisibility=hidden"]
 # machine code for these, and for later ones the last as PTX; what nvcc does not know is left out
 CUDA_ARCHITECTURES = ["8.0", "9.0", "10.0"]

@@ -86,22 +86,27 @@ struct Bump {
   T peak, tilt;
 };
 
-// A sharper edge than this is a step all the same, and products with it stay finite.
+// A sharper edge than this is a step all the same, a boundary further out too, and products of both stay in order.
 constexpr double kSharpest = 1e30;
 
 inline double bump_curve(double width, double d) { return std::fmin(kLog2OfE / (2 * width * width * d * d), kSharpest); }
 
+template <class T>
+PGM_FAST_HOST_DEVICE T no_steeper(T x) {
+  constexpr T steepest = T(kSharpest);
+  return x > steepest ? steepest : x < -steepest ? -steepest : x;
+}
+
 // b from the left end of d places, or from the right one.
 template <class T>
-PGM_FAST_HOST_DEVICE Bump<T> bump(T b, bool from_right, T d, T curve) {
+PGM_FAST_HOST_DEVICE Bump<T> bump(T given, bool from_right, T d, T curve) {
+  const T b = no_steeper(given);
   const T center = from_right ? d - b * d : b * d;
   T peak = floor(center) > d - 1 ? d - 1 : floor(center);
   peak = peak > 0 ? peak : T(0);
   const T beyond = from_right ? fma(-b, d, d - peak) : fma(b, d, -peak);
-  constexpr T steepest = T(kSharpest);
-  const T tilt = curve * (2 * beyond - 1);
   // no boundary at infinity: NaN, as in the formula
-  return {peak, (tilt > steepest ? steepest : tilt < -steepest ? -steepest : tilt) + (b - b)};
+  return {peak, no_steeper(curve * (2 * beyond - 1)) + (given - given)};
 }
 
 template <class V>
@@ -109,7 +114,7 @@ PGM_FAST_HOST_DEVICE V bump_exponent(V u, V curve, V tilt) {
   return u * (tilt - curve * u);
 }
 
-// From the sum over a row of u times the logits' gradients, the factor that makes the gradient of its center.
-inline double bump_gradient_factor(double width, double d) { return 1 / (width * width * d); }
+// From the sum over a row of u times the logits' gradients, the factor that makes the gradient of its center: 1 / width^2 d.
+inline double bump_gradient_factor(double curve, double d) { return 2 * curve * d / kLog2OfE; }
 
 }  // namespace pgm_fast

@@ -125,7 +125,7 @@ void gradient_rows(int64_t rows, Matrix grad_uni, Matrix grad_paired, Matrix gra
   const int64_t d = h.width;
   const bool bypass = bypasses_cache(rows, {grad_uni, grad_paired, h, grad_h});
   const V least = V::set(static_cast<T>(floor)), above = V::set(static_cast<T>(1 - floor));
-  const double factor = bump_gradient_factor(width, d);
+  const double factor = bump_gradient_factor(bump_curve(width, d), d);
   parallel_rows(rows, 2 * d, threads, [&](int64_t begin, int64_t end) {
     auto gate = gates_of<V>(b_uni, b_paired, begin, end, d, width);
     Bumps<V> uni(b_uni, false, d, width), paired(b_paired, true, d, width);

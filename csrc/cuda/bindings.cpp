@@ -66,6 +66,13 @@ PYBIND11_MODULE(_cuda, m) {
   m.def("partition_dual_backward",
         on_stream<int64_t, Matrix, Matrix, Matrix, Matrix, Matrix, Matrix, Matrix, double, Matrix, Matrix, Matrix>(
             &cuda::partition_dual_backward));
+  m.def("partition_boundary",
+        on_stream<int64_t, Matrix, Matrix, Matrix, double, double, bool, Matrix, Matrix>(&cuda::partition_boundary));
+  m.def("partition_boundary_with_share",
+        on_stream<int64_t, Matrix, Matrix, Matrix, double, double, bool, Matrix, Matrix, Matrix>(&cuda::partition_boundary_with_share));
+  m.def("partition_boundary_backward",
+        on_stream<int64_t, Matrix, Matrix, Matrix, Matrix, Matrix, Matrix, double, double, bool, Matrix, Matrix, Matrix>(
+            &cuda::partition_boundary_backward));
   // a launch is the address of its words
   m.def("multi_rate_squares", [](uintptr_t launch, uintptr_t partials, uintptr_t sums, int device, uintptr_t stream) {
     const OnDevice scope(device);

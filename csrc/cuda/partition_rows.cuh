@@ -9,6 +9,7 @@
 #include <limits>
 
 #include "elements.cuh"
+#include "partition_logits.cuh"
 #include "scans.cuh"
 
 namespace pgm_fast::cuda {
@@ -22,15 +23,15 @@ constexpr int64_t kMaxRegisterWidth = kMaxWarpsPerRow * kWarp * kWide;  // 8192
 
 template <class Split>
 struct RowTensors {
+  Split split;
   int64_t rows;
   int width;
-  float inverse_temperature;
   const void* h;
-  const void* z[Split::kGates];
-  void* part[Split::kParts];             // forward: outputs; backward: their gradients
-  float* share;                          // the same, [rows, kShares]; kernels with kShare only
-  void* grad_h;                          // backward only
-  void* grad_z[Split::kGates];           // backward only
+  Matrix logits[Split::kGates];       // or boundaries, see partition_logits.cuh
+  void* part[Split::kParts];          // forward: outputs; backward: their gradients
+  float* share;                       // the same, [rows, kShares]; kernels with kShare only
+  void* grad_h;                       // backward only
+  Matrix grad_logits[Split::kGates];  // backward only
 };
 
 // The threads that share a row, and where their warps leave sums for each other.
@@ -146,32 +147,39 @@ __device__ __forceinline__ void scan_row_from_right(const RowThreads<kBlock>& ro
   }
 }
 
-// exp((z - maximum) / temperature) of a thread's share of a row, and what its gates are made of.
+// The exponentials of a thread's share of a row, and what its gates are made of.
 template <class Split, class S, int ITEMS, bool kBlock>
 struct RowGates {
   static constexpr int kGates = Split::kGates, kSize = Sixteen<S>::size;
   float e[kGates][ITEMS][kSize];
   float before[kGates][ITEMS], after[kGates][ITEMS];
-  float largest[kGates], inverse_total[kGates];
+  typename Split::Start start[kGates];
+  float inverse_total[kGates];
 
-  __device__ __forceinline__ void compute(const RowTensors<Split>& t, const RowThreads<kBlock>& threads, int64_t base,
-                                          int first) {
+  __device__ __forceinline__ void compute(const RowTensors<Split>& t, const RowThreads<kBlock>& threads, int64_t row, int first) {
+    if constexpr (Split::kLoaded) {
 #pragma unroll
-    for (int n = 0; n < kGates; ++n) load(t, n, base, first);
+      for (int n = 0; n < kGates; ++n) load(t, n, row, first);
 #pragma unroll
-    for (int n = 0; n < kGates; ++n) {
-      largest[n] = -INFINITY;
+      for (int n = 0; n < kGates; ++n) {
+        start[n] = -INFINITY;
 #pragma unroll
-      for (int i = 0; i < ITEMS; ++i) {
+        for (int i = 0; i < ITEMS; ++i) {
 #pragma unroll
-        for (int j = 0; j < kSize; ++j) largest[n] = e[n][i][j] > largest[n] ? e[n][i][j] : largest[n];
+          for (int j = 0; j < kSize; ++j) start[n] = e[n][i][j] > start[n] ? e[n][i][j] : start[n];
+        }
       }
+      threads.maxima(start);
+    } else {
+#pragma unroll
+      for (int n = 0; n < kGates; ++n) start[n] = t.split.start(n, t.logits[n], row, t.width);
+      // until the sums of the block's row before have been read, which maxima wait for elsewhere
+      if (kBlock && row >= gridDim.x) __syncthreads();
     }
-    threads.maxima(largest);
     float own[kGates][ITEMS], total[kGates];
 #pragma unroll
     for (int n = 0; n < kGates; ++n) {
-      exponentials(t, n);
+      exponentials(t, n, first);
 #pragma unroll
       for (int i = 0; i < ITEMS; ++i) {
         own[n][i] = 0;
@@ -185,30 +193,41 @@ struct RowGates {
   }
 
   // e of gate n again, where it could not be kept.
-  __device__ __forceinline__ void again(const RowTensors<Split>& t, int n, int64_t base, int first) {
-    load(t, n, base, first);
-    exponentials(t, n);
+  __device__ __forceinline__ void again(const RowTensors<Split>& t, int n, int64_t row, int first) {
+    if constexpr (Split::kLoaded) load(t, n, row, first);
+    exponentials(t, n, first);
   }
 
-  // z into e; what is past the row's end counts as e = 0.
-  __device__ __forceinline__ void load(const RowTensors<Split>& t, int n, int64_t base, int first) {
+  // Logits into e; what is past the row's end counts as e = 0.
+  __device__ __forceinline__ void load(const RowTensors<Split>& t, int n, int64_t row, int first) {
 #pragma unroll
     for (int i = 0; i < ITEMS; ++i) {
       const int k = first + i * kWarp * kSize;
       if (k < t.width) {
-        load_sixteen<S>(t.z[n], base, k).unpack(e[n][i]);
+        load_sixteen<S>(t.logits[n].data, row * t.width, k).unpack(e[n][i]);
       } else {
 #pragma unroll
         for (int j = 0; j < kSize; ++j) e[n][i][j] = -INFINITY;
       }
     }
   }
-  __device__ __forceinline__ void exponentials(const RowTensors<Split>& t, int n) {
+  __device__ __forceinline__ void exponentials(const RowTensors<Split>& t, int n, int first) {
 #pragma unroll
     for (int i = 0; i < ITEMS; ++i) {
 #pragma unroll
-      for (int j = 0; j < kSize; ++j) e[n][i][j] = expf((e[n][i][j] - largest[n]) * t.inverse_temperature);
+      for (int j = 0; j < kSize; ++j) {
+        if constexpr (Split::kLoaded) {
+          e[n][i][j] = t.split.exponential(e[n][i][j], start[n]);
+        } else {
+          const bool inside = first + i * kWarp * kSize < t.width;
+          e[n][i][j] = inside ? t.split.exponential(from_peak(n, i, j, first), start[n]) : 0.0f;
+        }
+      }
     }
+  }
+  // How far value j of vector i is from the peak of a bump.
+  __device__ __forceinline__ float from_peak(int n, int i, int j, int first) const {
+    return (static_cast<float>(first) - start[n].peak) + static_cast<float>(i * kWarp * kSize + j);
   }
 
   // Gates and complements of vector i.
@@ -252,7 +271,7 @@ __global__ void __launch_bounds__(kBlock ? kMaxWarpsPerRow* kWarp : kNarrowRowsP
       if (k < t.width) h[i] = load_sixteen<S>(t.h, base, k);
     }
     RowGates<Split, S, kItems, kBlock> held;
-    held.compute(t, threads, base, first);
+    held.compute(t, threads, row, first);
     float share[kShares];
 #pragma unroll
     for (int n = 0; n < kShares; ++n) share[n] = 0;
@@ -266,7 +285,7 @@ __global__ void __launch_bounds__(kBlock ? kMaxWarpsPerRow* kWarp : kNarrowRowsP
 #pragma unroll
       for (int j = 0; j < kSize; ++j) {
         float of_one[Split::kParts];
-        Split::split(gate[j], complement[j], x[j], of_one);
+        t.split.split(gate[j], complement[j], x[j], of_one);
 #pragma unroll
         for (int n = 0; n < Split::kParts; ++n) part[n][j] = of_one[n];
         if constexpr (kShare) {
@@ -302,8 +321,8 @@ __global__ void __launch_bounds__(kBlock ? kMaxWarpsPerRow* kWarp : kNarrowRowsP
   for (int64_t row = kBlock ? blockIdx.x : int64_t{blockIdx.x} * kNarrowRowsPerBlock + warp; row < t.rows; row += step) {
     const int64_t base = row * t.width;
     RowGates<Split, S, kItems, kBlock> held;
-    held.compute(t, threads, base, first);
-    float by_share[Split::kProducts];
+    held.compute(t, threads, row, first);
+    float by_share[Split::kMasses];
     if constexpr (kShare) {
       float grad[Split::kShares];
       load_floats(t.share + row * Split::kShares, grad);
@@ -339,13 +358,9 @@ __global__ void __launch_bounds__(kBlock ? kMaxWarpsPerRow* kWarp : kNarrowRowsP
         float of_one[kParts], product[Split::kProducts], of_gate[kGates];
 #pragma unroll
         for (int n = 0; n < kParts; ++n) of_one[n] = grad[n][j];
-        grad_h[j] = Split::grad_h(gate[j], complement[j], of_one);
-        Split::products(x[j], of_one, product);
-        if constexpr (kShare) {
-#pragma unroll
-          for (int n = 0; n < Split::kProducts; ++n) product[n] += by_share[n];
-        }
-        Split::grad_gates(gate[j], complement[j], product, of_gate);
+        grad_h[j] = t.split.grad_h(gate[j], complement[j], of_one);
+        t.split.products(x[j], of_one, product);
+        Split::template grad_gates<kShare>(gate[j], complement[j], product, by_share, of_gate);
 #pragma unroll
         for (int n = 0; n < kGates; ++n) {
           by_gate[n][i][j] = of_gate[n];
@@ -355,7 +370,7 @@ __global__ void __launch_bounds__(kBlock ? kMaxWarpsPerRow* kWarp : kNarrowRowsP
       store_sixteen<S>(grad_h, t.grad_h, base, k);
     }
 
-    // grad_z = p (s - <p, s>) / temperature, s_k the sum of by_gate from k on; <p, s> = <by_gate, gate>
+    // grad_z = p (s - <p, s>) times a factor, s_k the sum of by_gate from k on; <p, s> = <by_gate, gate>
     float own[kGates][kItems], after[kGates][kItems];
 #pragma unroll
     for (int n = 0; n < kGates; ++n) {
@@ -367,11 +382,13 @@ __global__ void __launch_bounds__(kBlock ? kMaxWarpsPerRow* kWarp : kNarrowRowsP
       }
     }
     scan_row_from_right<kBlock>(threads, own, after, dot, 2 * kGates);
+    float by_center[kGates];
 #pragma unroll
     for (int n = 0; n < kGates; ++n) {
+      by_center[n] = 0;
       // two softmaxes and two gradients do not fit the registers of a large block
-      if constexpr (kBlock && kGates > 1) held.again(t, n, base, first);
-      const float scale = held.inverse_total[n] * t.inverse_temperature;
+      if constexpr (kBlock && kGates > 1) held.again(t, n, row, first);
+      const float scale = held.inverse_total[n] * t.split.factor;
 #pragma unroll
       for (int i = 0; i < kItems; ++i) {
         const int k = first + i * kWarp * kSize;
@@ -381,8 +398,17 @@ __global__ void __launch_bounds__(kBlock ? kMaxWarpsPerRow* kWarp : kNarrowRowsP
         for (int j = kSize - 1; j >= 0; --j) {
           sum += by_gate[n][i][j];
           grad_z[j] = held.e[n][i][j] * (after[n][i] + sum - dot[n]) * scale;
+          if constexpr (!Split::kLoaded) by_center[n] += grad_z[j] * held.from_peak(n, i, j, first);
         }
-        store_sixteen<S>(grad_z, t.grad_z[n], base, k);
+        if constexpr (Split::kLoaded) store_sixteen<S>(grad_z, t.grad_logits[n].data, base, k);
+      }
+    }
+    if constexpr (!Split::kLoaded) {
+      // where logits that are loaded have their maxima
+      threads.sums(by_center, 0);
+      if (threads.warp == 0 && lane_index() == 0) {
+#pragma unroll
+        for (int n = 0; n < kGates; ++n) t.split.store_gradient(n, by_center[n], t.grad_logits[n], row);
       }
     }
   }

@@ -10,6 +10,7 @@
 #include <limits>
 
 #include "elements.cuh"
+#include "partition_logits.cuh"
 #include "scans.cuh"
 
 namespace pgm_fast::cuda {
@@ -23,24 +24,25 @@ constexpr int64_t kMaxChunk = std::numeric_limits<int>::max() / kWarp - 1;
 
 template <class Split>
 struct TileTensors {
+  Split split;
   int64_t rows;
   int64_t width;
   int64_t gates;
-  double inverse_temperature;
   int chunk;  // elements per gate
   int tiles;
   int warps_per_row;  // 1 or kTileWarps
   Matrix h;
-  Matrix z[Split::kGates];
-  Matrix part[Split::kParts];     // forward: outputs; backward: their gradients
-  Matrix share;                   // the same, [rows, kShares]; kernels with kShare only
-  Matrix grad_h;                  // backward only
-  Matrix grad_z[Split::kGates];   // backward only
+  Matrix logits[Split::kGates];       // or boundaries, see partition_logits.cuh
+  Matrix part[Split::kParts];         // forward: outputs; backward: their gradients
+  Matrix share;                       // the same, [rows, kShares]; kernels with kShare only
+  Matrix grad_h;                      // backward only
+  Matrix grad_logits[Split::kGates];  // backward only
 };
 
 // The warps of a row, and their shared memory.
-template <class Split, class T>
+template <class Split>
 struct TileRow {
+  using T = typename Split::Number;
   static constexpr int kGates = Split::kGates, kShares = Split::kShares;
   static constexpr int kBoards = 2 * kGates + kShares;
   const TileTensors<Split>& t;
@@ -49,9 +51,9 @@ struct TileRow {
   T (*board)[kTileWarps];  // [kBoards]
   T* before;               // [kGates][tiles]: sum of the softmax before a tile
   T* after;                // and after it
-  T inverse_temperature;
-  T largest[kGates], inverse_total[kGates];
-  T by_share[Split::kProducts];  // backward with kShare only
+  typename Split::Start start[kGates];
+  T inverse_total[kGates];
+  T by_share[Split::kMasses];  // backward with kShare only
 
   __device__ void wait() const {
     if (t.warps_per_row == 1) {
@@ -63,14 +65,25 @@ struct TileRow {
 
   __device__ T exponential(int n, int64_t k) const {
     if (k >= t.gates) return T(0);
-    return exp((load_one<T>(t.z[n], row * t.gates + k) - largest[n]) * inverse_temperature);
+    if constexpr (Split::kLoaded) {
+      return t.split.exponential(load_one<T>(t.logits[n], row * t.gates + k), start[n]);
+    } else {
+      return t.split.exponential(from_peak(n, k), start[n]);
+    }
   }
+  // How far gate k is from the peak of a bump.
+  __device__ T from_peak(int n, int64_t k) const { return T(static_cast<int>(k)) - start[n].peak; }
 
+  __device__ void find_bumps() {
+    for (int n = 0; n < kGates; ++n) start[n] = t.split.start(n, t.logits[n], row, T(static_cast<int>(t.gates)));
+    // until the sums of the row before have been read
+    wait();
+  }
   __device__ void find_maxima() {
     for (int n = 0; n < kGates; ++n) {
       T x = T(-INFINITY);
       for (int64_t k = warp * kWarp + lane_index(); k < t.gates; k += t.warps_per_row * kWarp) {
-        const T z = load_one<T>(t.z[n], row * t.gates + k);
+        const T z = load_one<T>(t.logits[n], row * t.gates + k);
         x = z > x ? z : x;
       }
       x = lanes_maximum(x);
@@ -78,8 +91,8 @@ struct TileRow {
     }
     wait();
     for (int n = 0; n < kGates; ++n) {
-      largest[n] = board[n][0];
-      for (int w = 1; w < t.warps_per_row; ++w) largest[n] = board[n][w] > largest[n] ? board[n][w] : largest[n];
+      start[n] = board[n][0];
+      for (int w = 1; w < t.warps_per_row; ++w) start[n] = board[n][w] > start[n] ? board[n][w] : start[n];
     }
   }
 
@@ -109,7 +122,11 @@ struct TileRow {
 
   // Everything that gates() needs.
   __device__ void prepare() {
-    find_maxima();
+    if constexpr (Split::kLoaded) {
+      find_maxima();
+    } else {
+      find_bumps();
+    }
     for (int tile = warp; tile < t.tiles; tile += t.warps_per_row) {
       for (int n = 0; n < kGates; ++n) {
         const T sum = lanes_sum(exponential(n, int64_t{tile} * kWarp + lane_index()));
@@ -171,19 +188,24 @@ struct TileRow {
     spread_grad_share(grad, T(t.gates), by_share);
   }
 
-  // Sums over the lanes and warps of the row become its share.
-  __device__ void store_share(const T (&mass)[kShares]) const {
-    for (int n = 0; n < kShares; ++n) {
-      const T sum = lanes_sum(mass[n]);
-      if (lane_index() == 0) board[2 * kGates + n][warp] = sum;
+  // Sums over the lanes and warps of the row; for its first thread, which is told so.
+  template <int N>
+  __device__ bool sums(T (&x)[N]) const {
+    static_assert(N <= kShares, "the boards of the shares");
+    for (int n = 0; n < N; ++n) {
+      x[n] = lanes_sum(x[n]);
+      if (lane_index() == 0) board[2 * kGates + n][warp] = x[n];
     }
     wait();
-    if (warp != 0 || lane_index() != 0) return;
-    for (int n = 0; n < kShares; ++n) {
-      T sum = 0;
-      for (int w = 0; w < t.warps_per_row; ++w) sum += board[2 * kGates + n][w];
-      store_one(sum / T(t.gates), t.share, row * kShares + n);
+    if (warp != 0 || lane_index() != 0) return false;
+    for (int n = 0; n < N; ++n) {
+      for (int w = 1; w < t.warps_per_row; ++w) x[n] += board[2 * kGates + n][w];
     }
+    return true;
+  }
+  __device__ void store_share(T (&mass)[kShares]) const {
+    if (!sums(mass)) return;
+    for (int n = 0; n < kShares; ++n) store_one(mass[n] / T(t.gates), t.share, row * kShares + n);
   }
 
   // The gradient of this lane's gate of a tile: the sum over its neighbours, and what the share adds.
@@ -193,25 +215,27 @@ struct TileRow {
     for (int n = 0; n < kGates; ++n) of_gate[n] = 0;
     if (k >= t.gates) return;
     T sum[Split::kProducts];
-    for (int n = 0; n < Split::kProducts; ++n) sum[n] = kShare ? by_share[n] : T(0);
+    for (int n = 0; n < Split::kProducts; ++n) sum[n] = 0;
     for (int64_t element = row * t.width + k * t.chunk; element < row * t.width + (k + 1) * t.chunk; ++element) {
       T grad[Split::kParts], product[Split::kProducts];
       load_parts(element, grad);
-      Split::products(load_one<T>(t.h, element), grad, product);
+      t.split.products(load_one<T>(t.h, element), grad, product);
       for (int n = 0; n < Split::kProducts; ++n) sum[n] += product[n];
     }
-    Split::grad_gates(gate, complement, sum, of_gate);
+    Split::template grad_gates<kShare>(gate, complement, sum, by_share, of_gate);
   }
 };
 
 // Which warp of which row this is. A block's rows, 1 or kTileWarps, each have their own stretch of the shared memory.
-template <class Split, class T>
-__device__ __forceinline__ TileRow<Split, T> tile_row(const TileTensors<Split>& t, T (*boards)[TileRow<Split, T>::kBoards][kTileWarps],
-                                                      unsigned char* memory, int arrays) {
+template <class Split>
+__device__ __forceinline__ TileRow<Split> tile_row(const TileTensors<Split>& t,
+                                                   typename Split::Number (*boards)[TileRow<Split>::kBoards][kTileWarps],
+                                                   unsigned char* memory, int arrays) {
+  using T = typename Split::Number;
   const int warp = static_cast<int>(threadIdx.x) / kWarp;
   const int slot = t.warps_per_row == 1 ? warp : 0;
   T* sums = reinterpret_cast<T*>(memory) + int64_t{slot} * arrays * Split::kGates * t.tiles;
-  return {t, t.warps_per_row == 1 ? 0 : warp, 0, boards[slot], sums, sums + Split::kGates * t.tiles, T(t.inverse_temperature), {}, {}, {}};
+  return {t, t.warps_per_row == 1 ? 0 : warp, 0, boards[slot], sums, sums + Split::kGates * t.tiles, {}, {}, {}};
 }
 
 template <class Split>
@@ -223,12 +247,13 @@ __device__ __forceinline__ int64_t row_step(const TileTensors<Split>& t) {
   return int64_t{gridDim.x} * (kTileWarps / t.warps_per_row);
 }
 
-template <class Split, class T, bool kShare>
+template <class Split, bool kShare>
 __global__ void __launch_bounds__(kTileWarps* kWarp, 1) partition_tile_forward(const __grid_constant__ TileTensors<Split> t) {
   constexpr int kGates = Split::kGates, kParts = Split::kParts, kShares = Split::kShares;
-  __shared__ T boards[kTileWarps][TileRow<Split, T>::kBoards][kTileWarps];
+  using T = typename Split::Number;
+  __shared__ T boards[kTileWarps][TileRow<Split>::kBoards][kTileWarps];
   extern __shared__ __align__(16) unsigned char memory[];
-  TileRow<Split, T> r = tile_row<Split, T>(t, boards, memory, 2);
+  TileRow<Split> r = tile_row(t, boards, memory, 2);
   for (r.row = first_row(t); r.row < t.rows; r.row += row_step(t)) {
     r.prepare();
     T share[kShares];
@@ -243,7 +268,7 @@ __global__ void __launch_bounds__(kTileWarps* kWarp, 1) partition_tile_forward(c
       }
       r.for_each_element(tile, gate, complement, [&](int64_t element, const T(&g)[kGates], const T(&c)[kGates]) {
         T part[kParts];
-        Split::split(g, c, load_one<T>(t.h, element), part);
+        t.split.split(g, c, load_one<T>(t.h, element), part);
         for (int n = 0; n < kParts; ++n) store_one(part[n], t.part[n], element);
       });
     }
@@ -251,12 +276,13 @@ __global__ void __launch_bounds__(kTileWarps* kWarp, 1) partition_tile_forward(c
   }
 }
 
-template <class Split, class T, bool kShare>
+template <class Split, bool kShare>
 __global__ void __launch_bounds__(kTileWarps* kWarp, 1) partition_tile_backward(const __grid_constant__ TileTensors<Split> t) {
   constexpr int kGates = Split::kGates, kParts = Split::kParts;
-  __shared__ T boards[kTileWarps][TileRow<Split, T>::kBoards][kTileWarps];
+  using T = typename Split::Number;
+  __shared__ T boards[kTileWarps][TileRow<Split>::kBoards][kTileWarps];
   extern __shared__ __align__(16) unsigned char memory[];
-  TileRow<Split, T> r = tile_row<Split, T>(t, boards, memory, 3);
+  TileRow<Split> r = tile_row(t, boards, memory, 3);
   T* by_tile = r.after + kGates * t.tiles;  // sum of the gates' gradients in a tile, then after it
   for (r.row = first_row(t); r.row < t.rows; r.row += row_step(t)) {
     r.prepare();
@@ -269,7 +295,7 @@ __global__ void __launch_bounds__(kTileWarps* kWarp, 1) partition_tile_backward(
       r.for_each_element(tile, gate, complement, [&](int64_t element, const T(&g)[kGates], const T(&c)[kGates]) {
         T grad[kParts];
         r.load_parts(element, grad);
-        store_one(Split::grad_h(g, c, grad), t.grad_h, element);
+        store_one(t.split.grad_h(g, c, grad), t.grad_h, element);
       });
       r.template grad_gates<kShare>(tile, gate, complement, of_gate);
       for (int n = 0; n < kGates; ++n) {
@@ -289,7 +315,9 @@ __global__ void __launch_bounds__(kTileWarps* kWarp, 1) partition_tile_backward(
       if (r.warp == 0) r.scan_from_right(by_tile + n * t.tiles, by_tile + n * t.tiles);
     }
     r.wait();
-    // grad_z = p (s - <p, s>) / temperature, s_k the sum of the gates' gradients from k on; <p, s> = <gate, its gradient>
+    // grad_z = p (s - <p, s>) times a factor, s_k the sum of the gates' gradients from k on; <p, s> = <gate, its gradient>
+    T by_center[kGates];
+    for (int n = 0; n < kGates; ++n) by_center[n] = 0;
     for (int tile = r.warp; tile < t.tiles; tile += t.warps_per_row) {
       T p[kGates], gate[kGates], complement[kGates], of_gate[kGates];
       r.gates(tile, p, gate, complement);
@@ -297,15 +325,27 @@ __global__ void __launch_bounds__(kTileWarps* kWarp, 1) partition_tile_backward(
       const int64_t k = int64_t{tile} * kWarp + lane_index();
       for (int n = 0; n < kGates; ++n) {
         const T s = by_tile[n * t.tiles + tile] + suffix_sum(of_gate[n]);
-        if (k < t.gates) store_one(p[n] * (s - dot[n]) * r.inverse_temperature, t.grad_z[n], r.row * t.gates + k);
+        const T grad_z = p[n] * (s - dot[n]) * t.split.factor;
+        if (k >= t.gates) continue;
+        if constexpr (Split::kLoaded) {
+          store_one(grad_z, t.grad_logits[n], r.row * t.gates + k);
+        } else {
+          by_center[n] += grad_z * r.from_peak(n, k);
+        }
+      }
+    }
+    if constexpr (!Split::kLoaded) {
+      if (r.sums(by_center)) {
+        for (int n = 0; n < kGates; ++n) t.split.store_gradient(n, by_center[n], t.grad_logits[n], r.row);
       }
     }
   }
 }
 
-template <class Split, bool kBackward, bool kShare>
-cudaError_t launch_tile_kernel(TileTensors<Split> t, bool in_double, cudaStream_t stream) {
-  if (t.gates > (in_double ? kMaxGates<double> : kMaxGates<float>)) return cudaErrorInvalidValue;
+template <bool kBackward, bool kShare, class Split>
+cudaError_t launch_tile_kernel(TileTensors<Split> t, cudaStream_t stream) {
+  using T = typename Split::Number;
+  if (t.gates > kMaxGates<T>) return cudaErrorInvalidValue;
   if (t.width / t.gates > kMaxChunk) return cudaErrorInvalidValue;
   t.chunk = static_cast<int>(t.width / t.gates);
   t.tiles = static_cast<int>((t.gates + kWarp - 1) / kWarp);
@@ -313,21 +353,12 @@ cudaError_t launch_tile_kernel(TileTensors<Split> t, bool in_double, cudaStream_
   const int64_t rows_per_block = kTileWarps / t.warps_per_row;
   const int64_t blocks = (t.rows + rows_per_block - 1) / rows_per_block;
   const unsigned grid = static_cast<unsigned>(blocks < std::numeric_limits<int>::max() ? blocks : std::numeric_limits<int>::max());
-  const size_t sums = rows_per_block * (kBackward ? 3 : 2) * Split::kGates * t.tiles;
-  const size_t bytes = sums * (in_double ? sizeof(double) : sizeof(float));
+  const size_t bytes = rows_per_block * (kBackward ? 3 : 2) * Split::kGates * t.tiles * sizeof(T);
   constexpr int kThreads = kTileWarps * kWarp;
   if constexpr (kBackward) {
-    if (in_double) {
-      partition_tile_backward<Split, double, kShare><<<grid, kThreads, bytes, stream>>>(t);
-    } else {
-      partition_tile_backward<Split, float, kShare><<<grid, kThreads, bytes, stream>>>(t);
-    }
+    partition_tile_backward<Split, kShare><<<grid, kThreads, bytes, stream>>>(t);
   } else {
-    if (in_double) {
-      partition_tile_forward<Split, double, kShare><<<grid, kThreads, bytes, stream>>>(t);
-    } else {
-      partition_tile_forward<Split, float, kShare><<<grid, kThreads, bytes, stream>>>(t);
-    }
+    partition_tile_forward<Split, kShare><<<grid, kThreads, bytes, stream>>>(t);
   }
   return cudaGetLastError();
 }

@@ -7,6 +7,7 @@ here; those that call torch's own products are functions of tensors, in the host
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from types import ModuleType
 
 import torch
@@ -23,13 +24,13 @@ CUDA_MAX_GATES_ELSE = 32768
 CUDA_MAX_CHUNK = 2**31 // 32 - 2
 
 
-def register_native(op: str, outputs: Callable[..., tuple[Tensor, ...]], on_cuda: bool = True) -> None:
+def register_native(op: str, outputs: Callable[..., tuple[Tensor, ...]], gates: int = -1) -> None:
     """Registers the compiled kernels of ``op`` as its ``native`` backend on the CPU and on CUDA devices.
 
     Args:
         op: its arguments are tensors, which may be None, and then numbers.
         outputs: memory for its outputs, given its arguments; the op's fake.
-        on_cuda: whether there is a CUDA kernel. Of the tensors the last one then holds gate logits.
+        gates: position among its tensors of one as wide as a row has gates.
     """
 
     def loader(make_call: Callable[[str], Callable]) -> Callable:
@@ -47,8 +48,7 @@ def register_native(op: str, outputs: Callable[..., tuple[Tensor, ...]], on_cuda
         return load
 
     _register(op, loader(_cpu_kernel), "cpu", refuse_mixed_precision)
-    if on_cuda:
-        _register(op, loader(_cuda_kernel), "cuda", _refuse_on_cuda)
+    _register(op, loader(_cuda_kernel), "cuda", partial(_refuse_on_cuda, gates))
 
 
 def register_host(op: str, dtypes: tuple[torch.dtype, ...] = tuple(NATIVE_DTYPES)) -> None:
@@ -123,12 +123,13 @@ def refuse_mixed_precision(*arguments) -> str | None:
     return None
 
 
-def _refuse_on_cuda(*arguments) -> str | None:
+def _refuse_on_cuda(position: int, *arguments) -> str | None:
     """Sums of a row of gates wait in the shared memory of a block."""
-    width, gates = arguments[0].shape[-1], arguments[-2].shape[-1]
-    largest = CUDA_MAX_GATES.get(arguments[0].dtype, CUDA_MAX_GATES_ELSE)
+    tensors = [x for x in arguments if isinstance(x, Tensor)]
+    width, gates = tensors[0].shape[-1], tensors[position].shape[-1]
+    largest = CUDA_MAX_GATES.get(tensors[0].dtype, CUDA_MAX_GATES_ELSE)
     if gates > largest:
-        return f"takes at most {largest} gates of {arguments[0].dtype}, not {gates}"
+        return f"takes at most {largest} gates of {tensors[0].dtype}, not {gates}"
     if width > gates * CUDA_MAX_CHUNK:
         return f"takes at most {CUDA_MAX_CHUNK} neighbours of one gate, not {width // gates}"
     return refuse_mixed_precision(*arguments)

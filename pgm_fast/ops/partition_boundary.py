@@ -187,9 +187,9 @@ _partition_boundary_backward = define_backward(
     _fake_backward,
 )
 
-register_native("partition_boundary", _fake, on_cuda=False)
-register_native("partition_boundary_with_share", _fake_with_share, on_cuda=False)
-register_native("partition_boundary_backward", _fake_backward, on_cuda=False)
+register_native("partition_boundary", _fake, gates=0)
+register_native("partition_boundary_with_share", _fake_with_share, gates=0)
+register_native("partition_boundary_backward", _fake_backward, gates=0)
 register_triton("partition_boundary")
 register_triton("partition_boundary_with_share", "partition_boundary", "forward_with_share")
 

@@ -16,7 +16,7 @@ import pytest
 NVCC = shutil.which("nvcc")
 pytestmark = pytest.mark.skipif(NVCC is None, reason="nvcc is not on the PATH")
 
-SOURCES = ("partition", "partition_dual", "multi_rate")
+SOURCES = ("partition", "partition_boundary", "partition_dual", "multi_rate")
 ARCHITECTURES = ("sm_90", *(pytest.param(other, marks=pytest.mark.slow) for other in ("sm_80", "sm_100")))
 DOUBLE_ARITHMETIC = r"\bD(?:ADD|MUL|FMA|SETP|MNMX)\b"
 WIDE = r"\.E\.128\b"
@@ -91,7 +91,7 @@ def disassembled(kernels) -> list[Kernel]:
 def test_every_source_is_compiled(repository, kernels):
     assert {path.stem for path in (repository / "csrc" / "cuda").glob("*.cu")} == set(SOURCES)
     # rows: three dtypes, narrow and wide; tiles: float and double; each forward and backward, with and without shares
-    assert all(len(kernels[source]) == 32 for source in SOURCES[:2])
+    assert all(len(kernels[source]) == 32 for source in SOURCES[:3])
     # twelve forms of storage, AdamW and SGD; squares of four dtypes, and their sums
     assert len(kernels["multi_rate"]) == 29
 
@@ -111,10 +111,15 @@ def test_rows_are_read_and_written_16_bytes_at_a_time(disassembled):
     assert rows
     for kernel in rows:
         assert kernel.count(r"\bLDG" + WIDE) and kernel.count(r"\bSTG" + WIDE), kernel.name
-        # a row of shares, once: of the single gate both at a time, of the dual one all four
-        both = int("SingleE" in kernel.name and "ELb1EEE" in kernel.name)
+        # a row of shares, once: of the single gate both at a time, of dual ones all four
+        both = int("SingleIfE" in kernel.name and "ELb1EEE" in kernel.name)
         assert kernel.count(PAIR) == both, kernel.name
-        assert kernel.count(ACCESS) == kernel.count(r"\b(?:LDG|STG)" + WIDE) + both, kernel.name
+        narrow = kernel.count(ACCESS) - kernel.count(r"\b(?:LDG|STG)" + WIDE)
+        if "BoundaryIfE" in kernel.name:
+            # two boundaries of any of three dtypes, and backward their gradients
+            assert 2 <= narrow <= 6 * (1 + ("backward" in kernel.name)), kernel.name
+        else:
+            assert narrow == both, kernel.name
 
 
 def test_optimizer_state_is_read_and_written_16_bytes_at_a_time(disassembled):
@@ -136,5 +141,5 @@ def test_partitions_of_other_than_double_compute_nothing_in_double(disassembled)
     """The optimizer's kernels do, once per block: clipping's coefficient comes from sums in double."""
     for kernel in disassembled:
         if "partition_" in kernel.name:
-            in_double = re.search(r"partition_tile_.*(?:Single|Dual)EdL", kernel.name) is not None
+            in_double = re.search(r"partition_tile_.*(?:Single|Dual|Boundary)IdE", kernel.name) is not None
             assert (kernel.count(DOUBLE_ARITHMETIC) > 0) == in_double, kernel.name

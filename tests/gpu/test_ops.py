@@ -7,7 +7,7 @@ from itertools import product
 
 import pytest
 import torch
-from op_cases import CASES, PARTITIONS, forward_and_gradients
+from op_cases import BOUNDARIES, CASES, PARTITIONS, boundary_call, forward_and_gradients
 from rounding import assert_errs_like_torch
 from tolerances import DRAWS, EPS, NATIVE_TIMES_EPS
 from torch.autograd import DeviceType
@@ -91,6 +91,26 @@ def test_partitions_equal_the_reference_at_every_width(op, dtype, backend):
             got = sum(forward_and_gradients(run, [h, *logits]), [])
         with pgm_fast.backend("torch"):
             want = sum(forward_and_gradients(run, [h, *logits]), [])
+        for a, b in zip(got, want, strict=True):
+            scale = max(1.0, b.abs().max().item(), d**0.5 * (a.dtype == dtype == torch.float64))
+            bound = NATIVE_TIMES_EPS * max(EPS[a.dtype], EPS[torch.float32] * (dtype != torch.float64)) * scale
+            torch.testing.assert_close(a, b, rtol=0, atol=bound)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("op", BOUNDARIES)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_boundaries_equal_the_reference_at_every_width(op, dtype, backend):
+    require(op, backend, dtype)
+    mixed = [dtype] if dtype == torch.float64 else [torch.float32, torch.bfloat16]
+    for (d, chunk), b_dtype, detached in product(WIDTHS, mixed, (False, True)):
+        if chunk > 1:
+            continue
+        run, tensors = boundary_call(op, 5, d, dtype, b_dtype, 0.12, 0.3, detached, d)
+        with pgm_fast.backend(backend):
+            got = sum(forward_and_gradients(run, on_device(tensors)), [])
+        with pgm_fast.backend("torch"):
+            want = sum(forward_and_gradients(run, on_device(tensors)), [])
         for a, b in zip(got, want, strict=True):
             scale = max(1.0, b.abs().max().item(), d**0.5 * (a.dtype == dtype == torch.float64))
             bound = NATIVE_TIMES_EPS * max(EPS[a.dtype], EPS[torch.float32] * (dtype != torch.float64)) * scale

@@ -147,6 +147,18 @@ def test_mixed_double_and_single_precision_falls_back():
         ops.partition(h, z)
 
 
+@pytest.mark.parametrize("op", ["partition", "partition_dual", "partition_boundary"])
+def test_cuda_kernels_take_no_more_gates_than_the_memory_of_a_block_has_sums_for(op):
+    for d in (32768, 32769):
+        h, z = (torch.empty(2, n, device="meta") for n in (d, 1 if op == "partition_boundary" else d))
+        logits, numbers = ([z], (1.0,)) if op == "partition" else ([z, z], (0.1, 0.0, False))
+        forward, backward = [h, *logits], [h] * (3 if op == "partition_dual" else 2) + [None, h, *logits]
+        for name, tensors in ((op, forward), (f"{op}_backward", backward)):
+            (kernel,) = (x for served, x in backends._implementations[name]["native"].items() if "cuda" in served)
+            reason = kernel.refuse(*tensors, *numbers)
+            assert reason is None if d == 32768 else "at most 32768 gates" in reason
+
+
 @pytest.mark.skipif(host.load_or_none() is None, reason="the host path is not built here")
 @pytest.mark.parametrize(
     ("activation", "threads", "d", "n_uni", "n_paired"),
