@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from os import PathLike
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -14,7 +14,9 @@ from ..train.plots.canvas import save
 from ..train.reports import write_json
 from .estimates import COMPONENTS
 from .plot import bars
-from .result import Interactions, Pair
+
+if TYPE_CHECKING:
+    from .result import Interactions, Pair
 
 __all__ = ["EXTREMES", "summary", "write"]
 

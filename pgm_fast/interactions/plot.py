@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import numpy as np
 from matplotlib.figure import Figure
 
 from ..train.plots.canvas import INK, colours, finish, label_text, legend_beside, new_figure
-from .result import Interactions
+
+if TYPE_CHECKING:
+    from .result import Interactions
 
 __all__ = ["bars"]
 

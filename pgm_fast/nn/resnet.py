@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import ConfigError
-from .encoders import hide_padding, masked_mean, valid_steps
+from .padding import hide_padding, masked_mean, valid_steps
 
 __all__ = ["PICTURES", "ResNetEncoder"]
 

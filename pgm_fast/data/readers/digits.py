@@ -14,8 +14,7 @@ def read_digits(request: Request) -> Raw:
     """Modalities ``left`` and ``right``: the halves of each image, 32 pixels in [0, 1] each. Labels 0..9.
 
     The split is fixed and stratified: 60 % train, 20 % valid, 20 % test. Source: UCI Optical Recognition of Handwritten
-        Digits
-    (Alpaydin and Kaynak), test part, as distributed by scikit-learn.
+    Digits (Alpaydin and Kaynak), test part, as distributed by scikit-learn.
     """
     from sklearn.datasets import load_digits
 
