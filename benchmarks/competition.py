@@ -48,6 +48,7 @@ VARIANTS = {
     "ensemble": ("ensemble", {}),
     "pgm": ("pgm", {}),
     "dimml": ("dimml", {}),
+    "ogm": ("ogm", {}),
 }
 
 

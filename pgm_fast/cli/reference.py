@@ -14,6 +14,7 @@ from collections.abc import Mapping
 from dataclasses import MISSING, dataclass, fields, is_dataclass
 from typing import Any, get_type_hints
 
+from ..settings import choices_of
 from ..train.config import Config
 from ..train.configure import to_yaml
 
@@ -78,6 +79,9 @@ def _section(name: str, owner: type, skip: Mapping[str, type] = ()) -> Section:
     meanings = _meanings(owner)
     summary = " ".join((inspect.getdoc(owner) or "").split("\n\n")[0].split())
     prefix = f"{name}." if name else ""
+    for key, choices in choices_of(owner).items():
+        if key in meanings and choices[0] not in meanings[key]:
+            meanings[key] += f": {', '.join(choices)}"
     keys = (Key(prefix + f.name, _value(f), meanings.get(f.name, "")) for f in fields(owner) if f.name not in skip)
     return Section(name, _as_yaml_user(summary), tuple(keys))
 

@@ -13,6 +13,7 @@ from .base import HeldOut, Method, ModelConfig, Output, Stage
 from .baselines import BaselineConfig, Ensemble, Joint, Unimodal
 from .dimml import DIMML, DIMMLConfig
 from .dmil import DMIL, DMILConfig
+from .ogm import OGM, OGMConfig
 from .pgm import PgM, PgMConfig
 
 __all__ = [
@@ -23,13 +24,16 @@ __all__ = [
     "HeldOut",
     "Method",
     "ModelConfig",
+    "OGMConfig",
     "Output",
     "PgMConfig",
     "Stage",
     "build",
 ]
 
-METHODS: dict[str, type[Method]] = {method.name: method for method in (PgM, DIMML, DMIL, Unimodal, Joint, Ensemble)}
+METHODS: dict[str, type[Method]] = {
+    method.name: method for method in (PgM, DIMML, DMIL, Unimodal, Joint, Ensemble, OGM)
+}
 
 
 def build(

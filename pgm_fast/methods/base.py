@@ -10,8 +10,12 @@ from torch import Tensor, nn
 
 from ..data.batch import Batch
 from ..data.feature_set import DataSpec
+from ..errors import ConfigError
 
-__all__ = ["HeldOut", "Method", "ModelConfig", "Output", "Stage"]
+__all__ = ["LABELLED", "HeldOut", "Method", "ModelConfig", "Output", "Stage"]
+
+LABELLED = ("classification", "multilabel", "regression")
+"""The tasks with something to predict, which one modality can learn alone."""
 
 
 @dataclass
@@ -125,13 +129,35 @@ class Method(nn.Module):
         config: the method's own dataclass.
         encoders: modality -> module that replaces the built-in encoder. Called as ``module(x)`` for vectors and
             ``module(x, lengths)`` for sequences; returns ``[B, dim]``, or ``[B, T, dim]`` where ``spec.per_step``.
+
+    Attributes:
+        name: what ``--method`` takes.
+        config_class: its settings. Methods may share one.
+        tasks: those that it does.
+        least_modalities: how many its components or losses are of.
+        turns: updates per batch, each after a forward and a backward pass of its own, see :meth:`begin_turn`.
+
+    Raises:
+        ConfigError: data of another task or of too few modalities.
     """
 
     name: ClassVar[str]
     config_class: ClassVar[type]
+    tasks: ClassVar[tuple[str, ...]] = LABELLED
+    least_modalities: ClassVar[int] = 1
+    turns: int = 1
 
     def __init__(self, spec: DataSpec, model: ModelConfig, config, encoders: Mapping[str, nn.Module] | None = None):
         super().__init__()
+        if spec.task not in self.tasks:
+            raise ConfigError(
+                f"method {self.name} does {', '.join(self.tasks)}, the data's task is {spec.task}: use joint or pgm"
+            )
+        if len(spec.modalities) < self.least_modalities:
+            raise ConfigError(
+                f"method {self.name} needs two modalities or more, the data has {', '.join(spec.modalities)}: "
+                "use unimodal"
+            )
         self.spec = spec
         self.model_config = model
         self.config = config
@@ -159,6 +185,25 @@ class Method(nn.Module):
             stage, epoch: numbers from 0, the epoch's within its stage.
             batches: the training split in its order, every row once, nothing hidden by modality dropout. Every rank
                 gets the whole split.
+        """
+
+    def begin_turn(self, turn: int) -> None:
+        """Called in training before the forward pass of each of the ``turns`` updates of a batch, with its number.
+
+        A turn may leave parameters without gradient; they are not updated in it. The losses of the turns make up those
+        of the batch.
+        """
+
+    def backward(self, total: Tensor) -> None:
+        """The gradients of the total loss of a step or turn into ``.grad``, where they are averaged over ranks."""
+        total.backward()
+
+    def after_backward(self, seed: int) -> None:
+        """Called after :meth:`backward` and before gradients are clipped, on every rank with the same gradients: they
+        may be changed here, in the same way on every rank. No host synchronisation.
+
+        Args:
+            seed: for random numbers; the same on every rank, another one for every update of a run.
         """
 
     def after_validation(self, scores: Mapping[str, float], held_out: HeldOut) -> bool:

@@ -15,7 +15,7 @@ from ..nn.contrastive import cross_modal_info_nce
 from ..nn.parts import SHARED, modality_dict
 from ..optim.groups import multi_rate_groups
 from .answers import make_answer, usable_alone
-from .base import HeldOut, Method, ModelConfig, Output, Stage
+from .base import LABELLED, HeldOut, Method, ModelConfig, Output, Stage
 from .components import Head, build_encoders, check_model, encode, fuse, fuse_only
 from .tasks import task_loss
 
@@ -58,6 +58,7 @@ class Joint(_Baseline):
     """
 
     name = "joint"
+    tasks = (*LABELLED, "retrieval")
 
     def __init__(
         self,
@@ -77,8 +78,8 @@ class Joint(_Baseline):
 
     def forward(self, batch: Batch, report: bool = False) -> Output:
         h = encode(self.encoders, batch, self.spec, self.model_config)
-        out = Output()
         if self.embedding_heads is not None:
+            out = Output()
             out.embeddings = {
                 m: nn.functional.normalize(head(h[m]), dim=-1) for m, head in self.embedding_heads.items()
             }
@@ -87,7 +88,11 @@ class Joint(_Baseline):
             )
             out.losses = {"task": loss, "total": loss}
             return out
-        out.logits = self.head(fuse(h))
+        return self._predict(h, batch)
+
+    def _predict(self, h: dict[str, Tensor], batch: Batch) -> Output:
+        """What the head says of the representations, and its loss."""
+        out = Output(logits=self.head(fuse(h)))
         if not self.training:
             out.unimodal = {m: self.head(fuse_only(h, m)) for m in h}
         if batch.labels is not None:
@@ -110,10 +115,6 @@ class _Separate(_Baseline):
         config: BaselineConfig,
         encoders: Mapping[str, nn.Module] | None = None,
     ):
-        if spec.task == "retrieval":
-            raise ConfigError(
-                f"method {self.name} cannot do retrieval, which has no labels to train one modality: use joint or pgm"
-            )
         super().__init__(spec, model, config, encoders)
         self.heads = modality_dict({m: Head(model.dim, spec.num_outputs, model, m) for m in spec.modalities})
 

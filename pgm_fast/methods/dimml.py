@@ -15,7 +15,6 @@ modalities (all ordered pairs), modalities missing in some rows, negatives from 
 dimensions.
 """
 
-import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Optional
@@ -25,11 +24,11 @@ from torch import Tensor, nn
 
 from ..data.batch import Batch
 from ..data.feature_set import DataSpec
-from ..errors import ConfigError
 from ..nn.distillation import cross_modal_duc
 from ..nn.parts import SHARED, mark_part, modality_dict
 from ..ops import EffectiveDimensions, certainty_weighted_logits
 from ..optim.groups import multi_rate_groups
+from ..settings import check_settings, number
 from .answers import make_answer, usable_alone
 from .base import HeldOut, Method, ModelConfig, Output, Stage
 from .components import build_encoders, check_model, encode, fuse
@@ -42,19 +41,22 @@ __all__ = ["DIMML", "DIMMLConfig"]
 class DIMMLConfig:
     """Settings of DI-MML. The published ones per data set are the files of ``examples/dimml``."""
 
-    shared_weight: float = 1.0  # of the shared head's losses
-    duc_weight: float = 1.0  # of the loss on chosen dimensions
-    temperature: float = 10.0  # of that loss's products, which are not normalised; 50, 10, 10, 50 as published
-    warmup: int = 20  # epochs of the first stage before it; the effective dimensions are measured at their end
-    certainty_temperature: float = 1.0  # of the heads' certainties in the answer; 1, 3, 1, 3 as published
-    detached_epochs: int = 0  # of the first stage; 0 for train.epochs
-    fusion_epochs: int = 20  # of the second stage
+    shared_weight: float = number(1.0, at_least=0)  # of the shared head's losses
+    duc_weight: float = number(1.0, at_least=0)  # of the loss on chosen dimensions
+    # of that loss's products, which are not normalised; 50, 10, 10, 50 as published
+    temperature: float = number(10.0, above=0)
+    # epochs of the first stage before that loss; the effective dimensions are measured at their end
+    warmup: int = number(20, at_least=0)
+    certainty_temperature: float = number(1.0, above=0)  # of the certainties in the answer; 1, 3, 1, 3 as published
+    detached_epochs: int = number(0, at_least=0)  # of the first stage; 0 for train.epochs
+    fusion_epochs: int = number(20, at_least=1)  # of the second stage
     cache: bool = True  # second stage: keep the frozen encoders' outputs; false where inputs change between epochs
     optimizer: str = "auto"  # of both stages: adamw, sgd; auto for train.optimizer
-    weight_decay: Optional[float] = None  # null for train.weight_decay
+    weight_decay: Optional[float] = number(None, at_least=0)  # null for train.weight_decay
     schedule: str = "auto"  # constant, cosine, plateau, step; auto for train.schedule
     schedule_options: dict[str, Any] = field(default_factory=dict)  # of dimml.schedule: {every: 70, factor: 0.1}
-    patience: int = 0  # epochs without a better validation score that end a stage; 0 for never, as published
+    # epochs without a better validation score that end a stage; 0 for never, as published
+    patience: int = number(0, at_least=0)
     # {modality, shared or "*": {encoder or head: factor on train.lr}}
     rates: dict[str, dict[str, float]] = field(default_factory=dict)
 
@@ -76,13 +78,15 @@ class DIMML(Method):
 
     name = "dimml"
     config_class = DIMMLConfig
+    tasks = ("classification",)  # effective dimensions and certainties are of classes
+    least_modalities = 2
 
     def __init__(
         self, spec: DataSpec, model: ModelConfig, config: DIMMLConfig, encoders: Mapping[str, nn.Module] | None = None
     ):
         super().__init__(spec, model, config, encoders)
         check_model(model)
-        _check_config(config, spec)
+        check_settings(config, self.name)
         names, dim, outputs = list(spec.modalities), model.dim, spec.num_outputs
         self.encoders = build_encoders(spec, model, encoders)
         self.heads = modality_dict({m: mark_part(nn.Linear(dim, outputs), m, "head") for m in names})
@@ -265,27 +269,3 @@ class DIMML(Method):
 
 def _look_after_loading(method: DIMML, _keys: Any) -> None:
     method._look()
-
-
-def _check_config(config: DIMMLConfig, spec: DataSpec) -> None:
-    """Raises ConfigError for what cannot be trained."""
-    if spec.task != "classification":
-        raise ConfigError(
-            f"method dimml does classification, the data's task is {spec.task}: effective dimensions and certainties "
-            "are of classes; use pgm or joint"
-        )
-    if len(spec.modalities) < 2:
-        raise ConfigError(
-            f"method dimml needs two modalities or more, the data has {', '.join(spec.modalities)}; use unimodal"
-        )
-    for name in ("shared_weight", "duc_weight", "weight_decay"):
-        value = getattr(config, name)
-        if value is not None and not 0.0 <= value < math.inf:
-            raise ConfigError(f"dimml.{name} is {value}, must be a finite number >= 0")
-    for name in ("temperature", "certainty_temperature"):
-        value = getattr(config, name)
-        if not 0.0 < value < math.inf:
-            raise ConfigError(f"dimml.{name} is {value}, must be positive and finite")
-    for name, least in (("warmup", 0), ("detached_epochs", 0), ("fusion_epochs", 1), ("patience", 0)):
-        if getattr(config, name) < least:
-            raise ConfigError(f"dimml.{name} is {getattr(config, name)}, must be at least {least}")

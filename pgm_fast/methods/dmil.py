@@ -91,6 +91,7 @@ class DMIL(Method):
 
     name = "dmil"
     config_class = DMILConfig
+    least_modalities = 2
 
     def __init__(
         self, spec: DataSpec, model: ModelConfig, config: DMILConfig, encoders: Mapping[str, nn.Module] | None = None

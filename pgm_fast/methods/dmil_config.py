@@ -61,14 +61,6 @@ class DMILConfig:
 
 
 def check_config(config: DMILConfig, spec: DataSpec) -> None:
-    if spec.task == "retrieval":
-        raise ConfigError(
-            "method dmil cannot do retrieval, which has no labels for its components to predict: use joint or pgm"
-        )
-    if len(spec.modalities) < 2:
-        raise ConfigError(
-            f"method dmil needs two modalities or more, the data has {', '.join(spec.modalities)}: use unimodal"
-        )
     for m in config.modality_weight:
         if m not in spec.modalities:
             raise ConfigError(f"dmil.modality_weight names {m!r}; the data has {', '.join(spec.modalities)}")

@@ -29,7 +29,7 @@ from ..nn.parts import SHARED, mark_part, modality_dict
 from ..nn.weights import among
 from ..optim.groups import multi_rate_groups
 from .answers import make_answer, usable_alone
-from .base import HeldOut, Method, ModelConfig, Output, Stage
+from .base import LABELLED, HeldOut, Method, ModelConfig, Output, Stage
 from .components import Head, build_encoders, check_model, encode, fuse, fuse_only
 from .tasks import task_loss
 
@@ -88,6 +88,7 @@ class PgM(Method):
 
     name = "pgm"
     config_class = PgMConfig
+    tasks = (*LABELLED, "retrieval")
 
     def __init__(
         self, spec: DataSpec, model: ModelConfig, config: PgMConfig, encoders: Mapping[str, nn.Module] | None = None

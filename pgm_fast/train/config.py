@@ -6,11 +6,14 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, Dict, List, Optional
 
+from ..methods import METHODS
 from ..methods.base import ModelConfig
 from ..methods.baselines import BaselineConfig
 from ..methods.dimml import DIMMLConfig
 from ..methods.dmil_config import DMILConfig
+from ..methods.ogm import OGMConfig
 from ..methods.pgm import PgMConfig
+from ..settings import choice
 
 __all__ = ["Config", "DataConfig", "TrainConfig"]
 
@@ -72,7 +75,7 @@ class TrainConfig:
 class Config:
     """A whole run."""
 
-    method: str = "pgm"  # pgm, dimml, dmil, unimodal, joint, ensemble
+    method: str = choice("pgm", METHODS)  # which system is trained
     out: str = "runs/run"  # the run folder to write
     data: DataConfig = field(default_factory=DataConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
@@ -80,4 +83,5 @@ class Config:
     dimml: DIMMLConfig = field(default_factory=DIMMLConfig)
     dmil: DMILConfig = field(default_factory=DMILConfig)
     baseline: BaselineConfig = field(default_factory=BaselineConfig)
+    ogm: OGMConfig = field(default_factory=OGMConfig)
     train: TrainConfig = field(default_factory=TrainConfig)

@@ -9,12 +9,12 @@ from __future__ import annotations
 import difflib
 import math
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import is_dataclass
 from io import StringIO
 from pathlib import Path
 from types import UnionType
-from typing import Any, Union, get_args, get_origin, get_type_hints
+from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
 import yaml
 from omegaconf import OmegaConf
@@ -26,9 +26,9 @@ from ..data.labels import LABELS
 from ..data.readers import FORMATS
 from ..data.splitting import RESPLITS
 from ..errors import ConfigError
-from ..methods import METHODS
 from ..methods.answers import ANSWERS
 from ..nn.encoders import ENCODERS
+from ..settings import Range, choices_of, ranges_of
 from .config import Config
 from .optimizers import OPTIMIZERS, SCHEDULES
 
@@ -43,10 +43,26 @@ __all__ = [
     "written_by_a_run",
 ]
 
+T = TypeVar("T")
+
 ENVIRONMENT = "environment"  # the section of a run's config.yaml that records versions: written, never read back
 
+AT_LEAST_ONE = Range(at_least=1)
+NOT_NEGATIVE = Range(at_least=0)
+POSITIVE = Range(above=0)
+FRACTION = Range(at_least=0, below=1)
+
+SECTIONS = {name: owner for name, owner in get_type_hints(Config).items() if is_dataclass(owner)}
+
+
+def _declared(of: Callable[[type], dict[str, T]]) -> dict[str, T]:
+    """Dotted key -> what :mod:`pgm_fast.settings` holds of it beside the setting itself."""
+    inner = {f"{section}.{name}": found for section, owner in SECTIONS.items() for name, found in of(owner).items()}
+    return {**of(Config), **inner}
+
+
 CHOICES = {
-    "method": tuple(METHODS),
+    **_declared(choices_of),
     "data.format": ("auto", *FORMATS),
     "data.task": ("auto", *TASKS),
     "data.labels": LABELS,
@@ -75,12 +91,8 @@ EARLIER = {
     "train.no_decay": False,
 }
 
-AT_LEAST_ONE = ("of at least 1", lambda x: x >= 1)
-NOT_NEGATIVE = ("of at least 0", lambda x: x >= 0)
-POSITIVE = ("above 0", lambda x: x > 0)
-FRACTION = ("of at least 0 and below 1", lambda x: 0 <= x < 1)
-
 RANGES = {
+    **_declared(ranges_of),
     "data.modality_dropout": FRACTION,
     "data.resplit_seed": NOT_NEGATIVE,
     "model.dim": AT_LEAST_ONE,
@@ -99,14 +111,6 @@ RANGES = {
     "pgm.reconstruction_weight": NOT_NEGATIVE,
     "pgm.information_weight": NOT_NEGATIVE,
     "pgm.share_weight": NOT_NEGATIVE,
-    "dimml.shared_weight": NOT_NEGATIVE,
-    "dimml.duc_weight": NOT_NEGATIVE,
-    "dimml.temperature": POSITIVE,
-    "dimml.warmup": NOT_NEGATIVE,
-    "dimml.certainty_temperature": POSITIVE,
-    "dimml.detached_epochs": NOT_NEGATIVE,
-    "dimml.fusion_epochs": AT_LEAST_ONE,
-    "dimml.patience": NOT_NEGATIVE,
     "train.epochs": AT_LEAST_ONE,
     "train.batch_size": AT_LEAST_ONE,
     "train.eval_batch_size": AT_LEAST_ONE,
@@ -208,9 +212,9 @@ def validate(config: Config) -> None:
         value = _get(config, key)
         if value not in choices:
             raise _refused(key, value, ", ".join(choices), _near(str(value), choices))
-    for key, (allowed, test) in RANGES.items():
+    for key, allowed in RANGES.items():
         value = _get(config, key)
-        if not (math.isfinite(value) and test(value)):
+        if value is not None and value not in allowed:
             raise _refused(key, value, f"a number {allowed}")
     if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", config.train.device):
         raise _refused("train.device", config.train.device, "auto, cpu, cuda, cuda:0, cuda:1, ...")
@@ -222,8 +226,8 @@ def validate(config: Config) -> None:
     for modality, share in config.pgm.share_target.items():
         if not 0 <= share <= 1:
             raise _refused(f"pgm.share_target.{modality}", share, "a number from 0 to 1")
-    for section in ("pgm", "dimml", "dmil", "baseline"):
-        for modality, parts in getattr(config, section).rates.items():
+    for section in SECTIONS:
+        for modality, parts in getattr(getattr(config, section), "rates", {}).items():
             for part, rate in parts.items():
                 if not (math.isfinite(rate) and rate >= 0):
                     raise _refused(f"{section}.rates.{modality}.{part}", rate, "a number of at least 0")
@@ -371,8 +375,7 @@ def _parse_typed(key: str, hint: Any, text: _Typed) -> Any:
 def _unknown(key: str, owner: type, prefix: str) -> ConfigError:
     allowed = list(get_type_hints(owner))
     name = key.split(".")[-1]
-    sections = {section: hint for section, hint in get_type_hints(Config).items() if is_dataclass(hint)}
-    elsewhere = [f"{section}.{name}" for section, hint in sections.items() if name in get_type_hints(hint)]
+    elsewhere = [f"{section}.{name}" for section, hint in SECTIONS.items() if name in get_type_hints(hint)]
     near = f" (did you mean {' or '.join(elsewhere)}?)" if elsewhere else _near(key.split(".")[0], allowed, prefix)
     where = f"section {prefix[:-1]}" if prefix else "the top level"
     return ConfigError(f"unknown configuration key '{prefix}{key}'{near}; {where} takes {', '.join(allowed)}")

@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from ..data import Loader
 from ..errors import TrainingStopped
@@ -199,7 +200,8 @@ class Training:
         schedule, options = self.stage.schedule or settings.schedule, self.stage.schedule_options
         self.schedule = Schedule(schedule, self.optimizer, self.stage_epochs * steps, warmup, options)
         self.guard = UpdateGuard(self.optimizer, settings.clip_norm, self.ranks, self.method)
-        self.wrapped = self.ranks.wrap(self.method, unused=bool(self.identity.get("encoders")))
+        unused = bool(self.identity.get("encoders")) or self.method.turns > 1
+        self.wrapped = self.ranks.wrap(self.method, unused=unused)
         self._begin_epoch()
 
     def _begin_epoch(self) -> None:
@@ -219,17 +221,25 @@ class Training:
         autocast = torch.autocast(device.type, torch.bfloat16, enabled=settings.precision == "bf16")
         self._clock = time.perf_counter()
         for batch in self.train.batches(self.position.epoch, start=self.position.step):
-            self.optimizer.zero_grad(set_to_none=True)
-            self.guard.begin()
-            with autocast:
-                losses = self.wrapped(batch).losses
-            total = losses["total"]
-            total.backward()
-            self.guard.update(total, stop=self.stop.signal is not None)
+            losses: dict[str, Tensor] = {}
+            for turn in range(self.method.turns):
+                self.method.begin_turn(turn)
+                self.optimizer.zero_grad(set_to_none=True)
+                self.guard.begin()
+                with autocast:
+                    terms = self.wrapped(batch).losses
+                self.method.backward(terms["total"])
+                self.method.after_backward(self._seed_of_update(turn))
+                self.guard.update(terms["total"], stop=self.stop.signal is not None)
+                losses = {**losses, **{name: losses.get(name, 0) + term.detach() for name, term in terms.items()}}
             self.schedule.step()
             self.losses.add(self.position.step, losses, batch)
             self.position.step += 1
             self._after_step()
+
+    def _seed_of_update(self, turn: int) -> int:
+        steps = self.position.epoch * len(self.train) + self.position.step
+        return (self.config.train.seed << 40) + steps * self.method.turns + turn
 
     def _after_step(self) -> None:
         step, settings = self.position.step, self.config.train

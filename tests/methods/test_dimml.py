@@ -253,11 +253,15 @@ def test_stages_have_their_settings(make_batch):
     [
         ("multilabel", {}, "dimml does classification, the data's task is multilabel"),
         ("regression", {}, "dimml does classification, the data's task is regression"),
-        ("retrieval", {}, "dimml does classification, the data's task is retrieval.*use pgm or joint"),
-        ("classification", {"temperature": 0.0}, r"dimml\.temperature is 0\.0, must be positive"),
-        ("classification", {"duc_weight": -1.0}, r"dimml\.duc_weight is -1\.0"),
-        ("classification", {"weight_decay": float("nan")}, r"dimml\.weight_decay is nan"),
-        ("classification", {"fusion_epochs": 0}, r"dimml\.fusion_epochs is 0, must be at least 1"),
+        ("retrieval", {}, "dimml does classification, the data's task is retrieval.*use joint or pgm"),
+        ("classification", {"temperature": 0.0}, r"dimml\.temperature=0\.0 is not allowed; it takes a number above 0"),
+        ("classification", {"duc_weight": -1.0}, r"dimml\.duc_weight=-1\.0"),
+        ("classification", {"weight_decay": float("nan")}, r"dimml\.weight_decay=nan"),
+        (
+            "classification",
+            {"fusion_epochs": 0},
+            r"dimml\.fusion_epochs=0 is .* of at least 1",
+        ),
     ],
 )
 def test_what_cannot_be_trained_is_named(make_batch, task, config, message):

@@ -30,6 +30,7 @@ for name, task in (
     ("joint", "retrieval"),
     ("ensemble", "regression"),
     ("dimml", "classification"),
+    ("ogm", "classification"),
 ):
     torch.manual_seed(0)
     widths = {"a": ModalitySpec(3), "b": ModalitySpec(4), "c": ModalitySpec(2)}
@@ -59,7 +60,8 @@ for name, task in (
         method.fusion_head.requires_grad_(False)
     wrapped = DistributedDataParallel(method) if world > 1 else method
     losses = wrapped(batch).losses
-    losses["total"].backward()
+    method.backward(losses["total"])
+    method.after_backward(1)
     terms = {k: v.detach() for k, v in losses.items()}
     if world > 1:
         for term in terms.values():

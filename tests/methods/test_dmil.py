@@ -261,7 +261,7 @@ def test_plateau_and_epochs_are_per_stage(make_batch):
 @pytest.mark.parametrize(
     ("data", "config", "message"),
     [
-        ({"task": "retrieval"}, {}, "dmil cannot do retrieval.*use joint or pgm"),
+        ({"task": "retrieval"}, {}, "dmil does .*the data's task is retrieval: use joint or pgm"),
         ({"modalities": 1}, {}, "dmil needs two modalities or more, the data has text"),
         ({}, {"modality_weight": {"smell": 1.0}}, "dmil.modality_weight names 'smell'; the data has text, audio"),
         ({}, {"kl_weight": [1.0, 2.0]}, r"dmil.kl_weight is \[1.0, 2.0\], must be three"),

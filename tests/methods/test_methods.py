@@ -17,13 +17,7 @@ from pgm_fast.errors import ConfigError
 from pgm_fast.methods import METHODS, BaselineConfig, ModelConfig, PgMConfig, build
 
 SMALL = ModelConfig(dim=8, hidden=12, heads=2, dropout=0.0)
-LABELLED = ("classification", "multilabel", "regression")
-# a modality cannot learn retrieval alone; effective dimensions and certainties are of classes
-TASKS = {name: (*LABELLED, "retrieval") if name in ("pgm", "joint") else LABELLED for name in METHODS}
-TASKS["dimml"] = ("classification",)
-ALLOWED = [(name, task) for name, tasks in TASKS.items() for task in tasks]
-# what their components or losses are of is two modalities
-PAIRED_ONLY = ("dimml", "dmil")
+ALLOWED = [(name, task) for name, method in METHODS.items() for task in method.tasks]
 
 
 def make(name, spec, encoders=None, model=SMALL, **config):
@@ -84,7 +78,7 @@ def test_groups_hold_every_parameter_once(make_batch, name):
 @pytest.mark.parametrize("modalities", [1, 2])
 def test_one_modality_is_enough(make_batch, name, modalities):
     spec, batch = make_batch(modalities=modalities)
-    if modalities == 1 and name in PAIRED_ONLY:
+    if modalities < METHODS[name].least_modalities:
         with pytest.raises(ConfigError, match=f"{name} needs two modalities or more, the data has text"):
             make(name, spec)
         return
@@ -234,9 +228,7 @@ def test_methods_share_encoders_and_head_widths(make_batch):
 
 def test_unknown_names_and_configs_of_another_method_are_named(make_batch):
     spec, _ = make_batch()
-    with pytest.raises(
-        ConfigError, match="'join', must be one of pgm, dimml, dmil, unimodal, joint, ensemble; did you mean joint"
-    ):
+    with pytest.raises(ConfigError, match=f"'join', must be one of {', '.join(METHODS)}; did you mean joint"):
         build("join", spec, SMALL, BaselineConfig())
     with pytest.raises(ConfigError, match="method joint takes a BaselineConfig, got PgMConfig"):
         build("joint", spec, SMALL, PgMConfig())

@@ -67,7 +67,7 @@ def test_what_cannot_be_trained_is_named_and_the_rest_is_there(finished):
     result = read(out)
     assert status == 1 and result["missing"] == 0
     assert {one["cell"].split(",")[0] for one in result["failed"]} == {"ensemble on pairs"}
-    assert all("cannot do retrieval" in one["error"] for one in result["failed"])
+    assert all("task is retrieval" in one["error"] for one in result["failed"])
     found = {(cell["set"], cell["method"], cell["split"], cell["seed"]) for cell in result["cells"]}
     own = {("own", method, None, seed) for method in ("joint", "ensemble", "logistic") for seed in (0, 1)}
     random = {("random", method, seed, seed) for method in ("joint", "logistic") for seed in (0, 1)}

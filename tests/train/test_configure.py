@@ -201,7 +201,7 @@ def test_every_number_has_a_range():
         for section, owner in get_type_hints(Config).items()
         if is_dataclass(owner)
         for field in fields(owner)
-        if get_type_hints(owner)[field.name] in (int, float)
+        if get_type_hints(owner)[field.name] in (int, float, float | None)
     }
     assert set(RANGES) == numbers
 

@@ -121,6 +121,22 @@ def test_a_run_interrupted_again_and_again_is_still_the_same(source, reference, 
     assert_same_run(out, reference)
 
 
+# method -> settings, and updates per batch
+BALANCING = {"ogm": ({"ogm.last_epoch": 1, "train.optimizer": "sgd"}, 1)}
+
+
+@pytest.mark.parametrize("method", BALANCING)
+def test_methods_that_change_gradients_go_on_as_they_began(source, tmp_path, monkeypatch, method):
+    own, turns = BALANCING[method]
+    settings = {**SETTINGS, "method": method, **own}
+    fit(data=source, out=str(tmp_path / "whole"), **settings)
+    with monkeypatch.context() as patch, pytest.raises(SystemExit):
+        stop_at(patch, turns * (STEPS + 3))
+        fit(data=source, out=str(tmp_path / "cut"), **settings)
+    resume(tmp_path / "cut")
+    assert_same_run(tmp_path / "cut", tmp_path / "whole")
+
+
 def test_metrics_of_epochs_that_last_does_not_know_are_taken_back(source, reference, tmp_path, monkeypatch):
     out = tmp_path / "run"
     with monkeypatch.context() as patch, pytest.raises(SystemExit):

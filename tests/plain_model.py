@@ -1,0 +1,65 @@
+"""The model that the methods share, written plainly from its parameters, for numbers that no method's code takes part
+in."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from pgm_fast.data.batch import Batch
+from pgm_fast.data.feature_set import DataSpec, ModalitySpec
+from pgm_fast.methods import METHODS, ModelConfig, build
+
+WIDTHS = {"a": 5, "b": 3}
+CLASSES = 3
+
+
+def make(name, modalities=WIDTHS, model=None, **config):
+    """A method in fp64, without dropout."""
+    torch.manual_seed(0)
+    spec = DataSpec({m: ModalitySpec(d) for m, d in modalities.items()}, "classification", CLASSES)
+    model = model or ModelConfig(dim=6, hidden=7, heads=1, dropout=0.0)
+    return build(name, spec, model, METHODS[name].config_class(**config)).double()
+
+
+def draw(rows=9, modalities=WIDTHS, seed=0):
+    """A batch in fp64 in which nothing is missing, row weights included."""
+    generator = torch.Generator().manual_seed(seed)
+    return Batch(
+        inputs={m: torch.randn(rows, d, dtype=torch.float64, generator=generator) for m, d in modalities.items()},
+        weight=torch.full((rows,), 1 / rows, dtype=torch.float64),
+        index=torch.arange(rows),
+        labels=torch.randint(CLASSES, (rows,), generator=generator),
+    )
+
+
+def copies(method: nn.Module) -> dict[str, torch.Tensor]:
+    """name -> a copy of the parameter that has gradients of its own."""
+    return {name: p.detach().clone().requires_grad_() for name, p in method.named_parameters()}
+
+
+def linear(p, prefix, x):
+    return x @ p[f"{prefix}.weight"].T + p[f"{prefix}.bias"]
+
+
+def mlp(p, prefix, x):
+    """Linear, exact GELU, linear."""
+    hidden = linear(p, f"{prefix}.0", x)
+    return linear(p, f"{prefix}.3", 0.5 * hidden * (1 + torch.erf(hidden / 2**0.5)))
+
+
+def encode(p, x, prefix="encoders"):
+    """modality -> encoding of zero mean and unit variance."""
+    h = {m: mlp(p, f"{prefix}.{m}.net", v) for m, v in x.items()}
+    centred = {m: v - v.mean(-1, keepdim=True) for m, v in h.items()}
+    return {m: v / (v.square().mean(-1, keepdim=True) + 1e-5).sqrt() for m, v in centred.items()}
+
+
+def alone(h, modality):
+    """The concatenation with the others zero."""
+    return torch.cat([v if m == modality else torch.zeros_like(v) for m, v in h.items()], -1)
+
+
+def cross_entropy(logits, labels):
+    return F.nll_loss(logits - logits.exp().sum(-1, keepdim=True).log(), labels)
