@@ -1,5 +1,6 @@
 """Modules that replace parts of a model of your own, or make up a whole one. They need torch alone."""
 
+from .attach import attach, collect_losses, detach
 from .block import BlockOutput, PgMBlock
 from .calibration import Calibration
 from .contrastive import cross_modal_info_nce
@@ -38,8 +39,11 @@ __all__ = [
     "UniPairedLearners",
     "Variational",
     "VariationalLayer",
+    "attach",
+    "collect_losses",
     "cross_modal_duc",
     "cross_modal_info_nce",
+    "detach",
     "information_targets",
     "make_encoder",
     "mark_part",

@@ -280,8 +280,7 @@ class PgMBlock(nn.Module):
             return torch.cat(learned, dim=-1), None
         around = None
         if self.identity_start:
-            read = [part for part, f in zip(parts, features, strict=True) if f is not None]
-            around = h, read[0] if len(read) == 1 else 0.5 * (read[0] + read[1])
+            around = h, [part for part, f in zip(parts, features, strict=True) if f is not None]
         return self.decoders[modality](*features, h if self.reconstruct_through else h.detach(), weight, around)
 
     @staticmethod

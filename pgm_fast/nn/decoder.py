@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 
@@ -64,7 +66,7 @@ class UniPairedDecoder(nn.Module):
         paired: Tensor | None,
         target: Tensor,
         row_weight: Tensor | None = None,
-        around: tuple[Tensor, Tensor] | None = None,
+        around: tuple[Tensor, Sequence[Tensor]] | None = None,
     ) -> tuple[Tensor, Tensor]:
         """``(decoded[..., dim], loss)``, loss = sum over rows of row_weight * mean over dim of (decoded - target)^2.
 
@@ -73,14 +75,18 @@ class UniPairedDecoder(nn.Module):
             paired: ``[..., paired_features]``, None where the width is 0.
             target: ``[..., dim]``; detach it unless the loss is meant to move it too.
             row_weight: ``[...]``, None for 1 / rows.
-            around: ``(h, parts)``, each ``[..., dim]``: decoded is then h + (W_u u + W_p p + b - parts), which is h
-                itself, to the bit, where what is decoded are the parts.
+            around: ``(h, parts)``, h and one or two parts ``[..., dim]``: decoded is then h + (W_u u + W_p p + b - mean
+                of the parts), which is h itself, to the bit, where what is decoded are the parts, also under autocast.
         """
         if around is None:
             return self._decode(uni, paired, target, row_weight)
         h, parts = around
-        decoded, loss = self._decode(uni, paired, parts + (target - h), row_weight)
-        return h + (decoded - parts), loss
+        mean = _mean(parts)
+        decoded, loss = self._decode(uni, paired, mean + (target - h), row_weight)
+        if decoded.dtype != mean.dtype:
+            # as autocast rounds what is decoded
+            mean = _mean([part.to(decoded.dtype) for part in parts])
+        return h + (decoded - mean), loss
 
     def _decode(
         self, uni: Tensor | None, paired: Tensor | None, target: Tensor, row_weight: Tensor | None
@@ -94,6 +100,10 @@ class UniPairedDecoder(nn.Module):
 
     def _is_one_op(self, x: Tensor) -> bool:
         return are_plain(x, (nn.Linear, IdentityLinear), self.uni, self.paired) and self.paired.bias is not None
+
+
+def _mean(parts: Sequence[Tensor]) -> Tensor:
+    return parts[0] if len(parts) == 1 else 0.5 * (parts[0] + parts[1])
 
 
 def _distance(decoded: Tensor, target: Tensor, row_weight: Tensor | None) -> Tensor:

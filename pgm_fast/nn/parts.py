@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Mapping
 
 from torch import nn
 
 from ..errors import ConfigError
 
-__all__ = ["PARTS", "SHARED", "mark_part", "modality_dict", "parameter_parts"]
+__all__ = ["PARTS", "SHARED", "has_mark", "mark_part", "modality_dict", "parameter_parts", "unmark"]
 
 PARTS = ("encoder", "partitioner", "uni", "paired", "decoder", "head")
 SHARED = "shared"
@@ -30,16 +31,31 @@ def mark_part(module: nn.Module, modality: str | None = None, part: str | None =
         module: any module; returned as it is.
         modality: a modality's name, or :data:`SHARED` for what serves all of them; None leaves it to the enclosing
             module.
-        part: one of :data:`PARTS`; None leaves it to the enclosing module.
+        part: one of :data:`PARTS`, or a name of your own such as ``"fusion"``; None leaves it to the enclosing module.
 
     Raises:
-        ConfigError: unknown part.
+        ConfigError: a part that is no name, or nearly that of another.
     """
     if part is not None and part not in PARTS:
-        raise ConfigError(f"part is {part!r}, must be one of {', '.join(PARTS)}")
+        near = difflib.get_close_matches(part, PARTS, n=1, cutoff=0.85)
+        if near or not part.isidentifier():
+            nearly = f", nearly {near[0]!r}" if near else ""
+            raise ConfigError(
+                f"part is {part!r}{nearly}; must be one of {', '.join(PARTS)}, or a name of your own unlike these"
+            )
     before = getattr(module, _MARK, (None, None))
     setattr(module, _MARK, (modality if modality is not None else before[0], part if part is not None else before[1]))
     return module
+
+
+def has_mark(module: nn.Module) -> bool:
+    """Whether ``module`` was given to :func:`mark_part` itself."""
+    return _MARK in vars(module)
+
+
+def unmark(module: nn.Module) -> None:
+    """Takes its own mark from ``module``."""
+    vars(module).pop(_MARK, None)
 
 
 def parameter_parts(model: nn.Module) -> dict[str, tuple[str | None, str | None]]:

@@ -34,8 +34,9 @@ def multi_rate_groups(
         model: its trainable parameters are grouped, each once (a shared parameter where ``named_modules`` first meets
             it).
         base_lr: learning rate of multiplier 1.
-        rates: ``{modality, "shared" or "*": {part: multiplier}}`` with the parts of :data:`pgm_fast.nn.PARTS`. ``"*"``
-            stands for every modality and for what the modalities share; an exact name wins over it.
+        rates: ``{modality, "shared" or "*": {part: multiplier}}`` with the parts of :data:`pgm_fast.nn.PARTS` and
+            those that ``model`` has of its own. ``"*"`` stands for every modality and for what the modalities share; an
+            exact name wins over it.
         default: multiplier of what no entry names; None makes that an error.
         no_decay: biases, gains and whatever else is no matrix go without weight decay, see :func:`without_decay`.
 
@@ -61,7 +62,7 @@ def multi_rate_groups(
             )
         grouped.setdefault((modality, part), []).append(parameters[name])
     modalities = list(dict.fromkeys(modality for modality, _ in grouped))
-    _check_rates(rates, modalities)
+    _check_rates(rates, modalities, list(dict.fromkeys([*PARTS, *(part for _, part in grouped)])))
     used: set[tuple[str, str]] = set()
     groups = []
     for (modality, part), members in grouped.items():
@@ -113,7 +114,9 @@ def without_decay(groups: Iterable[Mapping]) -> list[dict]:
     return found
 
 
-def _check_rates(rates: Mapping[str, Mapping[str, float]], modalities: Iterable[str]) -> None:
+def _check_rates(
+    rates: Mapping[str, Mapping[str, float]], modalities: Iterable[str], known_parts: Iterable[str]
+) -> None:
     known = ["*", *modalities]
     for key, parts in rates.items():
         if key not in known:
@@ -121,10 +124,9 @@ def _check_rates(rates: Mapping[str, Mapping[str, float]], modalities: Iterable[
                 f"rates name {key!r}, which is no modality here{_near(key, known)}; allowed: {', '.join(known)}"
             )
         for part, multiplier in parts.items():
-            if part not in PARTS:
-                raise ConfigError(
-                    f"rates of {key!r} name the part {part!r}{_near(part, PARTS)}; allowed: {', '.join(PARTS)}"
-                )
+            if part not in known_parts:
+                near, allowed = _near(part, known_parts), ", ".join(known_parts)
+                raise ConfigError(f"rates of {key!r} name the part {part!r}{near}; allowed: {allowed}")
             if not (isinstance(multiplier, (int, float)) and math.isfinite(multiplier) and multiplier >= 0):
                 raise ConfigError(f"rate {key}.{part} is {multiplier!r}, must be a finite number >= 0")
 

@@ -131,14 +131,16 @@ def test_parameters_know_modality_and_part():
 
 @pytest.mark.parametrize("gate", GATES)
 @pytest.mark.parametrize("sides", [{}, {"paired_learner": False}, {"uni_learner": False}])
-def test_it_starts_by_returning_its_input_bit_by_bit(gate, sides):
+@pytest.mark.parametrize("autocast", [None, torch.bfloat16, torch.float16])
+def test_it_starts_by_returning_its_input_bit_by_bit(gate, sides, autocast):
     torch.manual_seed(0)
     module = PgMBlock({"text": 48, "audio": 80}, gate=gate, **sides)
     x = {m: 3 * h.detach().float() + 0.1 for m, h in inputs(64, widths=(48, 80)).items()}
-    representations, losses = module(x)
+    with torch.autocast("cpu", autocast, enabled=autocast is not None):
+        representations, losses = module(x)
     for m, h in x.items():
         assert torch.equal(representations[m], h)
-        assert losses[f"reconstruction/{m}"] == 0
+        assert autocast is not None or losses[f"reconstruction/{m}"] == 0
 
 
 def test_what_the_boundaries_are_told_by_their_shares_they_are_not_told_by_the_task():

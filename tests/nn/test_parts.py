@@ -43,9 +43,16 @@ def test_a_shared_parameter_appears_once_where_first_met():
     assert parameter_parts(model) == {"a.0.weight": ("a", "encoder")}
 
 
-def test_unknown_part_is_named():
-    with pytest.raises(ConfigError, match="'encodr'.*encoder, partitioner"):
-        mark_part(nn.Linear(1, 1), "text", "encodr")
+def test_a_part_may_have_a_name_of_ones_own_unless_it_is_nearly_another():
+    assert parameter_parts(mark_part(nn.Linear(1, 1, bias=False), "shared", "fusion")) == {
+        "weight": ("shared", "fusion")
+    }
+    for wrong, message in (
+        ("encodr", "nearly 'encoder'.*encoder, partitioner"),
+        ("my part", "'my part'; must be one of"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            mark_part(nn.Linear(1, 1), "text", wrong)
 
 
 @pytest.mark.parametrize("name", ["", "a.b", "keys", "training"])

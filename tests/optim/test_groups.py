@@ -82,6 +82,12 @@ def test_default_serves_what_no_entry_names():
     assert set(rates.values()) == {0.1}
 
 
+def test_a_part_of_ones_own_has_a_rate_like_any_other():
+    module = nn.ModuleDict({"known": model(), "fusion": mark_part(nn.Linear(2, 2), SHARED, "fusion")})
+    rates = rates_of(multi_rate_groups(module, 0.1, {"*": {"fusion": 3.0}}, default=1.0))
+    assert rates.pop("shared.fusion") == pytest.approx(0.3, rel=FP32, abs=0) and set(rates.values()) == {0.1}
+
+
 def without(part):
     return {k: v for k, v in ALL.items() if k != part}
 
