@@ -1,13 +1,14 @@
 """Does joint training starve the weak modality, and does DI-MML not? A set made so that the answer is known.
 
-    python benchmarks/competition.py [--seeds 0 1 2 3 4]
+    python benchmarks/competition.py [--seeds 0 1 2 3 4] [--variants ogm umt]
 
 Both modalities carry the label, each with noise of its own: `a` is strong and learned at once, `b` is weaker, at a
 fifth of the scale and learned slowly. What is wrong in one is mostly right in the other, so both are needed. Plain
 gradient descent on the features as they are, nothing normalised behind the encoders, the same for every method; each
 modality alone is a run of `unimodal` that sees nothing else.
 
-Writes ``results/methods/competition.json`` and ``competition.md``; ``competition.png`` shows the first seed.
+Writes ``results/methods/competition.json`` and ``competition.md``; ``competition.png`` shows the first seed. With
+``--variants`` the results of the others stay as they are, and so does the picture.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from pgm_fast.env import git_commit, versions
 from pgm_fast.train import fit
 from pgm_fast.train.files import atomic_write
 from pgm_fast.train.plots import draw_competition
-from pgm_fast.train.reports import write_json
+from pgm_fast.train.reports import read_json, write_json
 
 RESULTS = Path(__file__).resolve().parent / "results" / "methods"
 JSON, TABLE, PICTURE = (RESULTS / f"competition.{kind}" for kind in ("json", "md", "png"))
@@ -48,6 +49,8 @@ VARIANTS = {
     "ensemble": ("ensemble", {}),
     "pgm": ("pgm", {}),
     "dimml": ("dimml", {}),
+    "pretrained": ("pretrained", {}),
+    "umt": ("umt", {}),
     "ogm": ("ogm", {}),
 }
 
@@ -55,16 +58,19 @@ VARIANTS = {
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
-    seeds = parser.parse_args().seeds
-    runs = []
+    parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=list(VARIANTS))
+    seeds, variants = (options := parser.parse_args()).seeds, options.variants
+    runs = [r for r in read_json(JSON)["runs"] if r["variant"] not in variants] if JSON.exists() else []
     with tempfile.TemporaryDirectory() as folder:
         for seed in seeds:
-            for name in VARIANTS:
+            for name in variants:
                 out = Path(folder) / name / str(seed)
                 runs.append({"variant": name, "seed": seed, **run(name, seed, out)})
                 print(name, seed, runs[-1]["test"], flush=True)
-        first = [Path(folder) / name / str(seeds[0]) for name in ("unimodal", "joint", "dimml")]
-        draw_competition(first[1:], first[0], PICTURE)
+        if len(variants) == len(VARIANTS):
+            first = [Path(folder) / name / str(seeds[0]) for name in ("unimodal", "joint", "dimml")]
+            draw_competition(first[1:], first[0], PICTURE)
+    runs.sort(key=lambda r: (r["seed"], list(VARIANTS).index(r["variant"])))
     facts = {"date": date.today().isoformat(), "versions": versions(), "commit": git_commit(RESULTS.parent)}
     write_json(JSON, {**facts, "set": SET, "run": RUN, "runs": runs})
     with atomic_write(TABLE, "w") as file:

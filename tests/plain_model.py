@@ -63,3 +63,34 @@ def alone(h, modality):
 
 def cross_entropy(logits, labels):
     return F.nll_loss(logits - logits.exp().sum(-1, keepdim=True).log(), labels)
+
+
+def gradients(p, loss):
+    """name -> gradient, zeros where the loss does not reach."""
+    found = torch.autograd.grad(loss, list(p.values()), allow_unused=True)
+    return {n: torch.zeros_like(x) if g is None else g for (n, x), g in zip(p.items(), found, strict=True)}
+
+
+def descend(p, g, rate, only=None):
+    """p - rate * g, of the parameters whose name begins with one of ``only``."""
+    chosen = {n for n in p if only is None or n.startswith(tuple(only))}
+    return {n: (x - rate * g[n] * (n in chosen)).detach().requires_grad_() for n, x in p.items()}
+
+
+def steps(method, stage, batches, rate):
+    """Train a stage by plain gradient descent, as the loop does."""
+    method.begin_stage(stage)
+    method.train()
+    method.requires_grad_(True)
+    trained = [p for group in method.stages(rate)[stage].groups for p in group["params"]]
+    for parameter in method.parameters():
+        parameter.requires_grad_(any(parameter is p for p in trained))
+    optimizer = torch.optim.SGD(trained, rate)
+    for number, batch in enumerate(batches):
+        method.begin_epoch(stage, 0, lambda: iter([]))
+        for turn in range(method.turns):
+            method.begin_turn(turn)
+            optimizer.zero_grad()
+            method.backward(method(batch).losses["total"])
+            method.after_backward(number)
+            optimizer.step()

@@ -15,6 +15,8 @@ from .dimml import DIMML, DIMMLConfig
 from .dmil import DMIL, DMILConfig
 from .ogm import OGM, OGMConfig
 from .pgm import PgM, PgMConfig
+from .pretrained import Pretrained, PretrainedConfig
+from .umt import UMT, UMTConfig
 
 __all__ = [
     "METHODS",
@@ -27,12 +29,14 @@ __all__ = [
     "OGMConfig",
     "Output",
     "PgMConfig",
+    "PretrainedConfig",
     "Stage",
+    "UMTConfig",
     "build",
 ]
 
 METHODS: dict[str, type[Method]] = {
-    method.name: method for method in (PgM, DIMML, DMIL, Unimodal, Joint, Ensemble, OGM)
+    method.name: method for method in (PgM, DIMML, DMIL, Unimodal, Joint, Ensemble, Pretrained, UMT, OGM)
 }
 
 

@@ -2,7 +2,7 @@
 predictions."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -19,7 +19,7 @@ from .base import LABELLED, HeldOut, Method, ModelConfig, Output, Stage
 from .components import Head, build_encoders, check_model, encode, fuse, fuse_only
 from .tasks import task_loss
 
-__all__ = ["BaselineConfig", "Ensemble", "Joint", "Unimodal"]
+__all__ = ["BaselineConfig", "Ensemble", "Joint", "Unimodal", "alone", "mean_of_present"]
 
 
 @dataclass
@@ -120,14 +120,8 @@ class _Separate(_Baseline):
 
     def forward(self, batch: Batch, report: bool = False) -> Output:
         h = encode(self.encoders, batch, self.spec, self.model_config)
-        out = Output(unimodal={m: head(h[m]) for m, head in self.heads.items()})
+        out = alone(self.heads, h, batch, self.spec.task)
         out.logits = self._together(torch.stack(list(out.unimodal.values())), batch)
-        if batch.labels is not None:
-            out.losses = {
-                f"uni/{m}": task_loss(self.spec.task, logits, batch.labels, batch.weight_of(m))
-                for m, logits in out.unimodal.items()
-            }
-            out.losses["total"] = torch.stack(list(out.losses.values())).sum()
         return out
 
     def _together(self, logits: Tensor, batch: Batch) -> Tensor:
@@ -182,8 +176,24 @@ class Ensemble(_Separate):
         if self.answer is not None:
             heads = dict(zip((f"uni/{m}" for m in self.spec.modalities), logits, strict=True))
             return self.answer(heads, usable_alone(batch.presence))
-        if not batch.presence:
-            return logits.mean(0)
-        everywhere = torch.ones_like(batch.weight, dtype=torch.bool)
-        present = torch.stack([batch.presence.get(m, everywhere) for m in self.spec.modalities]).unsqueeze(-1)
-        return (logits * present).sum(0) / present.sum(0).clamp(min=1)
+        return mean_of_present(logits, list(self.spec.modalities), batch)
+
+
+def alone(heads: nn.ModuleDict, h: Mapping[str, Tensor], batch: Batch, task: str) -> Output:
+    """What each modality's head says of its own representation, with its loss and their sum; ``logits`` unset."""
+    out = Output(unimodal={m: head(h[m]) for m, head in heads.items()})
+    if batch.labels is not None:
+        out.losses = {
+            f"uni/{m}": task_loss(task, logits, batch.labels, batch.weight_of(m)) for m, logits in out.unimodal.items()
+        }
+        out.losses["total"] = torch.stack(list(out.losses.values())).sum()
+    return out
+
+
+def mean_of_present(logits: Tensor, modalities: Sequence[str], batch: Batch) -> Tensor:
+    """``[M, n, C]`` -> ``[n, C]``, zeros in rows without any modality."""
+    if not batch.presence:
+        return logits.mean(0)
+    everywhere = torch.ones_like(batch.weight, dtype=torch.bool)
+    present = torch.stack([batch.presence.get(m, everywhere) for m in modalities]).unsqueeze(-1)
+    return (logits * present).sum(0) / present.sum(0).clamp(min=1)

@@ -13,6 +13,8 @@ from ..methods.dimml import DIMMLConfig
 from ..methods.dmil_config import DMILConfig
 from ..methods.ogm import OGMConfig
 from ..methods.pgm import PgMConfig
+from ..methods.pretrained import PretrainedConfig
+from ..methods.umt import UMTConfig
 from ..settings import choice
 
 __all__ = ["Config", "DataConfig", "TrainConfig"]
@@ -83,5 +85,7 @@ class Config:
     dimml: DIMMLConfig = field(default_factory=DIMMLConfig)
     dmil: DMILConfig = field(default_factory=DMILConfig)
     baseline: BaselineConfig = field(default_factory=BaselineConfig)
+    pretrained: PretrainedConfig = field(default_factory=PretrainedConfig)
+    umt: UMTConfig = field(default_factory=UMTConfig)
     ogm: OGMConfig = field(default_factory=OGMConfig)
     train: TrainConfig = field(default_factory=TrainConfig)

@@ -31,6 +31,7 @@ for name, task in (
     ("ensemble", "regression"),
     ("dimml", "classification"),
     ("ogm", "classification"),
+    ("umt", "regression"),
 ):
     torch.manual_seed(0)
     widths = {"a": ModalitySpec(3), "b": ModalitySpec(4), "c": ModalitySpec(2)}
@@ -58,6 +59,10 @@ for name, task in (
         method.begin_epoch(0, method.config.warmup, lambda: iter([]))
         method._look()
         method.fusion_head.requires_grad_(False)
+    if name == "umt":
+        method.begin_stage(1)
+        for part in (method.teachers, method.uni_heads):
+            part.requires_grad_(False)
     wrapped = DistributedDataParallel(method) if world > 1 else method
     losses = wrapped(batch).losses
     method.backward(losses["total"])

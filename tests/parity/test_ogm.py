@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from plain_model import alone, copies, cross_entropy, draw, encode, make, mlp
+from plain_model import alone, copies, cross_entropy, descend, draw, encode, gradients, make, mlp, steps
 from tolerances import FP64, mean_of_draws
 
 from pgm_fast.methods.ogm import coefficients
@@ -16,8 +16,7 @@ from pgm_fast.methods.ogm import coefficients
 def modulated(p, batch, alpha):
     """Gradients of a step: those of the joint loss, each encoder's times its k."""
     h = encode(p, batch.inputs)
-    loss = cross_entropy(mlp(p, "head", torch.cat(list(h.values()), -1)), batch.labels)
-    gradients = dict(zip(p, torch.autograd.grad(loss, list(p.values())), strict=True))
+    found = gradients(p, cross_entropy(mlp(p, "head", torch.cat(list(h.values()), -1)), batch.labels))
     score = {}
     for m in h:
         z = mlp(p, "head", alone(h, m)).detach().numpy()
@@ -26,26 +25,18 @@ def modulated(p, batch, alpha):
     for m in h:
         others = np.mean([s for n, s in score.items() if n != m])
         k = 1 - math.tanh(alpha * score[m] / others) if score[m] > others else 1.0
-        gradients.update({name: k * g for name, g in gradients.items() if name.startswith(f"encoders.{m}.")})
-    return gradients
+        found.update({name: k * g for name, g in found.items() if name.startswith(f"encoders.{m}.")})
+    return found
 
 
 @pytest.mark.parametrize("modalities", [{"a": 5, "b": 3}, {"a": 5, "b": 3, "c": 4}])
 def test_twenty_steps(modalities):
     method = make("ogm", modalities, alpha=0.4, enhance=False)
     p = copies(method)
-    optimizer = torch.optim.SGD(method.parameters(), 0.1, momentum=0.9)
-    velocity = {name: torch.zeros_like(x) for name, x in p.items()}
-    for step in range(20):
-        batch = draw(modalities=modalities, seed=step)
-        method.begin_epoch(0, 0, lambda: iter([]))
-        optimizer.zero_grad()
-        method.backward(method(batch).losses["total"])
-        method.after_backward(step)
-        optimizer.step()
-        for name, g in modulated(p, batch, 0.4).items():
-            velocity[name] = 0.9 * velocity[name] + g
-            p[name] = (p[name] - 0.1 * velocity[name]).detach().requires_grad_()
+    batches = [draw(modalities=modalities, seed=step) for step in range(20)]
+    steps(method, 0, batches, 0.1)
+    for batch in batches:
+        p = descend(p, modulated(p, batch, 0.4), 0.1)
     torch.testing.assert_close(dict(method.named_parameters()), p, rtol=FP64, atol=FP64)
 
 

@@ -122,11 +122,15 @@ def test_a_run_interrupted_again_and_again_is_still_the_same(source, reference, 
 
 
 # method -> settings, and updates per batch
-BALANCING = {"ogm": ({"ogm.last_epoch": 1, "train.optimizer": "sgd"}, 1)}
+BALANCING = {
+    "ogm": ({"ogm.last_epoch": 1, "train.optimizer": "sgd"}, 1),
+    "pretrained": ({"pretrained.alone_epochs": 1}, 1),
+    "umt": ({"umt.alone_epochs": 1}, 1),
+}
 
 
 @pytest.mark.parametrize("method", BALANCING)
-def test_methods_that_change_gradients_go_on_as_they_began(source, tmp_path, monkeypatch, method):
+def test_methods_that_balance_modalities_go_on_as_they_began(source, tmp_path, monkeypatch, method):
     own, turns = BALANCING[method]
     settings = {**SETTINGS, "method": method, **own}
     fit(data=source, out=str(tmp_path / "whole"), **settings)
