@@ -52,6 +52,7 @@ VARIANTS = {
     "pretrained": ("pretrained", {}),
     "umt": ("umt", {}),
     "ogm": ("ogm", {}),
+    "mla": ("mla", {}),
 }
 
 

@@ -13,6 +13,7 @@ from .base import HeldOut, Method, ModelConfig, Output, Stage
 from .baselines import BaselineConfig, Ensemble, Joint, Unimodal
 from .dimml import DIMML, DIMMLConfig
 from .dmil import DMIL, DMILConfig
+from .mla import MLA, MLAConfig
 from .ogm import OGM, OGMConfig
 from .pgm import PgM, PgMConfig
 from .pretrained import Pretrained, PretrainedConfig
@@ -20,6 +21,7 @@ from .umt import UMT, UMTConfig
 
 __all__ = [
     "METHODS",
+    "MLAConfig",
     "BaselineConfig",
     "DIMMLConfig",
     "DMILConfig",
@@ -36,7 +38,7 @@ __all__ = [
 ]
 
 METHODS: dict[str, type[Method]] = {
-    method.name: method for method in (PgM, DIMML, DMIL, Unimodal, Joint, Ensemble, Pretrained, UMT, OGM)
+    method.name: method for method in (PgM, DIMML, DMIL, Unimodal, Joint, Ensemble, Pretrained, UMT, OGM, MLA)
 }
 
 

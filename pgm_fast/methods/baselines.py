@@ -179,7 +179,7 @@ class Ensemble(_Separate):
         return mean_of_present(logits, list(self.spec.modalities), batch)
 
 
-def alone(heads: nn.ModuleDict, h: Mapping[str, Tensor], batch: Batch, task: str) -> Output:
+def alone(heads: Mapping[str, nn.Module], h: Mapping[str, Tensor], batch: Batch, task: str) -> Output:
     """What each modality's head says of its own representation, with its loss and their sum; ``logits`` unset."""
     out = Output(unimodal={m: head(h[m]) for m, head in heads.items()})
     if batch.labels is not None:

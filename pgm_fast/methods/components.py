@@ -90,7 +90,7 @@ def _auto(modality: ModalitySpec) -> str:
     return "gru" if modality.kind == "features" else "resnet18"
 
 
-def encode(encoders: nn.ModuleDict, batch: Batch, spec: DataSpec, model: ModelConfig) -> dict[str, Tensor]:
+def encode(encoders: Mapping[str, nn.Module], batch: Batch, spec: DataSpec, model: ModelConfig) -> dict[str, Tensor]:
     """modality -> ``[n, dim]``: a representation per row, zeros in rows where the modality is absent.
 
     With ``model.normalize`` it has zero mean and unit variance over its dimensions (LayerNorm without parameters, Ba et

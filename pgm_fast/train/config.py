@@ -11,6 +11,7 @@ from ..methods.base import ModelConfig
 from ..methods.baselines import BaselineConfig
 from ..methods.dimml import DIMMLConfig
 from ..methods.dmil_config import DMILConfig
+from ..methods.mla import MLAConfig
 from ..methods.ogm import OGMConfig
 from ..methods.pgm import PgMConfig
 from ..methods.pretrained import PretrainedConfig
@@ -88,4 +89,5 @@ class Config:
     pretrained: PretrainedConfig = field(default_factory=PretrainedConfig)
     umt: UMTConfig = field(default_factory=UMTConfig)
     ogm: OGMConfig = field(default_factory=OGMConfig)
+    mla: MLAConfig = field(default_factory=MLAConfig)
     train: TrainConfig = field(default_factory=TrainConfig)

@@ -32,6 +32,7 @@ for name, task in (
     ("dimml", "classification"),
     ("ogm", "classification"),
     ("umt", "regression"),
+    ("mla", "classification"),
 ):
     torch.manual_seed(0)
     widths = {"a": ModalitySpec(3), "b": ModalitySpec(4), "c": ModalitySpec(2)}
@@ -63,17 +64,21 @@ for name, task in (
         method.begin_stage(1)
         for part in (method.teachers, method.uni_heads):
             part.requires_grad_(False)
-    wrapped = DistributedDataParallel(method) if world > 1 else method
-    losses = wrapped(batch).losses
-    method.backward(losses["total"])
-    method.after_backward(1)
+    unused = method.turns > 1
+    wrapped = DistributedDataParallel(method, find_unused_parameters=unused) if world > 1 else method
+    for turn in range(method.turns):
+        method.begin_turn(turn)
+        method.zero_grad()
+        losses = wrapped(batch).losses
+        method.backward(losses["total"])
+        method.after_backward(1)
     terms = {k: v.detach() for k, v in losses.items()}
     if world > 1:
         for term in terms.values():
             dist.all_reduce(term)
             term /= world
-    gradients = {n: p.grad for n, p in method.named_parameters() if p.requires_grad}
-    result[f"{name}/{task}"] = (terms, gradients)
+    gradients = {n: p.grad for n, p in method.named_parameters() if p.grad is not None}
+    result[f"{name}/{task}"] = (terms, gradients, dict(method.named_buffers()))
 if rank == 0:
     torch.save(result, f"{folder}/result{world}.pt")
 if world > 1:

@@ -126,6 +126,7 @@ BALANCING = {
     "ogm": ({"ogm.last_epoch": 1, "train.optimizer": "sgd"}, 1),
     "pretrained": ({"pretrained.alone_epochs": 1}, 1),
     "umt": ({"umt.alone_epochs": 1}, 1),
+    "mla": ({}, 2),
 }
 
 
