@@ -4,9 +4,15 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import os
+import socket
+import subprocess
+import sys
 
 import numpy as np
 import pytest
+import torch
+from tolerances import FP64, PRINTED_4
 from typer.testing import CliRunner
 
 from pgm_fast.cli.app import app
@@ -40,6 +46,73 @@ def test_rates(example, capsys):
     assert launches["MultiRateAdamW"] == 1 < launches["torch AdamW, fused"] < launches["torch AdamW"]
     losses = {line.rpartition(" ")[2] for line in capsys.readouterr().out.splitlines()}
     assert len(losses) == 1  # all three train alike
+
+
+INTEGRATIONS = {
+    "hf_trainer": (["transformers", "accelerate"], {"steps": 40}),
+    "lightning_module": (["lightning"], {"epochs": 2}),
+    "accelerate_loop": (["accelerate"], {"epochs": 2}),
+    "losses_alone": ([], {"steps": 60}),
+}
+
+
+@pytest.mark.parametrize("name", INTEGRATIONS)
+def test_other_peoples_loops(example, name, tmp_path, monkeypatch):
+    packages, arguments = INTEGRATIONS[name]
+    for package in packages:
+        pytest.importorskip(package, reason="pip install 'pgm-fast[integrations]'")
+    if "accelerate" in packages:
+        # it keeps its settings for the life of a process
+        from accelerate.state import AcceleratorState
+
+        AcceleratorState._reset_state(reset_partial_state=True)
+    monkeypatch.chdir(tmp_path)
+    assert example(name).main(**arguments) > 0.6  # one modality of two tells 0.5, chance among 200 is 0.005
+
+
+def test_timm(example):
+    timm = pytest.importorskip("timm", reason="pip install 'pgm-fast[timm]'")
+    module = example("timm_layer_decay")
+    module.main(steps=2)
+    model = timm.create_model("vit_tiny_patch16_224", img_size=32, patch_size=8, depth=4, num_classes=2)
+    names = {id(p): name for name, p in model.named_parameters()}
+    settings = [
+        {names[id(p)]: (group["lr"], group["weight_decay"]) for group in groups for p in group["params"]}
+        for groups in (module.by_timm(model), module.by_patterns(model))
+    ]
+    assert set(settings[0]) == set(settings[1])
+    for name, (lr, decay) in settings[0].items():
+        if not name.startswith("norm."):
+            assert settings[1][name] == (pytest.approx(lr, rel=FP64, abs=0), decay), name
+
+
+def test_fsdp2_gives_the_losses_of_one_process(example, repository, monkeypatch, capsys):
+    command = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    path = str(repository / "examples" / "fsdp2.py")
+    done = subprocess.run([sys.executable, *command, path], capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stderr
+    # the same in a group of this process alone
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = str(free.getsockname()[1])
+    for name, value in (("RANK", "0"), ("WORLD_SIZE", "1"), ("MASTER_ADDR", "localhost"), ("MASTER_PORT", port)):
+        monkeypatch.setenv(name, value)
+    example("fsdp2").main()
+    two, one = (
+        [float(line.rpartition(" ")[2]) for line in told.splitlines() if line.startswith("step")]
+        for told in (done.stdout, capsys.readouterr().out)
+    )
+    assert len(one) == 4
+    assert two == pytest.approx(one, rel=0, abs=PRINTED_4)
+
+
+def test_every_example_says_how_it_is_run_and_those_for_other_peoples_loops_are_short(repository):
+    for path in (repository / "examples").glob("*.py"):
+        source = path.read_text(encoding="utf-8")
+        assert f" examples/{path.name}" in source.split('"""')[1]
+        assert path.stem in ("drop_in", "own_encoder", "rates") or len(source.splitlines()) < 60
 
 
 def test_config(repository, tmp_path):

@@ -107,6 +107,9 @@ OPTIMIZER_MOVE = {dtype: max(FP32, 4 * 0.1 * eps) for dtype, eps in EPS.items()}
 # Two ranks against one process: sums of 16 rows in another order, each good to eps/2, over 18 steps of SGD.
 TWO_RANKS = 18 * 16 * EPS[torch.float32] / 2
 
+# Two numbers that are printed with four digits after the point, and may fall on two sides of a half.
+PRINTED_4 = 1e-4 + FP64
+
 # Reports keep seven digits after the point; the slack of FP64 is for the test's own arithmetic.
 ROUNDED_7 = 0.5e-7 + FP64
 
