@@ -53,6 +53,7 @@ VARIANTS = {
     "umt": ("umt", {}),
     "ogm": ("ogm", {}),
     "mla": ("mla", {}),
+    "mmpareto": ("mmpareto", {}),
 }
 
 

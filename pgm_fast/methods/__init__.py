@@ -14,6 +14,7 @@ from .baselines import BaselineConfig, Ensemble, Joint, Unimodal
 from .dimml import DIMML, DIMMLConfig
 from .dmil import DMIL, DMILConfig
 from .mla import MLA, MLAConfig
+from .mmpareto import MMPareto, MMParetoConfig
 from .ogm import OGM, OGMConfig
 from .pgm import PgM, PgMConfig
 from .pretrained import Pretrained, PretrainedConfig
@@ -22,6 +23,7 @@ from .umt import UMT, UMTConfig
 __all__ = [
     "METHODS",
     "MLAConfig",
+    "MMParetoConfig",
     "BaselineConfig",
     "DIMMLConfig",
     "DMILConfig",
@@ -38,7 +40,7 @@ __all__ = [
 ]
 
 METHODS: dict[str, type[Method]] = {
-    method.name: method for method in (PgM, DIMML, DMIL, Unimodal, Joint, Ensemble, Pretrained, UMT, OGM, MLA)
+    method.name: method for method in (PgM, DIMML, DMIL, Unimodal, Joint, Ensemble, Pretrained, UMT, OGM, MLA, MMPareto)
 }
 
 

@@ -4,6 +4,7 @@ predictions."""
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -19,7 +20,16 @@ from .base import LABELLED, HeldOut, Method, ModelConfig, Output, Stage
 from .components import Head, build_encoders, check_model, encode, fuse, fuse_only
 from .tasks import task_loss
 
-__all__ = ["BaselineConfig", "Ensemble", "Joint", "Unimodal", "alone", "mean_of_present"]
+__all__ = [
+    "Baseline",
+    "BaselineConfig",
+    "Ensemble",
+    "Joint",
+    "Unimodal",
+    "WithOwnHeads",
+    "alone",
+    "mean_of_present",
+]
 
 
 @dataclass
@@ -30,27 +40,45 @@ class BaselineConfig:
     rates: dict[str, dict[str, float]] = field(default_factory=dict)
 
 
-class _Baseline(Method):
+class Baseline(Method):
+    """Encoders, one stage, and an answer of the heads that a subclass names."""
+
     config_class = BaselineConfig
 
     def __init__(
         self,
         spec: DataSpec,
         model: ModelConfig,
-        config: BaselineConfig,
+        config: Any,
         encoders: Mapping[str, nn.Module] | None = None,
     ):
         super().__init__(spec, model, config, encoders)
         check_model(model)
         self.encoders = build_encoders(spec, model, encoders)
-        heads = [f"uni/{m}" for m in spec.modalities] if self.name == "ensemble" else ["task"]
-        self.answer = make_answer(self.name, model.answer, "task", heads, spec.task)
+        self.answer = make_answer(self.name, model.answer, "task", self._answering(), spec.task)
+
+    def _answering(self) -> list[str]:
+        """The heads that ``model.answer`` is of, ``task`` first where there is one."""
+        return ["task"]
 
     def stages(self, lr: float) -> list[Stage]:
         return [Stage("main", multi_rate_groups(self, lr, self.config.rates, default=1.0))]
 
+    def after_validation(self, scores: Mapping[str, float], held_out: HeldOut) -> bool:
+        if self.answer is None or held_out.labels is None:
+            return False
+        return self.answer.fit(held_out.logits, held_out.labels, self._usable(held_out.presence))
 
-class Joint(_Baseline):
+    def _usable(self, presence: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """head -> bool ``[n]``: rows in which it has something to go by."""
+        if not presence:
+            return {}
+        everywhere = torch.ones_like(next(iter(presence.values())))
+        some = torch.stack([presence.get(m, everywhere) for m in self.spec.modalities]).any(0)
+        return {**usable_alone(presence), "task": some}
+
+
+class Joint(Baseline):
     """One head on the concatenated representations, one loss.
 
     Retrieval: a dual encoder, one embedding head per modality, InfoNCE.
@@ -101,7 +129,39 @@ class Joint(_Baseline):
         return out
 
 
-class _Separate(_Baseline):
+class WithOwnHeads(Joint):
+    """:class:`Joint` with a head of its own for each modality, whose losses count beside that of the joint one.
+
+    Losses: ``task``, ``uni/<m>``, ``total``, their sum.
+    """
+
+    tasks = LABELLED
+
+    def __init__(
+        self, spec: DataSpec, model: ModelConfig, config: Any, encoders: Mapping[str, nn.Module] | None = None
+    ):
+        super().__init__(spec, model, config, encoders)
+        self.uni_heads = modality_dict({m: Head(model.dim, spec.num_outputs, model, m) for m in spec.modalities})
+
+    def _answering(self) -> list[str]:
+        return ["task", *(f"uni/{m}" for m in self.spec.modalities)]
+
+    def _predict(self, h: dict[str, Tensor], batch: Batch) -> Output:
+        out = alone(self.uni_heads, h, batch, self.spec.task)
+        task = self.head(fuse(h))
+        out.logits = task
+        if batch.labels is not None:
+            loss = task_loss(self.spec.task, task, batch.labels, batch.weight)
+            out.losses = {"task": loss, **out.losses, "total": loss + out.losses["total"]}
+        if self.answer is not None:
+            out.further = {"task": task}
+            if not self.training:
+                heads = {**out.further, **{f"uni/{m}": z for m, z in out.unimodal.items()}}
+                out.logits = self.answer(heads, self._usable(batch.presence))
+        return out
+
+
+class _Separate(Baseline):
     """A model per modality, each trained by its own loss only; subclasses say how they answer together.
 
     Losses: ``uni/<m>``, and ``total``, their sum: no modality's loss reaches another's parameters. The run around them
@@ -167,15 +227,13 @@ class Ensemble(_Separate):
 
     name = "ensemble"
 
-    def after_validation(self, scores: Mapping[str, float], held_out: HeldOut) -> bool:
-        if self.answer is None or held_out.labels is None:
-            return False
-        return self.answer.fit(held_out.logits, held_out.labels, usable_alone(held_out.presence))
+    def _answering(self) -> list[str]:
+        return [f"uni/{m}" for m in self.spec.modalities]
 
     def _together(self, logits: Tensor, batch: Batch) -> Tensor:
         if self.answer is not None:
             heads = dict(zip((f"uni/{m}" for m in self.spec.modalities), logits, strict=True))
-            return self.answer(heads, usable_alone(batch.presence))
+            return self.answer(heads, self._usable(batch.presence))
         return mean_of_present(logits, list(self.spec.modalities), batch)
 
 

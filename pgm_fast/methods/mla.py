@@ -27,12 +27,10 @@ from ..data.batch import Batch
 from ..data.feature_set import DataSpec
 from ..nn.parts import SHARED, mark_part
 from ..nn.weights import sum_over_ranks, world_size
-from ..optim.groups import multi_rate_groups
 from ..settings import check_settings, number
-from .answers import make_answer, usable_alone
-from .base import HeldOut, Method, ModelConfig, Output, Stage
-from .baselines import alone, mean_of_present
-from .components import build_encoders, check_model, encode
+from .base import ModelConfig, Output
+from .baselines import Baseline, alone, mean_of_present
+from .components import encode
 
 __all__ = ["MLA", "MLAConfig", "entropy_weights", "remember"]
 
@@ -47,7 +45,7 @@ class MLAConfig:
     rates: dict[str, dict[str, float]] = field(default_factory=dict)
 
 
-class MLA(Method):
+class MLA(Baseline):
     """Modalities that take turns at a shared linear head, in the order in which the data has them.
 
     A batch is as many updates as there are modalities. ``model.answer`` may ask for another answer than the published.
@@ -62,20 +60,16 @@ class MLA(Method):
         self, spec: DataSpec, model: ModelConfig, config: MLAConfig, encoders: Mapping[str, nn.Module] | None = None
     ):
         super().__init__(spec, model, config, encoders)
-        check_model(model)
         check_settings(config, self.name)
-        self.encoders = build_encoders(spec, model, encoders)
         self.shared_head = mark_part(nn.Linear(model.dim, spec.num_outputs), SHARED, "head")
-        heads = [f"uni/{m}" for m in spec.modalities]
-        self.answer = make_answer(self.name, model.answer, "task", heads, spec.task)
         self.turns = len(spec.modalities)
         self.register_buffer("projection", torch.eye(model.dim))
         self.register_buffer("seen", torch.zeros(model.dim))  # mean features of the turn before
         self._turn: int | None = None  # None: all at once
         self._seen: Tensor | None = None  # mean features of this turn, on this rank
 
-    def stages(self, lr: float) -> list[Stage]:
-        return [Stage("main", multi_rate_groups(self, lr, self.config.rates, default=1.0))]
+    def _answering(self) -> list[str]:
+        return [f"uni/{m}" for m in self.spec.modalities]
 
     def begin_turn(self, turn: int) -> None:
         self._turn = turn
@@ -95,17 +89,12 @@ class MLA(Method):
 
     def _together(self, logits: Mapping[str, Tensor], batch: Batch) -> Tensor:
         if self.answer is not None:
-            return self.answer({f"uni/{m}": z for m, z in logits.items()}, usable_alone(batch.presence))
+            return self.answer({f"uni/{m}": z for m, z in logits.items()}, self._usable(batch.presence))
         stacked = torch.stack(list(logits.values()))
         if self.spec.task == "regression":
             return mean_of_present(stacked, list(logits), batch)
         present = torch.stack([batch.presence.get(m, torch.ones_like(batch.index >= 0)) for m in logits])
         return (stacked * entropy_weights(stacked, present, self.spec.task).unsqueeze(-1)).sum(0)
-
-    def after_validation(self, scores: Mapping[str, float], held_out: HeldOut) -> bool:
-        if self.answer is None or held_out.labels is None:
-            return False
-        return self.answer.fit(held_out.logits, held_out.labels, usable_alone(held_out.presence))
 
     @torch.no_grad()
     def after_backward(self, seed: int) -> None:

@@ -12,6 +12,7 @@ from ..methods.baselines import BaselineConfig
 from ..methods.dimml import DIMMLConfig
 from ..methods.dmil_config import DMILConfig
 from ..methods.mla import MLAConfig
+from ..methods.mmpareto import MMParetoConfig
 from ..methods.ogm import OGMConfig
 from ..methods.pgm import PgMConfig
 from ..methods.pretrained import PretrainedConfig
@@ -90,4 +91,5 @@ class Config:
     umt: UMTConfig = field(default_factory=UMTConfig)
     ogm: OGMConfig = field(default_factory=OGMConfig)
     mla: MLAConfig = field(default_factory=MLAConfig)
+    mmpareto: MMParetoConfig = field(default_factory=MMParetoConfig)
     train: TrainConfig = field(default_factory=TrainConfig)

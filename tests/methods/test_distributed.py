@@ -33,6 +33,7 @@ for name, task in (
     ("ogm", "classification"),
     ("umt", "regression"),
     ("mla", "classification"),
+    ("mmpareto", "classification"),
 ):
     torch.manual_seed(0)
     widths = {"a": ModalitySpec(3), "b": ModalitySpec(4), "c": ModalitySpec(2)}

@@ -127,6 +127,7 @@ BALANCING = {
     "pretrained": ({"pretrained.alone_epochs": 1}, 1),
     "umt": ({"umt.alone_epochs": 1}, 1),
     "mla": ({}, 2),
+    "mmpareto": ({}, 1),
 }
 
 
