@@ -235,8 +235,9 @@ class _Crossing(nn.Module):
         """
         parameter = next(self.parameters(), None)
         if parameter is not None:
-            # the model's forward may have cast, or placed, what it calls otherwise
-            uni, paired = ({m: x.to(parameter.device, parameter.dtype) for m, x in of.items()} for of in (uni, paired))
+            # what the model calls may be cast, or placed, otherwise; offloaded parameters are where their hooks say
+            device = None if parameter.is_meta else parameter.device
+            uni, paired = ({m: x.to(device, parameter.dtype) for m, x in of.items()} for of in (uni, paired))
         outputs = {}
         for m, head in (self.heads or {}).items():
             if m in uni:

@@ -15,12 +15,13 @@ from tolerances import FP64
 from torch import nn
 from torch._dynamo.testing import CompileCounter
 from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
 from torch.nn.functional import mse_loss
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.checkpoint import checkpoint
 
 from pgm_fast.errors import ConfigError
-from pgm_fast.nn import PgMBlock, attach, collect_losses, detach, mark_part, parameter_parts
+from pgm_fast.nn import MLP, PgMBlock, attach, collect_losses, detach, mark_part, parameter_parts
 
 PLACES = {"text": "encoders.text", "audio": "encoders.audio"}
 Pair = namedtuple("Pair", "length states")
@@ -323,6 +324,19 @@ def test_exports_what_the_model_computes():
     torch.testing.assert_close(program.module()(*args), model(*args), rtol=FP64, atol=FP64)
 
 
+def test_a_trace_serves_other_batch_sizes():
+    model = made(task_heads=3).eval()
+    traced = torch.jit.trace(model, inputs(torch.float64), check_trace=False)
+    args = inputs(torch.float64, 3)
+    torch.testing.assert_close(traced(*args), model(*args), rtol=FP64, atol=FP64)
+
+
+def test_an_onnx_program_has_onnx_operators_only():
+    pytest.importorskip("onnxscript", reason="pip install 'pgm-fast[integrations]'")
+    program = torch.onnx.export(made(dtype=torch.float32).eval(), inputs(), dynamo=True, verbose=False)
+    assert {node.domain for node in program.model_proto.graph.node} == {""}
+
+
 def test_torch_func_differentiates_what_it_collects():
     model = made(task_heads=3)
     parameters = {name: p.detach() for name, p in model.named_parameters()}
@@ -364,6 +378,16 @@ def test_ddp_finds_what_takes_part(mesh, options):
         torch.testing.assert_close(gradients(model, *args, run=ddp), want, rtol=FP64, atol=FP64)
 
 
+def test_layers_of_learners_and_heads_can_be_split_over_ranks(mesh):
+    model, plan = made(task_heads=3), {}
+    for name, module in model.named_modules():
+        if isinstance(module, MLP):
+            plan |= {f"{name}.0": ColwiseParallel(), f"{name}.3": RowwiseParallel()}
+    want = gradients(made(task_heads=3), *inputs(torch.float64))
+    parallelize_module(model, mesh, plan)
+    torch.testing.assert_close(gradients(model, *inputs(torch.float64)), want, rtol=FP64, atol=FP64)
+
+
 def test_outputs_may_be_changed_in_place(mesh):
     made()(*inputs(torch.float64)).mul_(2).sum().backward()
 
@@ -398,6 +422,35 @@ def test_lora_goes_first():
     total(awaken(tuned), *inputs()).backward()
     trained = {name for name, p in tuned.named_parameters() if p.grad is not None and p.grad.any()}
     assert trained == {name for name, p in tuned.named_parameters() if "lora_" in name or "pgm." in name}
+
+
+def test_offloaded_weights_are_fetched():
+    accelerate = pytest.importorskip("accelerate", reason="pip install 'pgm-fast[integrations]'")
+    model = made(task_heads=3)
+    want = total(model, *inputs(torch.float64))
+    accelerate.cpu_offload(model, execution_device=torch.device("cpu"))
+    torch.testing.assert_close(total(model, *inputs(torch.float64)), want, rtol=FP64, atol=FP64)
+
+
+def _is_linear_of_pgm(module, name):
+    return "pgm." in name and isinstance(module, nn.Linear)
+
+
+def test_quantised_layers_are_called():
+    quantization = pytest.importorskip("torchao.quantization", reason="pip install 'pgm-fast[integrations]'")
+    model = made(dtype=torch.float32).eval()
+    before = model(*inputs())
+    quantization.quantize_(model, quantization.Int8WeightOnlyConfig(), _is_linear_of_pgm)
+    after = model(*inputs())
+    # eight bits change what full precision gave
+    assert after.isfinite().all() and not torch.equal(after, before)
+
+
+def test_a_moving_average_follows_the_whole():
+    model = made()
+    average = torch.optim.swa_utils.AveragedModel(model)
+    average.update_parameters(model)
+    assert torch.equal(average(*inputs(torch.float64)), model(*inputs(torch.float64)))
 
 
 def test_marks_are_there_unless_one_has_set_others():

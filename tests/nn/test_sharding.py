@@ -1,4 +1,4 @@
-"""``fully_shard`` on any part of a module: all are called, so all find their parameters."""
+"""Modules over ranks: ``fully_shard`` on any part, since all are called; data and tensor parallel."""
 
 from __future__ import annotations
 
@@ -7,8 +7,10 @@ import torch
 from module_cases import CASES, flat, make_module, make_tensors
 from sharded import kinds_of_parts, lone_mesh, shard
 from tolerances import FP64
+from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
+from torch.nn.parallel import DistributedDataParallel
 
-from pgm_fast.nn import ModalPartitioner, PgMBlock, VariationalLayer
+from pgm_fast.nn import MLP, ModalPartitioner, PgMBlock, VariationalLayer
 
 
 @pytest.fixture(scope="module")
@@ -56,3 +58,23 @@ def test_so_can_what_is_entered_by_another_method(way, mesh):
         return kind().double()
 
     assert_sharding_changes_nothing(make, lambda module: tuple(torch.utils._pytree.tree_leaves(enter(module, x))), mesh)
+
+
+@pytest.mark.parametrize("options", [{}, {"find_unused_parameters": True}, {"static_graph": True}], ids=str)
+def test_ddp_changes_nothing(options, mesh):
+    tensors = make_tensors("PgMBlock", 5)
+    want = gradients(make_module("PgMBlock"), lambda module: module(*tensors))
+    module = make_module("PgMBlock")
+    ddp = DistributedDataParallel(module, **options)
+    torch.testing.assert_close(gradients(module, lambda _: ddp(*tensors)), want, rtol=FP64, atol=FP64)
+
+
+def test_layers_of_learners_can_be_split_over_ranks(mesh):
+    tensors = make_tensors("PgMBlock", 5)
+    want = gradients(make_module("PgMBlock"), lambda module: module(*tensors))
+    module, plan = make_module("PgMBlock"), {}
+    for name, part in module.named_modules():
+        if isinstance(part, MLP):
+            plan |= {f"{name}.0": ColwiseParallel(), f"{name}.3": RowwiseParallel()}
+    parallelize_module(module, mesh, plan)
+    torch.testing.assert_close(gradients(module, lambda module: module(*tensors)), want, rtol=FP64, atol=FP64)
