@@ -52,7 +52,7 @@ class PgMConfig:
     interaction: str = "concat"  # across the modalities' paired features, for the paired loss: attention, concat
     learner_dim: int = 0  # width inside of the learners (identity_start=false: of their features); 0 for model.dim
     identity_start: bool = True  # at first the block returns the encoders' representations as they are
-    uni_weight: float = 3.0  # each modality's own task loss on its uni-modal features
+    uni_weight: float = 10.0  # each modality's own task loss on its uni-modal features
     paired_weight: float = 1.0  # task loss on the interacting paired features
     align_weight: float = 0.1  # contrastive alignment of the modalities' paired features
     align_temperature: float = 0.1  # of that alignment
@@ -78,8 +78,8 @@ class PgM(Method):
       that it is a weighted sum over rows like every other loss.
     - Retrieval embeds every modality by a head on its own decoded representation. The task loss is InfoNCE over all
       pairs of modalities; there are no labels, so neither uni-modal nor paired loss.
-    - In classification all heads answer together, stacked on the validation split, where ``model.answer`` says nothing
-      else; in the other tasks the task head does.
+    - In classification all heads answer together, by a product whose weights are fitted to the validation split, where
+      ``model.answer`` says nothing else; in the other tasks the task head does.
     - With one modality there is nothing to pair: no interaction, paired loss or alignment.
 
     Losses: ``task``, ``uni/<m>``, ``paired``, ``align``, ``reconstruction/<m>``, ``share/<m>``, ``total``.
@@ -134,7 +134,7 @@ class PgM(Method):
             if config.identity_start:
                 _silent(self.paired_head[3])
         heads = ["task", *(["paired"] if self.paired_head else []), *(f"uni/{m}" for m in self.uni_heads or ())]
-        own = "stack" if spec.task == "classification" and len(heads) > 1 else "task"
+        own = "pool" if spec.task == "classification" and len(heads) > 1 else "task"
         self.answer = make_answer(self.name, model.answer, own, heads, spec.task)
         if self._informed:
             self.calibration = Calibration(heads, spec.task, spec.num_outputs)

@@ -186,7 +186,7 @@ def test_an_answer_that_cannot_be_given_is_refused(make_batch, name, task, answe
 
 
 @pytest.mark.parametrize(
-    ("task", "kind"), [("classification", "stack"), ("multilabel", None), ("regression", None), ("retrieval", None)]
+    ("task", "kind"), [("classification", "pool"), ("multilabel", None), ("regression", None), ("retrieval", None)]
 )
 def test_the_own_answer_of_pgm(make_batch, task, kind):
     spec, _ = make_batch(task)
