@@ -63,12 +63,12 @@ class Position:
 
 @dataclass
 class Best:
-    """The best epoch of a stage: by validation score, among equals by validation loss.
+    """The best epoch of a stage: by validation score, among equals by the fused output's validation loss.
 
     Attributes:
         epoch: counted from 1 over all stages; 0 before any.
         score: larger is better.
-        loss: total validation loss.
+        loss: the task's loss of the fused output on validation, as :func:`~pgm_fast.train.evaluation.fused_loss`.
         since: epochs since then.
     """
 
@@ -301,7 +301,7 @@ class Training:
         self.position.seconds += seconds
         self.position.train_seconds += train_seconds
         self.position.skipped += int(counts[0])
-        better = self.best.offer(self.position.epoch, result["score"], result["loss"])
+        better = self.best.offer(self.position.epoch, result["score"], result["fused_loss"])
         self._begin_epoch()
         self.ranks.on_main(lambda: self._write_epoch(record, better))
         # Last of all: what is written for an epoch that last.pt does not know of is written again, the same, when the
@@ -331,7 +331,6 @@ class Training:
             "valid": valid,
             "shares": mean_shares(predictions),
             "score": score(spec.task, valid["fused"], monitor),
-            "loss": valid["losses"].get("total", math.inf),
             "fused_loss": fused_loss(predictions, spec.task),
             "unimodal": {m: score(spec.task, metrics) for m, metrics in valid["unimodal"].items()},
             "held_out": held_out(predictions),
