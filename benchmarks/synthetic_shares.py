@@ -146,7 +146,7 @@ def table() -> str:
         "rows. AUC: how often a row of that sort has more of the mass than a row of another sort, mean over seeds and",
         "over the masses that some rows have. Made by `python benchmarks/synthetic_shares.py`.",
         "",
-        "| family | modality | uni-only (unique) | paired-only (synergy) | shared (redundant) | unused | AUC | accuracy |",
+        "| family | modality | uni-only: unique | paired-only: synergy | shared: redundant | unused | AUC | accuracy |",
         "|---|---|---|---|---|---|---|---|",
     ]
     for family in dict.fromkeys(run["family"] for run in runs):

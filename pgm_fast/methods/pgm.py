@@ -35,7 +35,7 @@ from .tasks import task_loss
 
 __all__ = ["PgM", "PgMConfig"]
 
-PARTITIONER_RATE = 3.0  # of the boundary gate, relative to train.lr, where pgm.rates names none
+PARTITIONER_RATE = 10.0  # of the boundary gate, relative to train.lr, where pgm.rates names none
 
 
 @dataclass

@@ -98,7 +98,8 @@ class MultiRateOptimizer(Optimizer):
 
     @property
     def max_norm(self) -> float | None:
-        """Largest norm of all gradients together (``clip="global"``); None for any. May be set between steps."""
+        """Largest norm of all gradients together (``clip="global"``); None for any. May be set between steps; code that
+        does so looks after clipping itself, so gradients that come clipped are then no cause for a warning."""
         return self._max_norm
 
     @max_norm.setter
@@ -107,6 +108,7 @@ class MultiRateOptimizer(Optimizer):
             raise ValueError('max_norm is an entry of each param group with clip="group"; set it there')
         _check_max_norm(value)
         self._max_norm = value
+        self._clipped_before = ClippedBefore(steps=0)
         self._plan = None
 
     @property
