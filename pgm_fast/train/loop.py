@@ -31,6 +31,7 @@ from .signals import StopRequest
 
 __all__ = ["Best", "Position", "StoppedBySignal", "Training"]
 
+_ALIKE = 1e-3  # nats, or the unit of a regression loss: losses that differ by less say nothing about the model
 _READ_EVERY = 8  # steps between looks at the guard's counts on an accelerator
 
 
@@ -65,11 +66,15 @@ class Position:
 class Best:
     """The best epoch of a stage: by validation score, among equals by the fused output's validation loss.
 
+    Where the losses are the same too, but for less than :data:`_ALIKE`, it is the latest of them: the score has nothing
+    left to tell, and what it does not see (other losses, gates) has been trained longer.
+
     Attributes:
         epoch: counted from 1 over all stages; 0 before any.
         score: larger is better.
-        loss: the task's loss of the fused output on validation, as :func:`~pgm_fast.train.evaluation.fused_loss`.
-        since: epochs since then.
+        loss: the task's loss of the fused output on validation, as :func:`~pgm_fast.train.evaluation.fused_loss`; the
+            least of the epochs that are alike.
+        since: epochs since the first of those that are alike.
     """
 
     epoch: int = 0
@@ -78,13 +83,16 @@ class Best:
     since: int = 0
 
     def offer(self, epoch: int, score: float, loss: float) -> bool:
-        """Whether this epoch is better; if so it takes the place. A stage's first epoch always does."""
-        better = self.epoch == 0 or score > self.score or (score == self.score and loss < self.loss)
-        if better:
+        """Whether this epoch takes the place. A stage's first epoch always does."""
+        first = self.epoch == 0
+        if first or score > self.score or (score == self.score and loss < self.loss - _ALIKE):
             self.epoch, self.score, self.loss, self.since = epoch, score, loss, 0
-        else:
-            self.since += 1
-        return better
+            return True
+        self.since += 1
+        if not (score == self.score and loss <= self.loss + _ALIKE):
+            return False
+        self.epoch, self.loss = epoch, min(loss, self.loss)
+        return True
 
 
 class Training:

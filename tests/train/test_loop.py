@@ -259,26 +259,29 @@ def test_a_method_sees_its_training_split_in_order_before_every_epoch(tmp_path, 
 
 def test_training_stops_early_and_ends_with_the_best_epoch(tmp_path):
     out = tmp_path / "run"
-    # A rate of nothing: the first epoch stays the best.
+    # A rate of nothing: no epoch is better than the first, and the last is as good.
     report = fit(
         data=features(), out=str(out), **{**SETTINGS, "train.epochs": 50, "train.patience": 3, "train.lr": 1e-12}
     )
-    assert report["epochs"] == 4 and report["best_epoch"] == 1
+    assert report["epochs"] == 4 and report["best_epoch"] == 4
 
 
 def test_the_best_is_by_score_then_by_loss_and_a_score_beats_none():
     best = Best()
-    offers = [(-math.inf, math.nan), (0.5, 1.0), (0.5, 0.9), (0.5, 0.9), (0.4, 0.1), (math.nan, 0.0), (0.6, 9.0)]
-    assert [best.offer(epoch, *offer) for epoch, offer in enumerate(offers, start=1)] == [
-        True,
-        True,
-        True,
-        False,
-        False,
-        False,
-        True,
-    ]
-    assert (best.epoch, best.score, best.loss, best.since) == (7, 0.6, 9.0, 0)
+    offers = {
+        (-math.inf, math.nan): True,
+        (0.5, 1.0): True,
+        (0.5, 0.9): True,
+        (0.5, 0.9004): True,  # as good, and trained longer
+        (0.5, 0.9008): True,
+        (0.5, 0.9012): False,  # small steps do not add up
+        (0.4, 0.1): False,
+        (math.nan, 0.0): False,
+    }
+    assert [best.offer(epoch, *offer) for epoch, offer in enumerate(offers, start=1)] == list(offers.values())
+    assert (best.epoch, best.score, best.loss, best.since) == (5, 0.5, 0.9, 5), "what is only as good is no progress"
+    assert best.offer(9, 0.6, 9.0)
+    assert (best.epoch, best.score, best.loss, best.since) == (9, 0.6, 9.0, 0)
 
 
 def test_the_model_that_answers_is_the_model_that_is_chosen(tmp_path):
