@@ -54,6 +54,7 @@ VARIANTS = {
     "ogm": ("ogm", {}),
     "mla": ("mla", {}),
     "mmpareto": ("mmpareto", {}),
+    "mcr": ("mcr", {}),
 }
 
 

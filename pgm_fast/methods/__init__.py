@@ -13,6 +13,7 @@ from .base import HeldOut, Method, ModelConfig, Output, Stage
 from .baselines import BaselineConfig, Ensemble, Joint, Unimodal
 from .dimml import DIMML, DIMMLConfig
 from .dmil import DMIL, DMILConfig
+from .mcr import MCR, MCRConfig
 from .mla import MLA, MLAConfig
 from .mmpareto import MMPareto, MMParetoConfig
 from .ogm import OGM, OGMConfig
@@ -22,6 +23,7 @@ from .umt import UMT, UMTConfig
 
 __all__ = [
     "METHODS",
+    "MCRConfig",
     "MLAConfig",
     "MMParetoConfig",
     "BaselineConfig",
@@ -40,7 +42,8 @@ __all__ = [
 ]
 
 METHODS: dict[str, type[Method]] = {
-    method.name: method for method in (PgM, DIMML, DMIL, Unimodal, Joint, Ensemble, Pretrained, UMT, OGM, MLA, MMPareto)
+    method.name: method
+    for method in (PgM, DIMML, DMIL, Unimodal, Joint, Ensemble, Pretrained, UMT, OGM, MLA, MMPareto, MCR)
 }
 
 

@@ -28,6 +28,7 @@ __all__ = [
     "Unimodal",
     "WithOwnHeads",
     "alone",
+    "joint_and_own",
     "mean_of_present",
 ]
 
@@ -147,18 +148,7 @@ class WithOwnHeads(Joint):
         return ["task", *(f"uni/{m}" for m in self.spec.modalities)]
 
     def _predict(self, h: dict[str, Tensor], batch: Batch) -> Output:
-        out = alone(self.uni_heads, h, batch, self.spec.task)
-        task = self.head(fuse(h))
-        out.logits = task
-        if batch.labels is not None:
-            loss = task_loss(self.spec.task, task, batch.labels, batch.weight)
-            out.losses = {"task": loss, **out.losses, "total": loss + out.losses["total"]}
-        if self.answer is not None:
-            out.further = {"task": task}
-            if not self.training:
-                heads = {**out.further, **{f"uni/{m}": z for m, z in out.unimodal.items()}}
-                out.logits = self.answer(heads, self._usable(batch.presence))
-        return out
+        return joint_and_own(self, h, batch)
 
 
 class _Separate(Baseline):
@@ -245,6 +235,22 @@ def alone(heads: Mapping[str, nn.Module], h: Mapping[str, Tensor], batch: Batch,
             f"uni/{m}": task_loss(task, logits, batch.labels, batch.weight_of(m)) for m, logits in out.unimodal.items()
         }
         out.losses["total"] = torch.stack(list(out.losses.values())).sum()
+    return out
+
+
+def joint_and_own(method: Joint, h: Mapping[str, Tensor], batch: Batch) -> Output:
+    """What the joint head of ``method`` and each modality's of its ``uni_heads`` say, with their losses and the sum."""
+    task = method.spec.task
+    out = alone(method.uni_heads, h, batch, task)
+    out.logits = logits = method.head(fuse(h))
+    if batch.labels is not None:
+        loss = task_loss(task, logits, batch.labels, batch.weight)
+        out.losses = {"task": loss, **out.losses, "total": loss + out.losses["total"]}
+    if method.answer is not None:
+        out.further = {"task": logits}
+        if not method.training:
+            heads = {**out.further, **{f"uni/{m}": z for m, z in out.unimodal.items()}}
+            out.logits = method.answer(heads, method._usable(batch.presence))
     return out
 
 

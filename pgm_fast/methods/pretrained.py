@@ -22,7 +22,7 @@ from ..data.feature_set import DataSpec
 from ..nn.parts import modality_dict
 from ..optim.groups import multi_rate_groups
 from ..settings import check_settings, number
-from .base import LABELLED, ModelConfig, Output, Stage
+from .base import LABELLED, HeldOut, ModelConfig, Output, Stage
 from .baselines import Joint, alone, mean_of_present
 from .components import Head, encode
 
@@ -48,6 +48,7 @@ class AloneFirst(Joint):
     """
 
     tasks = LABELLED
+    last_stage = 1
 
     def __init__(
         self, spec: DataSpec, model: ModelConfig, config: Any, encoders: Mapping[str, nn.Module] | None = None
@@ -68,8 +69,11 @@ class AloneFirst(Joint):
         return self.encoders
 
     def begin_stage(self, index: int) -> None:
-        self.together.fill_(index == 1)
+        self.together.fill_(index == self.last_stage)
         self._look()
+
+    def after_validation(self, scores: Mapping[str, float], held_out: HeldOut) -> bool:
+        return self._together and super().after_validation(scores, held_out)
 
     def stages(self, lr: float) -> list[Stage]:
         groups = multi_rate_groups(self, lr, self.config.rates, default=1.0)

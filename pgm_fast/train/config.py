@@ -11,6 +11,7 @@ from ..methods.base import ModelConfig
 from ..methods.baselines import BaselineConfig
 from ..methods.dimml import DIMMLConfig
 from ..methods.dmil_config import DMILConfig
+from ..methods.mcr import MCRConfig
 from ..methods.mla import MLAConfig
 from ..methods.mmpareto import MMParetoConfig
 from ..methods.ogm import OGMConfig
@@ -92,4 +93,5 @@ class Config:
     ogm: OGMConfig = field(default_factory=OGMConfig)
     mla: MLAConfig = field(default_factory=MLAConfig)
     mmpareto: MMParetoConfig = field(default_factory=MMParetoConfig)
+    mcr: MCRConfig = field(default_factory=MCRConfig)
     train: TrainConfig = field(default_factory=TrainConfig)

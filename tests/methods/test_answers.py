@@ -147,7 +147,7 @@ def test_a_pool_is_the_weighted_sum_of_calibrated_heads():
     torch.testing.assert_close(answer(logits, usable), expected, rtol=FP64, atol=FP64)
 
 
-@pytest.mark.parametrize("name", ["pgm", "dimml", "dmil", "ensemble", "mla", "mmpareto"])
+@pytest.mark.parametrize("name", ["pgm", "dimml", "dmil", "ensemble", "mla", "mmpareto", "mcr"])
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_method_with_several_heads_has_every_answer(make_batch, name, kind):
     spec, batch = make_batch(missing=["audio"], rows=12)

@@ -18,11 +18,25 @@ from pgm_fast.methods import METHODS, BaselineConfig, ModelConfig, PgMConfig, bu
 
 SMALL = ModelConfig(dim=8, hidden=12, heads=2, dropout=0.0)
 ALLOWED = [(name, task) for name, method in METHODS.items() for task in method.tasks]
+# of the tasks that differ most, in the first stage and in the last
+STAGED = [
+    (name, task, stage)
+    for name, task in ALLOWED
+    if task in ("classification", "retrieval")
+    for stage in ((0, -1) if name in ("dimml", "dmil", "pretrained", "umt", "mcr") else (0,))
+]
 
 
 def make(name, spec, encoders=None, model=SMALL, **config):
     torch.manual_seed(0)
     return awaken(build(name, spec, model, METHODS[name].config_class(**config), encoders).double())
+
+
+def make_in(stage, name, spec, **config):
+    """A method in one of its stages."""
+    method = make(name, spec, **config)
+    method.begin_stage(stage % len(method.stages(0.1)))
+    return method.train()
 
 
 def trained(method, stage=0):
@@ -97,20 +111,20 @@ def test_without_labels_there_are_predictions_and_no_losses(make_batch, name):
     assert torch.equal(without.logits, with_labels.logits)
 
 
-@pytest.mark.parametrize(("name", "task"), [(n, t) for n, t in ALLOWED if t in ("classification", "retrieval")])
-def test_zero_rows(make_batch, name, task):
+@pytest.mark.parametrize(("name", "task", "stage"), STAGED)
+def test_zero_rows(make_batch, name, task, stage):
     spec, batch = make_batch(task, rows=0, sequences=["text"], missing=["audio"])
-    method = make(name, spec)
+    method = make_in(stage, name, spec)
     out = method(batch, report=True)
     out.losses["total"].backward()
     assert out.losses["total"] == 0
     assert all(p.grad is None or not p.grad.any() for p in method.parameters())
 
 
-@pytest.mark.parametrize(("name", "task"), [(n, t) for n, t in ALLOWED if t in ("classification", "retrieval")])
-def test_what_stands_in_an_absent_modality_changes_nothing(make_batch, name, task):
+@pytest.mark.parametrize(("name", "task", "stage"), STAGED)
+def test_what_stands_in_an_absent_modality_changes_nothing(make_batch, name, task, stage):
     spec, batch = make_batch(task, missing=["audio", "vision"])
-    method = make(name, spec)
+    method = make_in(stage, name, spec)
     losses, grads = [], []
     for garbage in (0.0, 1e3):
         inputs = {
@@ -120,14 +134,14 @@ def test_what_stands_in_an_absent_modality_changes_nothing(make_batch, name, tas
         torch.manual_seed(1)
         out = method(dataclasses.replace(batch, inputs=inputs), report=True)
         losses.append((out.losses, out.logits))
-        parameters = [p for key, p in method.named_parameters() if key in trained(method)]
+        parameters = [p for key, p in method.named_parameters() if key in trained(method, stage)]
         grads.append(torch.autograd.grad(out.losses["total"], parameters))
     torch.testing.assert_close(*losses, rtol=0, atol=0)
     torch.testing.assert_close(*grads, rtol=0, atol=0)
 
 
-@pytest.mark.parametrize(("name", "task"), [(n, t) for n, t in ALLOWED if t in ("classification", "retrieval")])
-def test_padding_rows_change_nothing(make_batch, name, task):
+@pytest.mark.parametrize(("name", "task", "stage"), STAGED)
+def test_padding_rows_change_nothing(make_batch, name, task, stage):
     spec, batch = make_batch(task, missing=["audio"])
     padded = Batch(
         inputs={m: torch.cat((x, x[:2])) for m, x in batch.inputs.items()},
@@ -137,7 +151,7 @@ def test_padding_rows_change_nothing(make_batch, name, task):
         presence={m: torch.cat((p, p[:2])) for m, p in batch.presence.items()},
         modality_weight={m: torch.cat((w, torch.zeros(2))) for m, w in batch.modality_weight.items()},
     )
-    method = make(name, spec)
+    method = make_in(stage, name, spec)
     losses = []
     for one in (padded, batch):
         torch.manual_seed(1)
@@ -201,12 +215,12 @@ def test_runs_in_float32_under_autocast(make_batch, name):
     torch.testing.assert_close(losses["total"], method(batch).losses["total"], rtol=AUTOCAST_BF16, atol=0)
 
 
-@pytest.mark.parametrize(("name", "task"), [(n, t) for n, t in ALLOWED if t in ("classification", "retrieval")])
+@pytest.mark.parametrize(("name", "task", "stage"), STAGED)
 @pytest.mark.parametrize("per_step", [False, True])
-def test_a_step_never_needs_a_value_on_the_host(make_batch, name, task, per_step):
+def test_a_step_never_needs_a_value_on_the_host(make_batch, name, task, stage, per_step):
     spec, batch = make_batch(task, sequences=["text"], missing=["audio"], per_step=per_step)
     config = {"share_weight": 1.0, "share_target": {"*": 0.5}} if name == "pgm" else {}
-    method = make(name, spec, **config)
+    method = make_in(stage, name, spec, **config)
     # fake tensors have no values: .item(), bool(), nonzero() and boolean indexing raise
     with FakeTensorMode(allow_non_fake_inputs=True) as mode:
         fields = {f.name: getattr(batch, f.name) for f in dataclasses.fields(batch)}

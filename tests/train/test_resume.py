@@ -128,6 +128,7 @@ BALANCING = {
     "umt": ({"umt.alone_epochs": 1}, 1),
     "mla": ({}, 2),
     "mmpareto": ({}, 1),
+    "mcr": ({"mcr.alone_epochs": 1, "mcr.bottleneck_weight": 0.1}, 1),
 }
 
 
