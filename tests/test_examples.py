@@ -48,28 +48,45 @@ def test_rates(example, capsys):
     assert len(losses) == 1  # all three train alike
 
 
-INTEGRATIONS = {
-    "hf_trainer": (["transformers", "accelerate"], {"steps": 40}),
-    "lightning_module": (["lightning"], {"epochs": 2}),
-    "accelerate_loop": (["accelerate"], {"epochs": 2}),
-    "losses_alone": ([], {"steps": 60}),
-}
+@pytest.fixture
+def accuracy(example, tmp_path, monkeypatch):
+    """Of an example whose packages are there."""
+
+    def run(name, *packages, **arguments):
+        for package in packages:
+            pytest.importorskip(package, reason="pip install 'pgm-fast[integrations]'")
+        if "accelerate" in packages:
+            # it keeps its settings for the life of a process
+            from accelerate.state import AcceleratorState
+
+            AcceleratorState._reset_state(reset_partial_state=True)
+        monkeypatch.chdir(tmp_path)
+        return example(name).main(**arguments)
+
+    return run
 
 
-@pytest.mark.parametrize("name", INTEGRATIONS)
-def test_other_peoples_loops(example, name, tmp_path, monkeypatch):
-    packages, arguments = INTEGRATIONS[name]
-    for package in packages:
-        pytest.importorskip(package, reason="pip install 'pgm-fast[integrations]'")
-    if "accelerate" in packages:
-        # it keeps its settings for the life of a process
-        from accelerate.state import AcceleratorState
-
-        AcceleratorState._reset_state(reset_partial_state=True)
-    monkeypatch.chdir(tmp_path)
-    assert example(name).main(**arguments) > 0.6  # one modality of two tells 0.5, chance among 200 is 0.005
+# one modality of two tells 0.5
+@pytest.mark.works("transformers", "attach", "optimizers")
+def test_trainer(accuracy):
+    assert accuracy("hf_trainer", "transformers", "accelerate", steps=40) > 0.6
 
 
+@pytest.mark.works("Lightning", "attach", "optimizers")
+def test_lightning(accuracy):
+    assert accuracy("lightning_module", "lightning", epochs=2) > 0.6
+
+
+@pytest.mark.works("Accelerate", "attach", "optimizers")
+def test_accelerate(accuracy):
+    assert accuracy("accelerate_loop", "accelerate", epochs=2) > 0.6
+
+
+def test_losses_alone(accuracy):
+    assert accuracy("losses_alone", steps=60) > 0.6  # chance is 0.005
+
+
+@pytest.mark.works("timm", "optimizers")
 def test_timm(example):
     timm = pytest.importorskip("timm", reason="pip install 'pgm-fast[timm]'")
     module = example("timm_layer_decay")
@@ -86,6 +103,7 @@ def test_timm(example):
             assert settings[1][name] == (pytest.approx(lr, rel=FP64, abs=0), decay), name
 
 
+@pytest.mark.works("FSDP2", "attach", "optimizers")
 def test_fsdp2_gives_the_losses_of_one_process(example, repository, monkeypatch, capsys):
     command = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}

@@ -142,6 +142,7 @@ WRAPS = {
 
 @pytest.mark.parametrize("kind", [Late, Crossed, Chained])
 @pytest.mark.parametrize("precision", ["float32", "bfloat16", "autocast float16", "autocast bfloat16"])
+@pytest.mark.works("AMP", "attach")
 def test_nothing_changes_at_first(kind, precision):
     name = precision.rpartition(" ")[2]
     autocast = torch.autocast("cpu", getattr(torch, name), enabled="autocast" in precision)
@@ -174,6 +175,7 @@ def test_the_representation_is_found_in_what_modules_return_and_the_rest_passes_
     assert getattr(got, "length", 3) == getattr(got, "steps", 3) == 3
 
 
+@pytest.mark.works("transformers", "attach")
 def test_a_transformers_output_keeps_its_class_and_its_other_fields():
     transformers = pytest.importorskip("transformers")
     config = transformers.BertConfig(
@@ -261,6 +263,7 @@ def test_another_loss_serves_other_tasks():
     assert "align" not in got
 
 
+@pytest.mark.works("deepcopy, torch.save", "attach")
 def test_copies_and_files_hold_the_whole_and_detach_leaves_nothing():
     torch.manual_seed(0)
     plain = Late().double()
@@ -295,6 +298,7 @@ def fresh():
     torch._dynamo.reset()
 
 
+@pytest.mark.works("torch.compile", "attach")
 def test_compiles_whole_and_agrees(fresh):
     model = made(Crossed, task_heads=3)
     compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
@@ -303,6 +307,7 @@ def test_compiles_whole_and_agrees(fresh):
     torch.testing.assert_close(gradients(model, *args, run=compiled), want, rtol=FP64, atol=FP64)
 
 
+@pytest.mark.works("torch.compile", "attach")
 def test_its_graphs_serve_every_batch_size(fresh):
     model, counter = made(task_heads=3), CompileCounter()
     compiled = torch.compile(model, fullgraph=True, backend=counter, dynamic=True)
@@ -315,6 +320,7 @@ def test_its_graphs_serve_every_batch_size(fresh):
     assert frames == [frames[0]] * 3
 
 
+@pytest.mark.works("torch.export", "attach")
 def test_exports_what_the_model_computes():
     model = made(task_heads=3).eval()
     batch = {0: torch.export.Dim("batch")}
@@ -324,6 +330,7 @@ def test_exports_what_the_model_computes():
     torch.testing.assert_close(program.module()(*args), model(*args), rtol=FP64, atol=FP64)
 
 
+@pytest.mark.works("torch.jit.trace", "attach")
 def test_a_trace_serves_other_batch_sizes():
     model = made(task_heads=3).eval()
     traced = torch.jit.trace(model, inputs(torch.float64), check_trace=False)
@@ -331,12 +338,14 @@ def test_a_trace_serves_other_batch_sizes():
     torch.testing.assert_close(traced(*args), model(*args), rtol=FP64, atol=FP64)
 
 
+@pytest.mark.works("ONNX", "attach")
 def test_an_onnx_program_has_onnx_operators_only():
     pytest.importorskip("onnxscript", reason="pip install 'pgm-fast[integrations]'")
     program = torch.onnx.export(made(dtype=torch.float32).eval(), inputs(), dynamo=True, verbose=False)
     assert {node.domain for node in program.model_proto.graph.node} == {""}
 
 
+@pytest.mark.works("torch.func", "attach")
 def test_torch_func_differentiates_what_it_collects():
     model = made(task_heads=3)
     parameters = {name: p.detach() for name, p in model.named_parameters()}
@@ -355,6 +364,7 @@ def mesh(tmp_path_factory):
         yield mesh
 
 
+@pytest.mark.works("FSDP2", "attach")
 def test_any_part_can_be_sharded(mesh):
     args = inputs(torch.float64)
     want = gradients(made(task_heads=3), *args)
@@ -369,6 +379,7 @@ def test_any_part_can_be_sharded(mesh):
 
 
 @pytest.mark.parametrize("options", [{}, {"find_unused_parameters": True}, {"static_graph": True}], ids=str)
+@pytest.mark.works("DDP", "attach")
 def test_ddp_finds_what_takes_part(mesh, options):
     args = inputs(torch.float64)
     want = gradients(made(task_heads=3), *args)
@@ -378,6 +389,7 @@ def test_ddp_finds_what_takes_part(mesh, options):
         torch.testing.assert_close(gradients(model, *args, run=ddp), want, rtol=FP64, atol=FP64)
 
 
+@pytest.mark.works("tensor parallel", "attach")
 def test_layers_of_learners_and_heads_can_be_split_over_ranks(mesh):
     model, plan = made(task_heads=3), {}
     for name, module in model.named_modules():
@@ -402,6 +414,7 @@ class Checkpointed(Late):
         return self.head(torch.cat([self.mean(h, mask) for h in found], -1))
 
 
+@pytest.mark.works("activation checkpointing", "attach")
 def test_encoders_may_be_checkpointed():
     mask = torch.arange(4) < torch.tensor([[4], [1], [2], [3], [4], [1], [2]])
     options = {"options": {"sequence": True}, "task_heads": 3}
@@ -413,6 +426,7 @@ def test_encoders_may_be_checkpointed():
         model(*(x.requires_grad_() for x in inputs(torch.float64)))
 
 
+@pytest.mark.works("PEFT", "attach")
 def test_lora_goes_first():
     peft = pytest.importorskip("peft", reason="pip install 'pgm-fast[integrations]'")
     tuned = peft.get_peft_model(Late(), peft.LoraConfig(r=2, target_modules=r".*layers\.0"))
@@ -424,6 +438,7 @@ def test_lora_goes_first():
     assert trained == {name for name, p in tuned.named_parameters() if "lora_" in name or "pgm." in name}
 
 
+@pytest.mark.works("offload", "attach")
 def test_offloaded_weights_are_fetched():
     accelerate = pytest.importorskip("accelerate", reason="pip install 'pgm-fast[integrations]'")
     model = made(task_heads=3)
@@ -436,6 +451,7 @@ def _is_linear_of_pgm(module, name):
     return "pgm." in name and isinstance(module, nn.Linear)
 
 
+@pytest.mark.works("quantisation", "attach")
 def test_quantised_layers_are_called():
     quantization = pytest.importorskip("torchao.quantization", reason="pip install 'pgm-fast[integrations]'")
     model = made(dtype=torch.float32).eval()
@@ -446,6 +462,7 @@ def test_quantised_layers_are_called():
     assert after.isfinite().all() and not torch.equal(after, before)
 
 
+@pytest.mark.works("moving averages", "attach")
 def test_a_moving_average_follows_the_whole():
     model = made()
     average = torch.optim.swa_utils.AveragedModel(model)

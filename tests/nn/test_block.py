@@ -132,6 +132,7 @@ def test_parameters_know_modality_and_part():
 @pytest.mark.parametrize("gate", GATES)
 @pytest.mark.parametrize("sides", [{}, {"paired_learner": False}, {"uni_learner": False}])
 @pytest.mark.parametrize("autocast", [None, torch.bfloat16, torch.float16])
+@pytest.mark.works("AMP", "layers")
 def test_it_starts_by_returning_its_input_bit_by_bit(gate, sides, autocast):
     torch.manual_seed(0)
     module = PgMBlock({"text": 48, "audio": 80}, gate=gate, **sides)
@@ -197,6 +198,7 @@ def test_state_dict_names_of_the_single_gate_are_stable():
     ("gate", "condition", "missing"),
     [("boundary", False, False), ("single", False, False), ("single", False, True), ("dual", True, True)],
 )
+@pytest.mark.works("torch.compile", "layers")
 def test_compiles_whole_and_agrees(gate, condition, missing):
     module, x = block(gate=gate, condition_on_others=condition).eval(), inputs(4)
     presence = {"audio": torch.tensor([True, False, True, True])} if missing else None
@@ -210,6 +212,7 @@ def test_compiles_whole_and_agrees(gate, condition, missing):
 
 
 @pytest.mark.parametrize("identity", [True, False])
+@pytest.mark.works("AMP", "layers")
 def test_runs_under_autocast(identity):
     torch.manual_seed(0)
     module = awaken(PgMBlock({"text": 8, "audio": 8}, identity_start=identity))

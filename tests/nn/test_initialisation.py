@@ -53,6 +53,7 @@ def begin_again(module):
 
 
 @pytest.mark.parametrize(("kind", "args"), CASES, ids=MODULES)
+@pytest.mark.works("meta device", "layers")
 def test_from_the_meta_device_and_the_same_seed_it_begins_with_the_same_numbers(kind, args):
     torch.manual_seed(0)
     built = kind(*args).state_dict()
@@ -92,6 +93,7 @@ def test_skip_init_takes_it(kind, args):
 
 
 @pytest.mark.parametrize(("kind", "args"), CASES, ids=MODULES)
+@pytest.mark.works("deepcopy, torch.save", "layers")
 def test_it_can_be_saved_whole_and_copied(kind, args):
     module = kind(*args)
     for again in (pickle.loads(pickle.dumps(module)), copy.deepcopy(module)):

@@ -40,6 +40,7 @@ def inputs(rows=4):
     return [torch.randn(rows, d, generator=generator) for d in DIMS.values()]
 
 
+@pytest.mark.works("PEFT", "layers")
 def test_every_lora_adapter_trains_and_merging_keeps_the_output(model):
     peft = pytest.importorskip("peft", reason="pip install 'pgm-fast[integrations]'")
     tuned = peft.get_peft_model(model, peft.LoraConfig(r=2, target_modules="all-linear", init_lora_weights=False))
@@ -52,6 +53,7 @@ def test_every_lora_adapter_trains_and_merging_keeps_the_output(model):
     torch.testing.assert_close(tuned.merge_and_unload()(*inputs()), before, rtol=OTHER_PATH_FP32, atol=OTHER_PATH_FP32)
 
 
+@pytest.mark.works("offload", "layers")
 def test_offloaded_weights_are_fetched(model):
     accelerate = pytest.importorskip("accelerate", reason="pip install 'pgm-fast[integrations]'")
     before = model(*inputs()).detach()
@@ -103,6 +105,11 @@ WRAPPERS = {
 
 
 @pytest.mark.parametrize("name", WRAPPERS)
+@pytest.mark.works("PEFT", "layers")
+@pytest.mark.works("offload", "layers")
+@pytest.mark.works("quantisation", "layers")
+@pytest.mark.works("activation checkpointing", "layers")
+@pytest.mark.works("moving averages", "layers")
 def test_a_row_gets_the_same_alone_and_among_many_whoever_wraps_the_layers(model, name, tmp_path):
     model.of_losses = 0.0
     wrapped = WRAPPERS[name](model.eval(), tmp_path)
@@ -113,6 +120,7 @@ def test_a_row_gets_the_same_alone_and_among_many_whoever_wraps_the_layers(model
     torch.testing.assert_close(few, many, rtol=OTHER_PATH_FP32, atol=bound)
 
 
+@pytest.mark.works("quantisation", "layers")
 def test_quantised_layers_are_called(model):
     before = model(*inputs()).detach()
     quantised = _quantise("Int8WeightOnlyConfig")(model, None)
@@ -120,6 +128,7 @@ def test_quantised_layers_are_called(model):
     assert not torch.equal(quantised(*inputs()), before)
 
 
+@pytest.mark.works("quantisation", "layers")
 def test_dynamic_quantisation_replaces_every_linear_layer(model):
     engines = torch.backends.quantized.supported_engines
     if not {"x86", "fbgemm", "onednn"} & set(engines):
@@ -129,6 +138,7 @@ def test_dynamic_quantisation_replaces_every_linear_layer(model):
     assert torch.isfinite(quantised(*inputs())).all()
 
 
+@pytest.mark.works("transformers", "layers")
 def test_a_transformers_model_begins_a_block_that_its_checkpoint_lacks(tmp_path, monkeypatch):
     transformers = pytest.importorskip("transformers")
     from transformers.models.bert.modeling_bert import BertPreTrainedModel

@@ -132,6 +132,7 @@ def test_context_moves_the_gate_and_its_absence_is_zeros():
 
 
 @pytest.mark.parametrize("gate", GATES)
+@pytest.mark.works("AMP", "layers")
 def test_empty_batch_and_half_precision_under_autocast(gate):
     module = ModalPartitioner(12, gate)
     uni, paired = module(torch.zeros(0, 12))

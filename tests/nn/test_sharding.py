@@ -33,6 +33,7 @@ def assert_sharding_changes_nothing(make, run, mesh):
 
 
 @pytest.mark.parametrize("name", [name for name in CASES if not name.startswith("cross_modal")])
+@pytest.mark.works("FSDP2", "layers")
 def test_a_part_can_be_sharded_by_itself(name, mesh):
     tensors = make_tensors(name, 5)
     assert_sharding_changes_nothing(lambda: make_module(name), lambda module: module(*tensors), mesh)
@@ -61,6 +62,7 @@ def test_so_can_what_is_entered_by_another_method(way, mesh):
 
 
 @pytest.mark.parametrize("options", [{}, {"find_unused_parameters": True}, {"static_graph": True}], ids=str)
+@pytest.mark.works("DDP", "layers")
 def test_ddp_changes_nothing(options, mesh):
     tensors = make_tensors("PgMBlock", 5)
     want = gradients(make_module("PgMBlock"), lambda module: module(*tensors))
@@ -69,6 +71,7 @@ def test_ddp_changes_nothing(options, mesh):
     torch.testing.assert_close(gradients(module, lambda _: ddp(*tensors)), want, rtol=FP64, atol=FP64)
 
 
+@pytest.mark.works("tensor parallel", "layers")
 def test_layers_of_learners_can_be_split_over_ranks(mesh):
     tensors = make_tensors("PgMBlock", 5)
     want = gradients(make_module("PgMBlock"), lambda module: module(*tensors))

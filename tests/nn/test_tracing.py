@@ -31,6 +31,7 @@ def _assert_serves(program, module, name):
 # torch compiles no GRU
 @pytest.mark.parametrize("name", [name for name in CASES if name != "GRUEncoder"])
 @pytest.mark.parametrize("dynamic", [None, True], ids=["automatic", "dynamic"])
+@pytest.mark.works("torch.compile", "layers")
 def test_one_graph_serves_every_batch_size(name, dynamic):
     counter = CompileCounter()
     compiled = torch.compile(make_module(name).train(), fullgraph=True, dynamic=dynamic, backend=counter)
@@ -41,6 +42,7 @@ def test_one_graph_serves_every_batch_size(name, dynamic):
 
 
 @by_module
+@pytest.mark.works("torch.export", "layers")
 def test_exports_with_a_dynamic_batch(name):
     module, tensors = make_module(name), make_tensors(name, RECORDED)
     program = torch.export.export(
@@ -51,6 +53,7 @@ def test_exports_with_a_dynamic_batch(name):
 
 
 @by_module
+@pytest.mark.works("torch.jit.trace", "layers")
 def test_a_trace_serves_other_batch_sizes(name):
     module = make_module(name)
     traced = torch.jit.trace(Call(module), make_tensors(name, RECORDED), check_trace=False)
@@ -60,6 +63,7 @@ def test_a_trace_serves_other_batch_sizes(name):
 # dims of cross_modal_duc are numbers, not shapes
 @pytest.mark.parametrize("name", [name for name in CASES if name != "cross_modal_duc"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.works("meta device", "layers")
 def test_shapes_are_known_without_memory(name, dtype):
     module, tensors = make_module(name).to(dtype), [x.to(dtype) for x in make_tensors(name, RECORDED)]
     found = flat(module.to("meta")(*(x.to("meta") for x in tensors)))
@@ -68,6 +72,7 @@ def test_shapes_are_known_without_memory(name, dtype):
     assert all(x.is_meta for x in found)
 
 
+@pytest.mark.works("ONNX", "layers")
 def test_an_onnx_program_has_onnx_operators_only():
     pytest.importorskip("onnxscript")
     name = "PgMBlock"
@@ -78,6 +83,7 @@ def test_an_onnx_program_has_onnx_operators_only():
     assert {node.domain for node in program.model_proto.graph.node} == {""}
 
 
+@pytest.mark.works("torch.compile", "layers")
 def test_a_gate_whose_temperature_is_annealed_compiles_twice():
     counter, block = CompileCounter(), make_module("PgMBlock")
     compiled = torch.compile(block, fullgraph=True, backend=counter)

@@ -14,6 +14,7 @@ by_module = pytest.mark.parametrize("name", [name for name in CASES if name != "
 
 
 @by_module
+@pytest.mark.works("torch.func", "layers")
 def test_stacked_models_give_what_each_gives(name):
     models, tensors = [make_module(name, seed) for seed in range(3)], make_tensors(name, ROWS)
     parameters, buffers = stack_module_state(models)
@@ -34,6 +35,7 @@ def _wave(x, function):
 
 
 @by_module
+@pytest.mark.works("torch.func", "layers")
 def test_forward_mode_agrees_with_reverse_mode(name):
     """<direction, J v> = <J^T direction, v>."""
     module, tensors = make_module(name), make_tensors(name, ROWS)

@@ -176,6 +176,7 @@ def test_the_arguments_of_torch_are_taken(ours, theirs, options):
         ours([nn.Parameter(torch.ones(2))], differentiable=True)
 
 
+@pytest.mark.works("PEFT", "optimizers")
 def test_marks_reach_what_peft_puts_around_a_layer():
     peft = pytest.importorskip("peft", reason="pip install 'pgm-fast[integrations]'")
     model = nn.ModuleDict({"text": nn.ModuleDict({"head": mark_part(MLP(4, 4, 4), "text", "head")})})

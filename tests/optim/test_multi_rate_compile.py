@@ -34,6 +34,7 @@ def problem(build, options):
 
 @pytest.mark.parametrize("scheduled", [False, True])
 @pytest.mark.parametrize("build, options", BOTH)
+@pytest.mark.works("torch.compile", "optimizers")
 def test_a_compiled_training_step_gives_the_numbers_of_an_eager_one(build, options, scheduled):
     """Bit by bit, in five steps with rates that change or not; nothing is compiled again once it was."""
     runs = []
@@ -62,6 +63,7 @@ def test_a_compiled_training_step_gives_the_numbers_of_an_eager_one(build, optio
 
 
 @pytest.mark.parametrize("build, options", BOTH)
+@pytest.mark.works("torch.compile", "optimizers")
 def test_a_step_is_one_graph_break_and_what_is_around_it_is_compiled(build, options):
     net, optimizer = problem(build, options)
     for p in net.parameters():

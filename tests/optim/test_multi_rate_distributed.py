@@ -301,6 +301,8 @@ def assert_same(actual, expected, tolerance):
 
 @pytest.mark.parametrize("form", ["ddp", "fsdp"])
 @pytest.mark.parametrize("name", ["adamw", "sgd"])
+@pytest.mark.works("DDP", "optimizers")
+@pytest.mark.works("FSDP2", "optimizers")
 def test_two_processes_step_as_torch_does_in_one(ranks, name, form):
     """Six steps, clipped by the norm of all gradients; parameters, and state put together from shards, some empty."""
     (alone,) = ranks("reference")
@@ -320,6 +322,7 @@ def test_what_is_not_finite_on_one_rank_skips_the_step_on_all(ranks, form):
 
 
 @pytest.mark.parametrize("form", ["adamw", "sgd", "float32 masters", "16-bit remainders"])
+@pytest.mark.works("distributed checkpoints", "optimizers")
 def test_a_checkpoint_goes_from_two_processes_to_one_and_back_bit_by_bit(ranks, form):
     """With gradients that are the same in any number of processes, so that nothing but the checkpoint may differ."""
     for whole, resumed in zip(ranks("whole"), ranks("on two"), strict=True):
@@ -330,6 +333,7 @@ def test_a_checkpoint_goes_from_two_processes_to_one_and_back_bit_by_bit(ranks, 
             assert all(torch.equal(state[k], theirs[k]) and state[k].dtype == theirs[k].dtype for k in state)
 
 
+@pytest.mark.works("tensor parallel", "optimizers")
 def test_the_total_norm_is_over_all_shards_on_any_mesh(ranks):
     for rank, *_ in ranks("small"):
         assert len(rank) == 6

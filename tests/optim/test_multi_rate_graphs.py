@@ -80,6 +80,7 @@ ACTIONS = st.tuples(
 
 @settings(deadline=None, max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(actions=st.lists(ACTIONS, max_size=14))
+@pytest.mark.works("CUDA graphs", "optimizers")
 def test_a_graph_replays_with_the_gradients_and_rates_that_it_was_captured_with(device, actions):
     """Whatever steps outside, and other captures, do in between. Numbers are such that every sum is exact."""
     p = nn.Parameter(torch.zeros(3))
@@ -119,6 +120,7 @@ def test_tables_that_a_graph_needs_made_anew_are_refused(device):
         device.capture(optimizer.step)
 
 
+@pytest.mark.works("CUDA graphs", "optimizers")
 def test_a_graph_replays_with_the_gradients_that_were_there(device):
     owned = [nn.Parameter(torch.zeros(3)) for _ in range(2)]
     optimizer = MultiRateSGD(owned, lr=1.0)

@@ -36,6 +36,7 @@ def loss_of(net, seed):
 @pytest.mark.parametrize("found_inf", [0.0, 1.0, 2.0])
 @pytest.mark.parametrize("ours", [pair[0] for pair in BOTH])
 @pytest.mark.parametrize("steps_before", [0, 1])
+@pytest.mark.works("GradScaler", "optimizers")
 def test_any_found_inf_but_zero_changes_nothing(way, ours, found_inf, steps_before):
     net = model()
     optimizer = ours(net.parameters(), lr=0.1)
@@ -56,6 +57,7 @@ def test_any_found_inf_but_zero_changes_nothing(way, ours, found_inf, steps_befo
 
 @pytest.mark.parametrize("lane", ["no scaler", "scaler", "scaler, unscale_ and clip", "clip in the optimizer"])
 @pytest.mark.parametrize("ours, theirs", BOTH)
+@pytest.mark.works("GradScaler", "optimizers")
 def test_gradient_scaling_changes_no_result(way, ours, theirs, lane):
     """Four steps, the third with an infinite loss, against torch without a scaler."""
     net, twin = model(), model()

@@ -45,6 +45,7 @@ def advance(optimizer, steps):
 
 @pytest.mark.parametrize("to_torch", [True, False])
 @pytest.mark.parametrize("ours, theirs, options", PAIRS)
+@pytest.mark.works("deepcopy, torch.save", "optimizers")
 def test_a_run_begun_with_one_goes_on_with_the_other(way, ours, theirs, options, to_torch):
     classes = (ours, theirs) if to_torch else (theirs, ours)
     whole, parts = params(), params()
@@ -64,6 +65,7 @@ def test_a_run_begun_with_one_goes_on_with_the_other(way, ours, theirs, options,
 @pytest.mark.parametrize("master", [None, "float32", "remainder"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("ours, theirs, options", PAIRS)
+@pytest.mark.works("deepcopy, torch.save", "optimizers")
 def test_a_run_goes_on_from_a_file_bit_by_bit(way, ours, theirs, options, dtype, master):
     options = {**options, "master_weights": master, "update_every": 2}
     whole, parts = params(dtype), params(dtype)
@@ -128,6 +130,7 @@ def test_state_of_other_shapes_is_refused(way):
         advance(other, range(1))
 
 
+@pytest.mark.works("deepcopy, torch.save", "optimizers")
 def test_a_copied_optimizer_goes_on_alike(way):
     owned = params()
     optimizer = MultiRateAdamW(groups_of(owned), max_norm=1.0)
@@ -246,6 +249,7 @@ SCHEDULES = {
 
 @pytest.mark.parametrize("tensor_lr", [False, True])
 @pytest.mark.parametrize("schedule", SCHEDULES)
+@pytest.mark.works("schedulers", "optimizers")
 def test_schedules_of_torch_work_as_they_are(way, schedule, tensor_lr):
     mine, theirs = params(), params()
     runs = []
