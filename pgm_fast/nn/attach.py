@@ -325,9 +325,14 @@ class _Attached(nn.ModuleDict):
         key = _find(output, self.fields[m], block.out_dims[m], m, path)
         h = _take(output, key)
         present, valid = self.rows(m, h)
-        out = block({m: h}, everything=True, **self.row_weights(m, h, valid))
+        x = h if torch.is_autocast_enabled(h.device.type) else h.to(next(block.parameters()).dtype)
+        out = block({m: x}, everything=True, **self.row_weights(m, h, valid))
         made = out.representations[m]
-        made = (made if valid is None else torch.where(valid.unsqueeze(-1), made, h)).to(h.dtype)
+        if made.dtype != h.dtype:
+            # what a block adds in its own dtype, which is nothing at first
+            made = h + (made - h.to(made.dtype)).to(h.dtype)
+        if valid is not None:
+            made = torch.where(valid.unsqueeze(-1), made, h)
         # a backward pass that runs this again, for a checkpoint, must find the same tensors
         uni, paired = ({n: _pooled(x, valid) for n, x in of.items()} for of in (out.uni, out.paired))
         if last.running:
@@ -526,6 +531,11 @@ def _check_model(model: nn.Module, name: str) -> None:
     if wrapped or any(hasattr(p, "placements") for p in model.parameters()):
         raise ConfigError(
             f"{type(model).__name__} is wrapped or sharded already: attach to the model itself, then wrap it"
+        )
+    if isinstance(model, (nn.Sequential, nn.ModuleList)):
+        raise ConfigError(
+            f"{type(model).__name__} calls everything in it, and would call what attach adds: attach to a module that "
+            "holds it"
         )
     for path, module in model.named_modules():
         if module._compiled_call_impl is not None:

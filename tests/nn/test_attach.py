@@ -50,6 +50,16 @@ def alone(h):
     return h
 
 
+class Cast:
+    """To a dtype, and then to values that no other holds."""
+
+    def __init__(self, dtype):
+        self.dtype = dtype
+
+    def __call__(self, h):
+        return h.to(self.dtype) * 1.01
+
+
 def read(output):
     """The representation, wherever an encoder put it."""
     if isinstance(output, torch.Tensor):
@@ -198,6 +208,24 @@ def test_a_transformers_output_keeps_its_class_and_its_other_fields():
         ValueError, match=r"last_hidden_state.*pooler_output.*say which.*'a': \('a', 'last_hidden_state'\)"
     ):
         model(ids, torch.ones(2, 3))
+
+
+@pytest.mark.works("transformers", "attach")
+def test_clip_as_it_is_published_trains_every_part():
+    transformers = pytest.importorskip("transformers")
+    size = {"num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 8}
+    text = {"hidden_size": 12, "vocab_size": 20, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2, **size}
+    vision = {"hidden_size": 16, "image_size": 4, "patch_size": 2, **size}
+    torch.manual_seed(0)
+    model = transformers.CLIPModel(transformers.CLIPConfig(text_config=text, vision_config=vision, projection_dim=8))
+    ids = torch.tensor([[1, 5, 6, 2], [1, 7, 2, 0], [1, 8, 9, 2]])
+    arguments = {"input_ids": ids, "attention_mask": (ids > 0).long(), "pixel_values": torch.randn(3, 3, 4, 4)}
+    before = model(**arguments).logits_per_image
+    attach(model, {"text": ("text_model", "pooler_output"), "image": ("vision_model", "pooler_output")}, task_heads=3)
+    output = model(return_loss=True, **arguments)
+    assert torch.equal(output.logits_per_image, before)
+    (output.loss + sum(collect_losses(model, LABELS[:3]).values())).backward()
+    assert all(p.grad is not None for p in model.parameters())
 
 
 def test_it_is_the_block_that_one_would_write_into_the_model():
@@ -568,6 +596,24 @@ def test_wrong_arguments_are_named(arguments, message):
 def test_what_is_wrapped_already_is_refused(wrap, message):
     with pytest.raises(ConfigError, match=message):
         attach(wrap(Late()), PLACES)
+
+
+def test_what_calls_everything_in_it_is_refused():
+    with pytest.raises(ConfigError, match="Sequential calls everything in it.*a module that holds it"):
+        attach(nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2)), {"text": "0", "audio": "1"})
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.float64])
+def test_an_output_of_another_dtype_keeps_it_and_its_bits(dtype):
+    torch.manual_seed(0)
+    model = Late(wrap=Cast(dtype)).bfloat16()
+    x = inputs(torch.bfloat16)[0]
+    before = model.encoders["text"](x)
+    attach(model, PLACES)
+    assert torch.equal(model.encoders["text"](x), before)
+    awaken(model.pgm)
+    after = model.encoders["text"](x)
+    assert after.dtype == dtype and after.isfinite().all() and not torch.equal(after, before)
 
 
 def test_what_has_no_width_is_asked_for_it():
