@@ -25,7 +25,18 @@ from pgm_fast.data.readers import FORMATS
 from pgm_fast.train.config import Config
 from pgm_fast.train.configure import from_yaml, make_config
 
-COMMANDS = ["train", "resume", "evaluate", "predict", "check-data", "interactions", "study", "doctor", "bench"]
+COMMANDS = [
+    "train",
+    "resume",
+    "evaluate",
+    "predict",
+    "check-data",
+    "interactions",
+    "compare",
+    "study",
+    "doctor",
+    "bench",
+]
 FAST = [
     "train.epochs=2",
     "train.batch_size=16",

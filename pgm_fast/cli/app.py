@@ -313,6 +313,44 @@ def interactions(
 
 @app.command(
     cls=command_class(
+        [
+            "pgm-fast compare runs/unimodal runs/joint runs/pgm --out compare",
+            "pgm-fast compare runs/joint runs/ogm runs/mcr --out compare --json",
+        ]
+    )
+)
+@reporting_errors
+def compare(
+    runs: Annotated[
+        list[Path], typer.Argument(help="Folders of finished runs, or of several seeds of one.", metavar="RUN...")
+    ],
+    out: Annotated[Path, typer.Option(help="Folder to write.", metavar="FOLDER")],
+    as_json: AsJson = False,
+    debug: Debug = False,
+) -> None:
+    """Put finished runs on the same data beside each other.
+
+    Reads report.json (or summary.json) and metrics.jsonl of every run.
+
+    Writes a folder: compare.html (the tables and pictures), compare.json (every number), curves.png (each modality's
+    score within the runs; against learning alone, with a run of the method unimodal among them), shares.png and
+    gates.png where there are any.
+    """
+    from ..train.compare import comparison_tables, write_comparison
+    from ..train.reports import to_json
+
+    content = write_comparison(runs, out)
+    if as_json:
+        say(to_json(content))
+        return
+    for title, columns, rows in comparison_tables(content):
+        show_table(columns, rows, title=title)
+        say()
+    say(f"page     {out / 'compare.html'}")
+
+
+@app.command(
+    cls=command_class(
         ["pgm-fast study examples/study.yaml --out studies/digits", "pgm-fast study study.yaml --out mine --workers 8"]
     )
 )

@@ -15,6 +15,7 @@ _HOMES = {
     "evaluate": "api",
     "predict": "api",
     "extract_features": "api",
+    "write_comparison": "compare",
     "Config": "config",
     "DataConfig": "config",
     "TrainConfig": "config",

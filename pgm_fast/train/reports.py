@@ -25,10 +25,14 @@ __all__ = [
     "PARTITIONS",
     "append_line",
     "build_report",
+    "cell",
+    "html_table",
     "json_line",
     "mean_shares",
     "read_json",
     "read_jsonl",
+    "require_same",
+    "save_page",
     "summarise",
     "summary_table",
     "to_json",
@@ -211,10 +215,7 @@ def summarise(reports: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """
     if not reports:
         raise ConfigError("there are no reports to summarise; give at least one seed")
-    for key in ("method", "data", "task"):
-        found = sorted({str(report[key]) for report in reports})
-        if len(found) > 1:
-            raise ConfigError(f"the reports differ in {key}: {', '.join(found)}; summarise the seeds of one {key} only")
+    require_same(reports, ("method", "data", "task"))
     first = reports[0]
     return {
         **{key: first[key] for key in ("method", "data", "task")},
@@ -222,6 +223,14 @@ def summarise(reports: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         "seeds": [report["seed"] for report in reports],
         **{key: _moments([report.get(key, {}) for report in reports]) for key in ("valid", "test", "shares", "gates")},
     }
+
+
+def require_same(reports: Sequence[Mapping[str, Any]], keys: Sequence[str]) -> None:
+    """Raises ConfigError for reports or summaries that differ in one of ``keys``, and so say nothing together."""
+    for key in keys:
+        found = sorted({str(report[key]) for report in reports})
+        if len(found) > 1:
+            raise ConfigError(f"the runs differ in {key}: {', '.join(found)}; take runs of one {key} only")
 
 
 def summary_table(result: Mapping[str, Any], split: str = "test") -> tuple[list[str], list[list[str]]]:
@@ -240,7 +249,7 @@ def summary_table(result: Mapping[str, Any], split: str = "test") -> tuple[list[
     outputs = {"fused": scores.get("fused", {}), **{name: of for kind in kinds for name, of in kind.items()}}
     outputs = {name: metrics for name, metrics in outputs.items() if metrics}
     metrics = [name for name in METRICS[result["task"]] if any(name in values for values in outputs.values())]
-    rows = [[name, *(_cell(values.get(metric)) for metric in metrics)] for name, values in outputs.items()]
+    rows = [[name, *(cell(values.get(metric)) for metric in metrics)] for name, values in outputs.items()]
     return [split, *metrics], rows
 
 
@@ -256,32 +265,40 @@ def write_page(run_dir: str | os.PathLike, report: Mapping[str, Any], plots: Seq
         CheckpointError: the file system refused.
     """
     title = f"{report['method']} on {report['data']}"
+    page = Path(run_dir) / "report.html"
     facts = [[key.replace("_", " "), _fact(report[key])] for key in _FACTS if key in report]
-    parts = [f"<h1>{escape(title)}</h1>", _html_table(None, facts)]
+    parts = [f"<h1>{escape(title)}</h1>", html_table(None, facts)]
     for split, heading in (("test", "Test"), ("valid", "Validation")):
         columns, rows = summary_table(report, split)
         if rows:
-            parts += [f"<h2>{heading} scores</h2>", _html_table(["", *columns[1:]], rows)]
+            parts += [f"<h2>{heading} scores</h2>", html_table(["", *columns[1:]], rows)]
     if report["shares"]:
         names = list(next(iter(report["shares"].values())))
         rows = [
-            [modality, *(_cell(shares.get(name)) for name in names)] for modality, shares in report["shares"].items()
+            [modality, *(cell(shares.get(name)) for name in names)] for modality, shares in report["shares"].items()
         ]
         parts += [
             "<h2>Mean share of each partition (test)</h2>",
-            _html_table(["", *(n.replace("_", " ") for n in names)], rows),
+            html_table(["", *(n.replace("_", " ") for n in names)], rows),
         ]
     if report.get("gates"):
         components = list(report["gates"]["all"])
         groups = {"all rows": report["gates"]["all"], **report["gates"].get("by_class", {})}
-        rows = [[name, *(_cell(weights.get(c)) for c in components)] for name, weights in groups.items()]
-        parts += ["<h2>Mean gate weight of each component (test)</h2>", _html_table(["", *components], rows)]
-    if plots:
-        parts.append("<h2>Plots</h2>")
+        rows = [[name, *(cell(weights.get(c)) for c in components)] for name, weights in groups.items()]
+        parts += ["<h2>Mean gate weight of each component (test)</h2>", html_table(["", *components], rows)]
+    return save_page(page, title, parts, plots)
+
+
+def save_page(page: Path, title: str, parts: Sequence[str], plots: Sequence[str] = ()) -> Path:
+    """Write an HTML page of ``parts``, which are HTML already, and pictures by their paths relative to the page.
+
+    Raises:
+        CheckpointError: the file system refused.
+    """
+    parts = [*parts, *(["<h2>Plots</h2>"] if plots else [])]
     for plot in plots:
         caption = escape(Path(plot).stem.replace("_", " "))
         parts.append(f'<figure><img src="{escape(plot)}" alt="{caption}"><figcaption>{caption}</figcaption></figure>')
-    page = Path(run_dir) / "report.html"
     with atomic_write(page, "w") as file:
         file.write(_PAGE.format(title=escape(title), body="\n".join(parts)))
     return page
@@ -314,7 +331,9 @@ figcaption {{ color: #5b6675; font-size: .9rem; }}
 """
 
 
-def _html_table(columns: Sequence[str] | None, rows: Sequence[Sequence[str]]) -> str:
+def html_table(columns: Sequence[str] | None, rows: Sequence[Sequence[str]]) -> str:
+    """A table of text, escaped here, as HTML."""
+
     def line(cells: Iterable[str], tag: str) -> str:
         return "<tr>" + "".join(f"<{tag}>{escape(cell)}</{tag}>" for cell in cells) + "</tr>"
 
@@ -333,12 +352,13 @@ def _fact(value: Any) -> str:
     return f"{value:,.4g}" if isinstance(value, float) else str(value)
 
 
-def _cell(value: Any) -> str:
+def cell(value: Any) -> str:
+    """A number of a report, or a summary's mean and deviation, as text."""
     if value is None:
         return "-"
     if isinstance(value, Mapping):
         mean, std = value["mean"], value["std"]
-        return _cell(mean) if std is None else f"{mean:.4f} ± {std:.4f}"
+        return cell(mean) if std is None else f"{mean:.4f} ± {std:.4f}"
     return f"{value:.4f}"
 
 

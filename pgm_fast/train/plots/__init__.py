@@ -11,7 +11,7 @@ from ...data.feature_set import DataSpec
 from ...errors import ConfigError
 from ..folder import RunFolder
 from ..predictions import Predictions
-from ..reports import read_json, read_jsonl
+from ..reports import read_json, read_jsonl, require_same
 from .canvas import save
 from .curves import learning_curves, share_bars
 from .dimensions import competition_curves, effective_map
@@ -91,9 +91,7 @@ def draw_competition(runs: Sequence[str | os.PathLike], alone: str | os.PathLike
     """
     folders = [RunFolder(folder) for folder in (alone, *runs)]
     reports = [read_json(folder.report) for folder in folders]
-    for key in ("data", "task"):
-        if len(found := sorted({report[key] for report in reports})) > 1:
-            raise ConfigError(f"the runs differ in {key}: {', '.join(found)}; compare runs on one {key} only")
+    require_same(reports, ("data", "task"))
     if reports[0]["method"] != "unimodal":
         raise ConfigError(f"{folders[0]} is a run of {reports[0]['method']}, must be of unimodal")
     records = [read_jsonl(folder.metrics) for folder in folders]

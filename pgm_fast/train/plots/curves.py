@@ -14,7 +14,7 @@ from matplotlib.ticker import MaxNLocator
 from ..metrics import primary_metric
 from .canvas import FUSED, GREY, INK, colours, finish, label_text, legend_beside, new_figure
 
-__all__ = ["epoch_axis", "learning_curves", "series", "share_bars"]
+__all__ = ["compared_shares", "epoch_axis", "learning_curves", "series", "share_bars"]
 
 # Mean gate mass of a partitioner whose logits are all equal, as at random initialisation, for a wide representation:
 # the integrals over t in [0, 1] of 1-t and t, and of (1-t)(1-t), t*t, (1-t)t twice for 1-cumsoftmax and cumsoftmax.
@@ -93,13 +93,31 @@ def share_bars(records: Sequence[Mapping[str, Any]], report: Mapping[str, Any]) 
     )
     if len(history) > 1:
         grid[0, 0].get_gridspec().set_height_ratios([bars_height, 3.2])
-    _draw_bars(grid[0, 0], shares, partitions, expected)
+    _draw_bars(grid[0, 0], shares, partitions, expected, "Share of each partition")
     if len(history) > 1:
         _draw_share_history(grid[1, 0], history, modalities, partitions, expected)
     return figure
 
 
-def _draw_bars(axes: Axes, shares: Mapping[str, Mapping[str, float]], partitions: Sequence[str], expected) -> None:
+def compared_shares(runs: Mapping[str, Mapping[str, Mapping[str, float]]]) -> Figure | None:
+    """Bars as those of :func:`share_bars`, a panel per run. None where no run has a partitioner.
+
+    Args:
+        runs: name of a run -> modality -> share of each partition.
+    """
+    runs = {name: shares for name, shares in runs.items() if shares}
+    if not runs:
+        return None
+    figure, grid = new_figure(_WIDTH, sum(1.1 + 0.42 * len(shares) for shares in runs.values()), rows=len(runs))
+    for axes, (name, shares) in zip(grid[:, 0], runs.items(), strict=True):
+        partitions = list(next(iter(shares.values())))
+        _draw_bars(axes, shares, partitions, EXPECTED.get(tuple(partitions)), label_text(name))
+    return figure
+
+
+def _draw_bars(
+    axes: Axes, shares: Mapping[str, Mapping[str, float]], partitions: Sequence[str], expected, title: str
+) -> None:
     modalities = list(shares)
     left = np.zeros(len(modalities))
     rows = np.arange(len(modalities))
@@ -120,7 +138,7 @@ def _draw_bars(axes: Axes, shares: Mapping[str, Mapping[str, float]], partitions
             axes.axvline(edge, label="random initialisation" if number == 0 else None, **style)
     axes.set_yticks(rows, [label_text(modality) for modality in modalities])
     axes.set_ylim(len(modalities) - 0.5, -0.5)
-    finish(axes, "Share of each partition", x="mean gate mass", grid="none")
+    finish(axes, title, x="mean gate mass", grid="none")
     legend_beside(axes)
 
 

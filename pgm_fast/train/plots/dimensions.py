@@ -46,7 +46,7 @@ def competition_curves(
 
     Args:
         runs: name of a method -> the objects of its metrics.jsonl.
-        alone: modality -> those of a run that trained it without the others' gradients.
+        alone: modality -> those of a run that trained it without the others' gradients; none for no such line.
         task: of all of them.
 
     Returns:
@@ -61,8 +61,9 @@ def competition_curves(
         for (name, run), colour in zip(runs.items(), colours(len(runs)), strict=True):
             epochs = [record["epoch"] for record in run]
             axes.plot(epochs, series(run, *keys), color=colour, label=label_text(name), linewidth=1.5)
-        epochs = [record["epoch"] for record in records]
-        axes.plot(epochs, series(records, *keys), color=INK, linestyle="--", linewidth=1.3, label="alone")
+        if records:
+            epochs = [record["epoch"] for record in records]
+            axes.plot(epochs, series(records, *keys), color=INK, linestyle="--", linewidth=1.3, label="alone")
         finish(axes, f"{label_text(modality)}, validation", y=metric)
         epoch_axis(axes, max([*runs.values(), records], key=len))
         legend_beside(axes)
