@@ -55,8 +55,8 @@ def attach(
         attach(model, {"text": "encoder.text", "audio": "encoder.audio"}, task_heads=10)
         loss = cross_entropy(model(text, audio), labels) + sum(collect_losses(model, labels).values())
 
-    The block starts by changing nothing, so the model's outputs are at first those of before, to the bit, in whatever
-    precision it runs. Its signature and the names of its parameters stay; new ones are ``<name>.*``: load a checkpoint
+    The block starts by changing nothing, so the model's outputs are at first those of before, to the bit (but for the
+    sign of zeros), in whatever precision it runs. Its signature and the names of its parameters stay; new ones are ``<name>.*``: load a checkpoint
     of the model before, one of the whole after ``attach``. The named modules are marked as encoders of their modality
     and the rest of the model as shared head, where they carry no :func:`mark_part` of their own.
 
@@ -73,6 +73,7 @@ def attach(
     - name a module that a forward calls more than once, or whose methods are called instead of itself;
     - name a module that runs under ``torch.no_grad`` or reentrant checkpointing while the model trains: nothing would
       reach the block. Freeze by ``requires_grad_(False)``, checkpoint with ``use_reentrant=False``;
+    - run under ``nn.DataParallel``;
     - shard ``model.<name>`` as a whole, which is never called: ``fully_shard`` the model, or the parts in it.
 
     Args:
@@ -306,6 +307,12 @@ class _Attached(nn.ModuleDict):
             unmark(model.get_submodule(path))
 
     def begin(self, model: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
+        if getattr(model, "_is_replica", False):
+            # its hooks are those of the model that it is a copy of
+            raise RuntimeError(
+                "nn.DataParallel copies the model for every call, which hooks do not follow: use torchrun and "
+                "DistributedDataParallel, or one device (CUDA_VISIBLE_DEVICES=0)"
+            )
         given = {}
         for kind, names in self.arguments.items():
             given[kind] = {}

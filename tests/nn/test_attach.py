@@ -598,6 +598,12 @@ def test_what_is_wrapped_already_is_refused(wrap, message):
         attach(wrap(Late()), PLACES)
 
 
+def test_data_parallel_is_refused():
+    replica = made(dtype=torch.float32)._replicate_for_data_parallel()
+    with pytest.raises(RuntimeError, match="use torchrun and DistributedDataParallel"):
+        replica(*inputs())
+
+
 def test_what_calls_everything_in_it_is_refused():
     with pytest.raises(ConfigError, match="Sequential calls everything in it.*a module that holds it"):
         attach(nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2)), {"text": "0", "audio": "1"})
