@@ -56,9 +56,10 @@ def attach(
         loss = cross_entropy(model(text, audio), labels) + sum(collect_losses(model, labels).values())
 
     The block starts by changing nothing, so the model's outputs are at first those of before, to the bit (but for the
-    sign of zeros), in whatever precision it runs. Its signature and the names of its parameters stay; new ones are ``<name>.*``: load a checkpoint
-    of the model before, one of the whole after ``attach``. The named modules are marked as encoders of their modality
-    and the rest of the model as shared head, where they carry no :func:`mark_part` of their own.
+    sign of zeros), in whatever precision it runs. Its signature and the names of its parameters stay; new ones are
+    ``<name>.*``: load a checkpoint of the model before, one of the whole after ``attach``. The named modules are marked
+    as encoders of their modality and the rest of the model as shared head, where they carry no :func:`mark_part` of
+    their own.
 
     What a modality's reader gets depends on that modality alone, so the order in which modules run and who reads them
     is free: late fusion, cross-attention, modules that run one after the other. What takes all modalities, alignment
