@@ -4,19 +4,20 @@
 
 In every case DMIL is trained, then its test rows are measured twice: on the features themselves, and on what the model
 made of each modality. Writes ``results/methods/interactions_real.json``, where cases that are not measured again stay,
-and, from it alone, ``interactions_real.md``. Data as for ``method_table.py``; a case whose file is missing is skipped.
+and, from it alone, ``interactions_real.md``. Data files are looked for in
+``PGM_FAST_DATA``, else in ``data/``; a case whose file is missing is skipped.
 """
 
 from __future__ import annotations
 
 import argparse
+import os
 import tempfile
 from collections.abc import Sequence
 from datetime import date
 from pathlib import Path
 
 import torch
-from method_table import data_folder, find_source
 
 from pgm_fast.env import git_commit, versions
 from pgm_fast.interactions import Settings, estimate_run
@@ -71,10 +72,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--cases", nargs="+", choices=list(CASES), default=list(CASES))
     options = parser.parse_args(arguments)
     for case in options.cases:
-        source = find_source(CASES[case][1])
-        if source is None:
-            print(f"{case}: skipped, {CASES[case][1]} is not in {data_folder()}; set PGM_FAST_DATA to its folder")
-            continue
+        source = CASES[case][1]
+        if source.endswith(".npz"):
+            folder = Path(os.environ.get("PGM_FAST_DATA", "data"))
+            if not (folder / source).exists():
+                print(f"{case}: skipped, {source} is not in {folder}; set PGM_FAST_DATA to its folder")
+                continue
+            source = str(folder / source)
         with tempfile.TemporaryDirectory() as folder:
             result = measure(case, source, options.seed, Path(folder) / "run")
         known = read_json(JSON)["cases"] if JSON.exists() else {}

@@ -8,7 +8,7 @@ from typing import Any
 
 from .intervals import LEVEL
 
-__all__ = ["COLUMNS", "as_markdown", "set_rows"]
+__all__ = ["COLUMNS", "as_markdown", "overview_cell", "set_rows"]
 
 COLUMNS = ("method", "validation", "test", "n", "difference", "corrected")
 
@@ -52,20 +52,21 @@ def _overview(sets: Mapping[str, Any], rows: Sequence[str]) -> list[str]:
     ]
     for name, of in sets.items():
         if of:
-            percent = of["metric"] not in _NOT_IN_PERCENT
-            cells = [_marked(of["methods"].get(row), row == of["baseline"], percent) for row in rows]
+            cells = [overview_cell(of, row) for row in rows]
             lines.append(f"| {name} | {of['metric']} | {' | '.join(cells)} |")
     return lines
 
 
-def _marked(found: Mapping[str, Any] | None, is_baseline: bool, percent: bool) -> str:
+def overview_cell(of: Mapping[str, Any], row: str) -> str:
+    """A method's test score on a set, with a mark: = the baseline, ▲ or ▼ where the difference is clear of zero."""
+    found = of["methods"].get(row)
     if not found:
         return "–"
     difference = found.get("difference") or {"low": None, "high": None}
-    mark = " =" if is_baseline else ""
+    mark = " =" if row == of["baseline"] else ""
     if difference["low"] is not None and (difference["low"] > 0 or difference["high"] < 0):
         mark = " ▲" if difference["low"] > 0 else " ▼"
-    return _spread(found.get("test"), percent) + mark
+    return _spread(found.get("test"), of["metric"] not in _NOT_IN_PERCENT) + mark
 
 
 def _section(name: str, of: Mapping[str, Any], cells: Sequence[Mapping[str, Any]]) -> list[str]:

@@ -1,4 +1,4 @@
-"""README's tables are what the committed result files say."""
+"""The tables of README and docs are what the committed result files say."""
 
 from __future__ import annotations
 
@@ -7,6 +7,6 @@ import sys
 
 
 def test_tables_agree_with_the_result_files(repository):
-    command = [sys.executable, str(repository / "benchmarks" / "readme.py"), "--check"]
+    command = [sys.executable, str(repository / "benchmarks" / "pages.py"), "--check"]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

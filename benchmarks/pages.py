@@ -1,6 +1,6 @@
-"""Writes the result tables of README.md from the result files, so that no number there is without one.
+"""Writes the result tables of README.md and docs/ from the result files, so that no number there is without one.
 
-    python benchmarks/readme.py [--check]
+    python benchmarks/pages.py [--check]
 
 Each table stands between ``<!-- begin NAME -->`` and ``<!-- end NAME -->``.
 """
@@ -15,20 +15,101 @@ from pathlib import Path
 from typing import Any
 
 import competition
-import method_table
+import synthetic_shares
 
 from pgm_fast.errors import CheckpointError
+from pgm_fast.study.page import COLUMNS, overview_cell, set_rows
 from pgm_fast.train.files import atomic_write
 from pgm_fast.train.reports import read_json
 
 REPOSITORY = Path(__file__).resolve().parent.parent
-README = REPOSITORY / "README.md"
 CPU = REPOSITORY / "benchmarks" / "results" / "cpu"
+STUDIES = REPOSITORY / "benchmarks" / "results" / "studies"
 
 
-def methods() -> str:
-    """The first table of the methods' results: fused score on the test split."""
-    return "\n".join(line for line in method_table.table(method_table.RESULTS).split("\n## ")[0].splitlines()[2:])
+def results() -> str:
+    """Test scores of every set and method, the studies beside each other."""
+    studies = [read_json(path) for path in sorted(STUDIES.glob("*/study.json"))]
+    if not studies:
+        return "Not measured yet."
+    methods = list(dict.fromkeys(name for content in studies for name in content["study"]["methods"]))
+    lines = [f"| set | {' | '.join(methods)} |", "|---|" + "---|" * len(methods)]
+    for content in studies:
+        for name, of in content["sets"].items():
+            if of:
+                cells = [overview_cell(of, row) for row in methods]
+                lines.append(f"| {name} | {' | '.join(cells)} |")
+    return "\n".join(
+        [
+            "Test split, percent, mean ± standard deviation. Settings and epochs are chosen on validation splits, with the",
+            "same search for every method. ▲ better than the best baseline (by validation, marked =) with a 95 % interval",
+            "of the paired difference that is clear of zero, ▼ worse.",
+            "",
+            *lines,
+        ]
+    )
+
+
+def studies() -> str:
+    """Every set of every study: scores and differences from the baseline, with their intervals."""
+    lines = []
+    for path in sorted(STUDIES.glob("*/study.json")):
+        content = read_json(path)
+        made = content["made_by"]
+        lines += [
+            f"### {path.parent.name}",
+            "",
+            f"`pgm-fast study benchmarks/studies/{path.parent.name}.yaml`; {'; '.join(made['processors'])}; "
+            f"{'; '.join(made['versions'])}.",
+            "",
+            "| set | rows | " + " | ".join(COLUMNS) + " |",
+            "|---|---|" + "---|" * len(COLUMNS),
+        ]
+        for name, of in content["sets"].items():
+            if of:
+                rows = ", ".join(f"{count} {split}" for split, count in of["rows"].items())
+                for k, row in enumerate(set_rows(of)):
+                    first = f"{name}, {of['metric']} | {rows}" if k == 0 else " | "
+                    lines.append(f"| {first} | {' | '.join(row)} |")
+        lines.append("")
+    return "\n".join(lines).rstrip() or "Not measured yet."
+
+
+def summary() -> str:
+    """Five rows of speed, one of them lost: the best form of PyTorch against ours."""
+    lines = ["| work, forward and backward | PyTorch's best ms | ours ms | |", "|---|---|---|---|"]
+
+    def row(name: str, theirs: float, ours: float) -> None:
+        lines.append(f"| {name} | {theirs:.3g} | {ours:.3g} | {theirs / ours:.1f}× |")
+
+    def op(file: str, name: str, **shape: int) -> tuple[float, float]:
+        rows = [
+            r
+            for r in read_json(CPU / f"{file}.json")["rows"]
+            if r["op"] == name and r["kind"] == "forward+backward" and shape.items() <= r["shape"].items()
+        ]
+        ms = {r["variant"]: r["ms"]["median"] for r in rows if r.get("prior") in (None, "given")}
+        return min(ms["eager"], ms["torch.compile"]), ms["native"]
+
+    row("`partition_dual`, 8192 × 768", *op("partition", "partition_dual", rows=8192))
+    row("`gaussian_sample_kl`, 4096 × 512", *op("gaussian_sample_kl", "gaussian_sample_kl", rows=4096))
+    step_ms: dict[str, list[float]] = {"theirs": [], "ours": []}
+    for r in read_json(CPU / "step.json")["rows"]:
+        if r["op"] == "pgm dual" and list(r["shape"].values()) == [64, 3, 128]:
+            own = r["variant"].startswith("ours")
+            if own or r["optimizer"] != "MultiRateAdamW":
+                step_ms["ours" if own else "theirs"].append(r["ms"]["median"])
+    optimizer = [r for r in read_json(CPU / "multi_rate.json")["rows"] if r["case"] == "480 tensors, 48 groups"]
+    ms = {r["optimizer"]: r["ms"]["median"] for r in optimizer}
+    row("AdamW step, 480 tensors in 48 groups", min(ms["torch fused"], ms["torch foreach"]), ms["ours"])
+    row("whole PgM step, batch 64, 3 modalities, d 128", min(step_ms["theirs"]), min(step_ms["ours"]))
+    row("`gated_mixture_loss`, 4096 × 101", *op("gated_mixture", "gated_mixture_loss", rows=4096, classes=101))
+    return "\n".join([f"{_circumstances(read_json(CPU / 'step.json'))}.", "", *lines])
+
+
+def shares() -> str:
+    """How PgM's shares go with a known truth."""
+    return synthetic_shares.table().split("\n\n", 1)[1].rstrip()
 
 
 def partition() -> str:
@@ -170,7 +251,7 @@ def step() -> str:
 
 def plots() -> str:
     """The plots that ``plots.py`` has drawn."""
-    return "\n".join(f"![{path.stem}]({path.relative_to(REPOSITORY).as_posix()})" for path in sorted(CPU.glob("*.png")))
+    return "\n".join(f"![{path.stem}](../{path.relative_to(REPOSITORY).as_posix()})" for path in sorted(CPU.glob("*.png")))
 
 
 def components() -> str:
@@ -231,27 +312,30 @@ def densities() -> str:
     return "\n".join(lines)
 
 
-SECTIONS: dict[str, Callable[[], str]] = {
-    "methods": methods,
-    "partition": partition,
-    "products": products,
-    "plots": plots,
-    "dimml": dimml,
-    "competition": competition_table,
-    "optimizers": optimizers,
-    "step": step,
-    "components": components,
-    "densities": densities,
+PAGES: dict[str, dict[str, Callable[[], str]]] = {
+    "README.md": {"results": results, "summary": summary},
+    "docs/dimml.md": {"competition": competition_table},
+    "docs/findings.md": {"studies": studies, "shares": shares},
+    "docs/speed.md": {
+        "partition": partition,
+        "products": products,
+        "plots": plots,
+        "dimml": dimml,
+        "optimizers": optimizers,
+        "step": step,
+        "components": components,
+        "densities": densities,
+    },
 }
 
 
-def filled(text: str) -> str:
-    """README's text with every table made anew."""
-    for name, make in SECTIONS.items():
+def filled(page: str, text: str) -> str:
+    """The page's text with every table made anew."""
+    for name, make in PAGES[page].items():
         begin, end = f"<!-- begin {name} -->", f"<!-- end {name} -->"
         pattern = re.compile(f"{re.escape(begin)}.*?{re.escape(end)}", re.DOTALL)
         if not pattern.search(text):
-            sys.exit(f"error: {README.name} has no {begin} ... {end}")
+            sys.exit(f"error: {page} has no {begin} ... {end}")
         table = f"{begin}\n{_table(make)}\n{end}"
         text = pattern.sub(lambda _, table=table: table, text)
     return text
@@ -268,19 +352,21 @@ def _table(make: Callable[[], str]) -> str:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--check", action="store_true", help="only compare README.md with the result files")
+    parser.add_argument("--check", action="store_true", help="only compare the pages with the result files")
     check = parser.parse_args(arguments).check
-    text = README.read_text(encoding="utf-8")
-    wanted = filled(text)
-    if check:
+    stale = []
+    for page in PAGES:
+        path = REPOSITORY / page
+        text = path.read_text(encoding="utf-8")
+        wanted = filled(page, text)
         if text != wanted:
-            print(
-                f"{README.name} does not agree with the result files; run python benchmarks/readme.py", file=sys.stderr
-            )
-        return int(text != wanted)
-    with atomic_write(README, "w") as file:
-        file.write(wanted)
-    return 0
+            stale.append(page)
+            if not check:
+                with atomic_write(path, "w") as file:
+                    file.write(wanted)
+    if check and stale:
+        print(f"{', '.join(stale)}: not what the result files say; run python benchmarks/pages.py", file=sys.stderr)
+    return int(check and bool(stale))
 
 
 def _of_floor(row: dict[str, Any]) -> str:
