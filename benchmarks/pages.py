@@ -251,7 +251,9 @@ def step() -> str:
 
 def plots() -> str:
     """The plots that ``plots.py`` has drawn."""
-    return "\n".join(f"![{path.stem}](../{path.relative_to(REPOSITORY).as_posix()})" for path in sorted(CPU.glob("*.png")))
+    return "\n".join(
+        f"![{path.stem}](../{path.relative_to(REPOSITORY).as_posix()})" for path in sorted(CPU.glob("*.png"))
+    )
 
 
 def components() -> str:

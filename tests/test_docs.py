@@ -20,7 +20,9 @@ BLOCK = re.compile(r"^```(\w*)\n(.*?)^```", re.DOTALL | re.MULTILINE)
 
 @pytest.fixture(scope="module")
 def pages(repository):
-    return {path: path.read_text(encoding="utf-8") for path in [repository / "README.md", *repository.glob("docs/*.md")]}
+    return {
+        path: path.read_text(encoding="utf-8") for path in [repository / "README.md", *repository.glob("docs/*.md")]
+    }
 
 
 def test_links_lead_to_files(pages):
@@ -54,7 +56,9 @@ def test_commands_have_the_options_that_are_shown(pages):
     known = get_command(app).commands
     for where, (name, *words) in _commands(pages):
         assert name in known, where
-        options = {option for parameter in known[name].params for option in (*parameter.opts, *parameter.secondary_opts)}
+        options = {
+            option for parameter in known[name].params for option in (*parameter.opts, *parameter.secondary_opts)
+        }
         assert not [word for word in words if word.startswith("--") and word.partition("=")[0] not in options], where
 
 

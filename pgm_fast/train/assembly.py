@@ -350,11 +350,8 @@ def machine(config: Config) -> Iterator[Ranks]:
         ConfigError: the device is not there, or another run is being trained in this process.
         TrainingStopped: the block asks for more than the machine has, see :mod:`.limits`.
     """
-    threads, deterministic = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
-    warn_only, fill = (
-        torch.is_deterministic_algorithms_warn_only_enabled(),
-        torch.utils.deterministic.fill_uninitialized_memory,
-    )
+    threads, fill = torch.get_num_threads(), torch.utils.deterministic.fill_uninitialized_memory
+    deterministic = torch.get_deterministic_debug_mode()
     with ExitStack() as stack:
         if not _training.acquire(blocking=False):
             raise ConfigError(
@@ -372,14 +369,15 @@ def machine(config: Config) -> Iterator[Ranks]:
         try:
             if config.train.threads:
                 torch.set_num_threads(config.train.threads)
-            torch.use_deterministic_algorithms(True, warn_only=True)
+            # as torch.use_deterministic_algorithms, which imports torch's compiler: seconds
+            torch.set_deterministic_debug_mode("warn")
             torch.utils.deterministic.fill_uninitialized_memory = (
                 False  # costs a pass over every new tensor and mends no result here
             )
             yield ranks
         finally:
             torch.set_num_threads(threads)
-            torch.use_deterministic_algorithms(deterministic, warn_only=warn_only)
+            torch.set_deterministic_debug_mode(deterministic)
             torch.utils.deterministic.fill_uninitialized_memory = fill
 
 

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import difflib
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from itertools import combinations
 
 import numpy as np
@@ -174,8 +175,21 @@ def _measure(
     if len(labels) == 0 or not bool(torch.isfinite(prediction).all()):
         return {}
     # torchmetrics divides counts in float32: digits past the seventh are noise of that.
-    values = {name: round(float(value), 7) for name, value in measure(prediction, labels, num_outputs).items()}
+    with _counts():
+        values = {name: round(float(value), 7) for name, value in measure(prediction, labels, num_outputs).items()}
     return {name: value for name, value in values.items() if math.isfinite(value)}
+
+
+@contextmanager
+def _counts() -> Iterator[None]:
+    """Where deterministic algorithms are asked for torchmetrics counts by comparing every row with every cell of the
+    confusion matrix. Here counts are made on the CPU, where they are the same in any order."""
+    mode = torch.get_deterministic_debug_mode()
+    torch.set_deterministic_debug_mode("default")
+    try:
+        yield
+    finally:
+        torch.set_deterministic_debug_mode(mode)
 
 
 def _classification(logits: Tensor, labels: Tensor, classes: int) -> dict[str, Tensor]:
