@@ -41,9 +41,9 @@ def results() -> str:
                 lines.append(f"| {name} | {' | '.join(cells)} |")
     return "\n".join(
         [
-            "Test split, percent, mean ± standard deviation. Settings and epochs are chosen on validation splits, with the",
-            "same search for every method. ▲ better than the best baseline (by validation, marked =) with a 95 % interval",
-            "of the paired difference that is clear of zero, ▼ worse.",
+            "Test split, percent, mean ± standard deviation. Settings and epochs are chosen on validation splits, with",
+            "the same search for every method. ▲ better than the best baseline (by validation, marked =) with a 95 %",
+            "interval of the paired difference that is clear of zero, ▼ worse.",
             "",
             *lines,
         ]
