@@ -13,6 +13,7 @@ are our reconstruction:
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -288,6 +289,13 @@ class PgM(Method):
         targets = self.config.share_target
         found = {m: targets.get(m, targets.get("*")) for m in self.spec.modalities}
         return {m: target for m, target in found.items() if target is not None}
+
+    def findings(self) -> dict[str, Any]:
+        """What the shares rest on, where they follow measured information: each head's temperature on validation."""
+        if self.calibration is None:
+            return {}
+        temperatures = dict(zip(self.calibration.heads, self.calibration.temperature.tolist(), strict=True))
+        return {"calibration": {"temperature": temperatures}}
 
     def stages(self, lr: float) -> list[Stage]:
         rates = self.config.rates

@@ -20,7 +20,7 @@ from .folder import RunFolder
 from .gates import mean_gates
 from .loop import Training
 from .predictions import Predictions
-from .reports import build_report, mean_shares, write_json, write_page
+from .reports import build_report, mean_shares, share_intervals, write_json, write_page
 
 __all__ = ["describe", "finish", "served_by"]
 
@@ -97,7 +97,7 @@ def _write(
             "device": device_name(parts.ranks.device),
         },
     )
-    report |= parts.method.findings()
+    report |= {"share_intervals": share_intervals(shown), **parts.method.findings()}
     report["skipped_steps"] = position.skipped
     report["parameters"] = sum(p.numel() for p in parts.method.parameters())
     report["processes"] = parts.ranks.world

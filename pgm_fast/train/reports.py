@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import CheckpointError, ConfigError
+from .card import sentences
 from .files import atomic_write
 from .metrics import METRICS
 from .predictions import Predictions
@@ -33,6 +34,7 @@ __all__ = [
     "read_jsonl",
     "require_same",
     "save_page",
+    "share_intervals",
     "summarise",
     "summary_table",
     "to_json",
@@ -40,6 +42,7 @@ __all__ = [
     "write_page",
 ]
 
+_NORMAL_95 = 1.96  # standard deviations
 PARTITIONS: dict[int, tuple[str, ...]] = {2: ("uni", "paired"), 4: ("uni_only", "paired_only", "shared", "unused")}
 """Names of the partitions by how many there are: the single gate's two, the dual gate's four."""
 
@@ -148,6 +151,20 @@ def mean_shares(predictions: Predictions) -> dict[str, dict[str, float]]:
                 name: round(float(value), 7) for name, value in zip(PARTITIONS[len(mean)], mean, strict=True)
             }
     return means
+
+
+def share_intervals(predictions: Predictions) -> dict[str, dict[str, float]]:
+    """Half width of the 95 % interval of each mean share over rows, by the normal approximation, shaped like
+    :func:`mean_shares`. Modalities with fewer than two rows are left out."""
+    found = {}
+    for modality, shares in predictions.shares.items():
+        rows = shares[predictions.presence[modality]] if modality in predictions.presence else shares
+        if len(rows) > 1:
+            half = _NORMAL_95 * rows.std(axis=0, ddof=1, dtype=np.float64) / math.sqrt(len(rows))
+            found[modality] = {
+                name: round(float(value), 7) for name, value in zip(PARTITIONS[len(half)], half, strict=True)
+            }
+    return found
 
 
 def build_report(
@@ -280,6 +297,7 @@ def write_page(run_dir: str | os.PathLike, report: Mapping[str, Any], plots: Seq
         parts += [
             "<h2>Mean share of each partition (test)</h2>",
             html_table(["", *(n.replace("_", " ") for n in names)], rows),
+            *(f"<p>{escape(line)}</p>" for line in sentences(report)),
         ]
     if report.get("gates"):
         components = list(report["gates"]["all"])

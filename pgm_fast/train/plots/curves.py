@@ -85,7 +85,7 @@ def share_bars(records: Sequence[Mapping[str, Any]], report: Mapping[str, Any]) 
         return None
     modalities = list(shares)
     partitions = list(shares[modalities[0]])
-    expected = EXPECTED.get(tuple(partitions))
+    expected = None if report.get("calibration") else EXPECTED.get(tuple(partitions))
     history = [record for record in records if record.get("shares")]
     bars_height = 1.1 + 0.42 * len(modalities)
     figure, grid = new_figure(
@@ -111,7 +111,7 @@ def compared_shares(runs: Mapping[str, Mapping[str, Mapping[str, float]]]) -> Fi
     figure, grid = new_figure(_WIDTH, sum(1.1 + 0.42 * len(shares) for shares in runs.values()), rows=len(runs))
     for axes, (name, shares) in zip(grid[:, 0], runs.items(), strict=True):
         partitions = list(next(iter(shares.values())))
-        _draw_bars(axes, shares, partitions, EXPECTED.get(tuple(partitions)), label_text(name))
+        _draw_bars(axes, shares, partitions, None, label_text(name))
     return figure
 
 
