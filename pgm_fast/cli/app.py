@@ -454,6 +454,7 @@ def _show_scores(scores: dict[str, Any], run: Path) -> None:
 
 def _show_result(result: dict[str, Any], folder: Path) -> None:
     """The end of train and resume: scores, and where everything is."""
+    from ..train.card import sentences
     from ..train.reports import summary_table
 
     summary = "seeds" in result
@@ -468,6 +469,8 @@ def _show_result(result: dict[str, Any], folder: Path) -> None:
             say()
             show_table(columns, rows, title=head)
             head = None
+    for sentence in sentences(result)[:-1]:
+        say(sentence)
     say()
     names = (
         [("summary", "summary.json")]
