@@ -8,7 +8,8 @@ are our reconstruction:
     f^u_m = MLP(uni_m),  f^p_m = MLP(paired_m),  decoded_m = W_u f^u_m + W_p f^p_m + b
     loss = L_task(head([decoded_1 ... decoded_M]))
            + uni_weight * mean_m L_uni,m + paired_weight * L_paired + align_weight * L_align
-           + reconstruction_weight * mean_m |decoded_m - stopgrad(h_m)|^2 + share_weight * mean_m (share_m - target_m)^2
+           + reconstruction_weight * mean_m |decoded_m - stopgrad(h_m)|^2
+           + information_weight * mean_m L_information,m + share_weight * mean_m (share_m - target_m)^2
 """
 
 from collections.abc import Mapping
