@@ -33,6 +33,7 @@ COMMANDS = [
     "check-data",
     "interactions",
     "compare",
+    "presets",
     "study",
     "doctor",
     "bench",

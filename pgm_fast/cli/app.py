@@ -49,6 +49,7 @@ def _reference() -> str:
             "pgm-fast train --data digits --out runs/demo",
             "pgm-fast train --data features.npz --out runs/mine data.label=y train.epochs=100 model.dim=128",
             "pgm-fast train --method joint --data features.npz --seeds 0 1 2 --out runs/joint",
+            "pgm-fast train --preset dimml/crema-d --data CREMA-D/ --out runs/crema-d",
             "pgm-fast train --config runs/demo/config.yaml --out runs/again pgm.rates.text.encoder=0.1",
             "pgm-fast train --show-config train.lr=3e-4 > config.yaml",
             "torchrun --nproc-per-node 2 -m pgm_fast train --data features.npz --out runs/two",
@@ -62,6 +63,9 @@ def train(
     overrides: Annotated[
         Optional[list[str]],
         typer.Argument(help="Configuration values, as train.epochs=5; all keys below.", metavar="[KEY=VALUE]..."),
+    ] = None,
+    preset: Annotated[
+        Optional[str], typer.Option(help="Short for preset=: a published recipe, see presets.", metavar="NAME")
     ] = None,
     method: Annotated[Optional[str], typer.Option(help="Short for method=.", metavar="NAME")] = None,
     data: Annotated[
@@ -100,6 +104,7 @@ def train(
     from ..train.configure import make_config
 
     options = {
+        "preset": preset,
         "method": method,
         "data.source": data,
         "out": out,
@@ -379,6 +384,24 @@ def study(
 
     if compare(file, out, workers, quiet=quiet):
         raise typer.Exit(1)
+
+
+@app.command(cls=command_class(["pgm-fast presets", "pgm-fast presets dimml/crema-d"]))
+@reporting_errors
+def presets(
+    name: Annotated[Optional[str], typer.Argument(help="Print this one whole.", metavar="[NAME]")] = None,
+    debug: Debug = False,
+) -> None:
+    """List the published recipes that train --preset takes.
+
+    Reads the files that came with the package. Writes nothing.
+    """
+    from .. import presets as recipes
+
+    if name is not None:
+        say(recipes.text(name).rstrip())
+        return
+    show_table(["preset", "what it is"], [[n, recipes.summary(n)] for n in recipes.names()], numbers=False)
 
 
 @app.command(cls=command_class(["pgm-fast doctor", "pgm-fast doctor --json > machine.json"]))

@@ -11,8 +11,12 @@ from torch import Tensor, nn
 from ..data.batch import Batch
 from ..data.feature_set import DataSpec
 from ..errors import ConfigError
+from ..settings import choice
 
-__all__ = ["LABELLED", "HeldOut", "Method", "ModelConfig", "Output", "Stage"]
+__all__ = ["KEPT", "LABELLED", "HeldOut", "Method", "ModelConfig", "Output", "Stage"]
+
+KEPT = ("best", "last")
+"""Which epoch's weights a stage hands on: that of the best validation score, or its last."""
 
 LABELLED = ("classification", "multilabel", "regression")
 """The tasks with something to predict, which one modality can learn alone."""
@@ -31,6 +35,8 @@ class ModelConfig:
         heads: attention heads, where there is attention. Must divide ``hidden`` and ``dim``.
         dropout: in [0, 1).
         contrastive_temperature: of the similarities in the retrieval loss, > 0.
+        projection: ``linear``, the layer from resnet18's 512 pooled features to ``dim``, or ``none``: those features,
+            and ``dim`` is 512.
         normalize: whether each encoder's output passes a LayerNorm without parameters; None: in classification, where
             it lifts every method on most sets, and not elsewhere.
         answer: how a method's heads answer together, one of :data:`~pgm_fast.methods.answers.ANSWERS`; ``auto`` is the
@@ -44,6 +50,7 @@ class ModelConfig:
     heads: int = 4
     dropout: float = 0.1
     contrastive_temperature: float = 0.1
+    projection: str = choice("linear", ("linear", "none"))
     normalize: Optional[bool] = None  # null: on for classification
     answer: str = "auto"
 
@@ -63,6 +70,7 @@ class Stage:
         schedule_options: settings of that schedule, see :class:`~pgm_fast.train.optimizers.Schedule`.
         patience: epochs without a better validation score before the stage ends, 0 for never, None for
             ``train.patience``.
+        keep: one of :data:`KEPT`, None for ``train.keep``.
     """
 
     name: str
@@ -73,6 +81,7 @@ class Stage:
     schedule: str | None = None
     schedule_options: dict[str, float | str] = field(default_factory=dict)
     patience: int | None = None
+    keep: str | None = None
 
 
 @dataclass

@@ -15,6 +15,7 @@ from ..errors import ConfigError
 from ..nn.encoders import ENCODERS, make_encoder
 from ..nn.mlp import MLP
 from ..nn.parts import mark_part, modality_dict
+from ..settings import check_settings
 from .answers import ANSWERS
 from .base import ModelConfig
 
@@ -34,6 +35,7 @@ def check_model(model: ModelConfig) -> None:
         raise ConfigError(
             f"model.contrastive_temperature is {model.contrastive_temperature}, must be positive and finite"
         )
+    check_settings(model, "model")
     if model.answer not in ANSWERS:
         near = difflib.get_close_matches(str(model.answer), ANSWERS, n=1)
         hint = f"; did you mean {near[0]}?" if near else ""
@@ -81,6 +83,7 @@ def build_encoders(spec: DataSpec, model: ModelConfig, encoders: Mapping[str, nn
                 dropout=model.dropout,
                 per_step=spec.per_step,
                 values=s.kind,
+                projection=model.projection == "linear",
             )
         mark_part(modules[m], m, "encoder")
     return modality_dict(modules)

@@ -15,7 +15,7 @@ modalities (all ordered pairs), modalities missing in some rows, negatives from 
 dimensions.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Optional
 
@@ -28,9 +28,9 @@ from ..nn.distillation import cross_modal_duc
 from ..nn.parts import SHARED, mark_part, modality_dict
 from ..ops import EffectiveDimensions, certainty_weighted_logits
 from ..optim.groups import multi_rate_groups
-from ..settings import check_settings, number
+from ..settings import check_settings, choice, number
 from .answers import make_answer, usable_alone
-from .base import HeldOut, Method, ModelConfig, Output, Stage
+from .base import KEPT, HeldOut, Method, ModelConfig, Output, Stage
 from .components import build_encoders, check_model, encode, fuse
 from .tasks import task_loss
 
@@ -39,7 +39,7 @@ __all__ = ["DIMML", "DIMMLConfig"]
 
 @dataclass
 class DIMMLConfig:
-    """Settings of DI-MML. The published ones per data set are the files of ``examples/dimml``."""
+    """Settings of DI-MML. The published ones per data set are presets, see ``pgm-fast presets``."""
 
     shared_weight: float = number(1.0, at_least=0)  # of the shared head's losses
     duc_weight: float = number(1.0, at_least=0)  # of the loss on chosen dimensions
@@ -50,6 +50,10 @@ class DIMMLConfig:
     certainty_temperature: float = number(1.0, above=0)  # of the certainties in the answer; 1, 3, 1, 3 as published
     detached_epochs: int = number(0, at_least=0)  # of the first stage; 0 for train.epochs
     fusion_epochs: int = number(20, at_least=1)  # of the second stage
+    # of the first stage, handed to the second: best by the answer's validation score, or last, as released
+    detached_keep: str = choice("best", KEPT)
+    # torch: torch's own; released: fusion head Xavier with zero bias, gains of the encoders' BatchNorm from N(1, 0.02)
+    initialisation: str = choice("torch", ("torch", "released"))
     cache: bool = True  # second stage: keep the frozen encoders' outputs; false where inputs change between epochs
     optimizer: str = "auto"  # of both stages: adamw, sgd; auto for train.optimizer
     weight_decay: Optional[float] = number(None, at_least=0)  # null for train.weight_decay
@@ -92,6 +96,8 @@ class DIMML(Method):
         self.heads = modality_dict({m: mark_part(nn.Linear(dim, outputs), m, "head") for m in names})
         self.shared_head = mark_part(nn.Linear(dim, outputs), SHARED, "head")
         self.fusion_head = mark_part(nn.Linear(dim * len(names), outputs), SHARED, "head")
+        if config.initialisation == "released":
+            _initialise(self.fusion_head, [self.encoders[m] for m in names if m not in (encoders or {})])
         heads = ["fusion", *(f"uni/{m}" for m in names)]
         self.answer = make_answer(self.name, model.answer, "task", heads, spec.task)
         self.register_buffer("fusing", torch.zeros((), dtype=torch.bool))  # whether the fusion head speaks
@@ -131,7 +137,7 @@ class DIMML(Method):
             return [g for g in parts if g["params"]]
 
         return [
-            Stage("detached", only(False), epochs=config.detached_epochs or None, **common),
+            Stage("detached", only(False), epochs=config.detached_epochs or None, keep=config.detached_keep, **common),
             Stage("fusion", only(True), epochs=config.fusion_epochs, **common),
         ]
 
@@ -265,6 +271,15 @@ class DIMML(Method):
             return {}
         rows = zip(self.spec.modalities, self.dimension_accuracy.tolist(), self.effective.tolist(), strict=True)
         return {"effective_dimensions": {m: {"accuracy": accuracy, "effective": mask} for m, accuracy, mask in rows}}
+
+
+def _initialise(head: nn.Linear, encoders: Sequence[nn.Module]) -> None:
+    nn.init.xavier_normal_(head.weight)
+    nn.init.zeros_(head.bias)
+    for module in (m for encoder in encoders for m in encoder.modules()):
+        if isinstance(module, nn.BatchNorm2d):
+            nn.init.normal_(module.weight, 1.0, 0.02)
+            nn.init.zeros_(module.bias)
 
 
 def _look_after_loading(method: DIMML, _keys: Any) -> None:

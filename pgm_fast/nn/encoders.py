@@ -200,12 +200,14 @@ def make_encoder(
     dropout: float = 0.0,
     per_step: bool = False,
     values: str = "features",
+    projection: bool = True,
     device: torch.device | str | None = None,
     dtype: torch.dtype | None = None,
 ) -> nn.Module:
     """The encoder called ``kind``, one of :data:`ENCODERS`.
 
-    ``values`` says what the input holds: ``features``, ``frames`` or ``spectrogram``; only ``resnet18`` asks.
+    ``values`` says what the input holds: ``features``, ``frames`` or ``spectrogram``; only ``resnet18`` asks for it and
+    for ``projection`` (see :class:`~.resnet.ResNetEncoder`).
     ``device`` and ``dtype`` are those of the parameters.
 
     Raises:
@@ -223,5 +225,5 @@ def make_encoder(
 
         if per_step:
             raise ConfigError("encoder resnet18 gives one representation per sample, and this data has labels per step")
-        return ResNetEncoder(values, in_dim, dim, dropout, **factory)
+        return ResNetEncoder(values, in_dim, dim, dropout, projection, **factory)
     raise ConfigError(f"encoder is {kind!r}, must be one of auto, {', '.join(ENCODERS)}")

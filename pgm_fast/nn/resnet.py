@@ -27,6 +27,7 @@ class ResNetEncoder(nn.Module):
         in_dim: width of a step.
         dim: width of the representation.
         dropout: before the last linear layer.
+        projection: whether there is that layer, from 512 pooled features to ``dim``; without it ``dim`` is 512.
         device, dtype: of the parameters.
 
     Raises:
@@ -39,6 +40,7 @@ class ResNetEncoder(nn.Module):
         in_dim: int,
         dim: int,
         dropout: float = 0.0,
+        projection: bool = True,
         *,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
@@ -66,7 +68,13 @@ class ResNetEncoder(nn.Module):
         )
         self.net = ResNetModel(config).to(device=device, dtype=dtype)
         self.dropout = nn.Dropout(dropout)
-        self.out = nn.Linear(config.hidden_sizes[-1], dim, device=device, dtype=dtype)
+        self.features = config.hidden_sizes[-1]
+        if not projection and dim != self.features:
+            raise ConfigError(
+                f"model.projection=none leaves resnet18's features {self.features} wide, and model.dim is {dim}: set "
+                f"model.dim={self.features}, or model.projection=linear"
+            )
+        self.out = nn.Linear(self.features, dim, device=device, dtype=dtype) if projection else nn.Identity()
 
     def forward(self, x: Tensor, lengths: Tensor | None = None) -> Tensor:
         """``[B, T, in_dim]`` -> ``[B, dim]``; one sample, ``[T, in_dim]`` -> ``[dim]``."""
@@ -80,4 +88,4 @@ class ResNetEncoder(nn.Module):
         return self.out(self.dropout(features))
 
     def _of_pictures(self, pictures: Tensor, leading: torch.Size) -> Tensor:
-        return self.net(pictures).pooler_output.reshape(*leading, self.out.in_features)
+        return self.net(pictures).pooler_output.reshape(*leading, self.features)

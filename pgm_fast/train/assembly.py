@@ -54,6 +54,11 @@ def resolve_config(
     if data is not None:
         changes["data.source"] = f"{_OBJECT}{data.name}" if isinstance(data, FeatureSet) else str(data)
     if isinstance(config, Config):
+        if changes.get("preset"):
+            raise ConfigError(
+                f"preset={changes['preset']!r} would change nothing: a Config says every value, and those come after a "
+                "preset's; start from make_config(overrides={'preset': ...}), or give a mapping or a file"
+            )
         result = make_config(None, {**to_dict(config), **changes})
     elif isinstance(config, Mapping):
         result = make_config(None, {**config, **changes})

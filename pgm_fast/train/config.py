@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, Dict, List, Optional
 
 from ..methods import METHODS
-from ..methods.base import ModelConfig
+from ..methods.base import KEPT, ModelConfig
 from ..methods.baselines import BaselineConfig
 from ..methods.dimml import DIMMLConfig
 from ..methods.dmil_config import DMILConfig
@@ -65,6 +65,8 @@ class TrainConfig:
     clip_norm: float = 1.0  # global gradient norm; 0 for none
     monitor: str = "auto"  # a validation metric of the fused output; auto: the task's primary one
     patience: int = 15  # epochs without a better validation score before stopping; 0 for never
+    # the epoch whose weights a stage hands on and the run is judged by: best by validation score, or last (no patience)
+    keep: str = choice("best", KEPT)
     seed: int = 0  # of weights, dropout and the order of samples
     device: str = "auto"  # auto, cpu, cuda, cuda:N
     backend: str = "auto"  # auto, torch, native, triton
@@ -81,6 +83,7 @@ class Config:
     """A whole run."""
 
     method: str = choice("pgm", METHODS)  # which system is trained
+    preset: Optional[str] = None  # a published recipe, whose values come before all others: see pgm-fast presets
     out: str = "runs/run"  # the run folder to write
     data: DataConfig = field(default_factory=DataConfig)
     model: ModelConfig = field(default_factory=ModelConfig)

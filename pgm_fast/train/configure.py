@@ -20,6 +20,7 @@ import yaml
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from .. import presets
 from ..backends import BACKENDS
 from ..data.feature_set import TASKS
 from ..data.labels import LABELS
@@ -127,7 +128,9 @@ RANGES = {
 
 
 def make_config(file: Path | str | None = None, overrides: Sequence[str] | Mapping[str, Any] = ()) -> Config:
-    """The defaults, changed by a YAML file, changed by overrides.
+    """The defaults, changed by a preset, changed by a YAML file, changed by overrides.
+
+    A preset (see :mod:`pgm_fast.presets`) is named by the file's or an override's ``preset``.
 
     Args:
         file: YAML with the sections of :class:`Config`, or None.
@@ -141,11 +144,14 @@ def make_config(file: Path | str | None = None, overrides: Sequence[str] | Mappi
         ConfigError: an unreadable file, malformed YAML, an override without ``=``, an unknown key, a value of the wrong
             type, outside its range or not among those allowed.
     """
+    given = [] if file is None else [read_mapping(file)]
+    pairs = overrides.items() if isinstance(overrides, Mapping) else map(_split, overrides)
+    given += [{key: value} for key, value in pairs]
     config = OmegaConf.structured(Config)
-    if file is not None:
-        _apply(config, read_mapping(file))
-    for key, value in overrides.items() if isinstance(overrides, Mapping) else map(_split, overrides):
-        _apply(config, {key: value})
+    for name in [values["preset"] for values in given if values.get("preset")][-1:]:
+        _apply(config, presets.read(str(name)))
+    for values in given:
+        _apply(config, values)
     return _finish(config)
 
 

@@ -82,10 +82,11 @@ class Best:
     loss: float = math.inf
     since: int = 0
 
-    def offer(self, epoch: int, score: float, loss: float) -> bool:
-        """Whether this epoch takes the place. A stage's first epoch always does."""
+    def offer(self, epoch: int, score: float, loss: float, always: bool = False) -> bool:
+        """Whether this epoch takes the place. A stage's first epoch always does; with ``always`` all do, and none is
+        counted in ``since``."""
         first = self.epoch == 0
-        if first or score > self.score or (score == self.score and loss < self.loss - _ALIKE):
+        if always or first or score > self.score or (score == self.score and loss < self.loss - _ALIKE):
             self.epoch, self.score, self.loss, self.since = epoch, score, loss, 0
             return True
         self.since += 1
@@ -309,7 +310,8 @@ class Training:
         self.position.seconds += seconds
         self.position.train_seconds += train_seconds
         self.position.skipped += int(counts[0])
-        better = self.best.offer(self.position.epoch, result["score"], result["fused_loss"])
+        last = (self.stage.keep or self.config.train.keep) == "last"
+        better = self.best.offer(self.position.epoch, result["score"], result["fused_loss"], always=last)
         self._begin_epoch()
         self.ranks.on_main(lambda: self._write_epoch(record, better))
         # Last of all: what is written for an epoch that last.pt does not know of is written again, the same, when the

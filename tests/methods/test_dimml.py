@@ -10,13 +10,14 @@ import signal
 import numpy as np
 import pytest
 import torch
-from tolerances import FP64, ROW_WEIGHT_FP32
+from tolerances import FP64, ROW_WEIGHT_FP32, mean_of_draws
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._pytree import tree_map_only
 
 from pgm_fast.data import FeatureSet
 from pgm_fast.data.batch import Batch
+from pgm_fast.data.feature_set import DataSpec, ModalitySpec
 from pgm_fast.errors import ConfigError
 from pgm_fast.methods import DIMMLConfig, ModelConfig, build
 from pgm_fast.train import checkpoints, evaluate, fit, resume
@@ -340,14 +341,15 @@ def test_resumes_exactly_in_every_stage(tmp_path, monkeypatch, update, cache):
 
 
 @pytest.mark.parametrize(
-    ("name", "settings"), [("crema_d", (50, 1)), ("ave", (10, 3)), ("ucf101", (10, 1)), ("modelnet40", (50, 3))]
+    ("name", "settings"), [("crema-d", (50, 1)), ("ave", (10, 3)), ("ucf101", (10, 1)), ("modelnet40", (50, 3))]
 )
-def test_published_settings_come_as_files(repository, tmp_path, name, settings):
-    config = make_config(repository / "examples" / "dimml" / f"{name}.yaml")
+def test_published_settings_come_as_presets(tmp_path, name, settings):
+    config = make_config(overrides={"preset": f"dimml/{name}"})
     assert (config.dimml.temperature, config.dimml.certainty_temperature) == settings
     assert (config.train.epochs, config.train.batch_size, config.train.lr, config.dimml.warmup) == (150, 16, 1e-3, 20)
     quick = {key: value for key, value in SETTINGS.items() if key.startswith(("model", "train"))}
-    fit({**to_dict(config)}, data=features(), out=str(tmp_path / "run"), **{**quick, "dimml.fusion_epochs": 1})
+    quick |= {"dimml.detached_epochs": 3, "dimml.fusion_epochs": 1}
+    fit({**to_dict(config)}, data=features(), out=str(tmp_path / "run"), **quick)
     rates = [next(iter(r["lr"].values())) for r in read_jsonl(tmp_path / "run" / "metrics.jsonl")]
     assert rates == [1e-3] * 4
 
@@ -360,3 +362,18 @@ def test_competition_starves_the_weak_modality_in_joint_training_and_not_here(re
     assert scores["joint"]["b"] < 0.6
     assert scores["dimml"]["b"] >= scores["alone b"]["b"] - 0.01
     assert scores["dimml"]["fused"] > scores["joint"]["fused"]
+
+
+def test_the_released_initialisation_touches_the_fusion_head_and_the_gains_of_built_in_encoders():
+    pytest.importorskip("transformers")
+    spec = DataSpec({"s": ModalitySpec(16, True, kind="spectrogram"), "v": ModalitySpec(4)}, "classification", 3)
+    model = ModelConfig(dim=512, projection="none", normalize=False)
+    torch.manual_seed(0)
+    method = build("dimml", spec, model, DIMMLConfig(initialisation="released"))
+    gains = torch.cat([m.weight for m in method.encoders["s"].modules() if isinstance(m, torch.nn.BatchNorm2d)])
+    assert gains.mean().item() == pytest.approx(1, abs=mean_of_draws(0.02, gains.numel()))
+    assert gains.std().item() == pytest.approx(0.02, abs=mean_of_draws(0.02 * 2**-0.5, gains.numel()))
+    weight = method.fusion_head.weight
+    assert not method.fusion_head.bias.any()
+    spread = (2 / (1024 + 3)) ** 0.5
+    assert weight.std().item() == pytest.approx(spread, abs=mean_of_draws(spread * 2**-0.5, weight.numel()))

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from tolerances import FP64, ROW_WEIGHT_FP32, ROW_WEIGHT_TOTAL_FP32
 
+from pgm_fast import presets
 from pgm_fast.errors import ConfigError
 from pgm_fast.methods import DMILConfig, ModelConfig, build
 from pgm_fast.methods.dmil_config import loss_terms
@@ -136,12 +136,10 @@ def test_every_loss_and_its_weight_is_the_published_one(make_batch, modalities, 
         torch.testing.assert_close(out.logits, alone, rtol=FP64, atol=FP64)
 
 
-def test_the_published_example_weighs_pictures_and_sound_as_released():
+def test_the_preset_weighs_pictures_and_sound_as_released():
     """Stage 1: KL(M) + KL(N) 0.008 and 0.04, reconstruction 0.002 and 0.01, the pictures first."""
-    published = Path(__file__).resolve().parents[2] / "examples" / "dmil_published.yaml"
-    command = next(line for line in published.read_text().splitlines() if "modality_weight={" in line)
-    given = dict(item.split(": ") for item in command.split("modality_weight={")[1].split("}")[0].split(", "))
-    config = DMILConfig(modality_weight={name: float(factor) for name, factor in given.items()})
+    told = next(line for line in presets.text("dmil/crema-d").splitlines() if "modality_weight={" in line)
+    config = make_config(overrides=["preset=dmil/crema-d", told[told.index("dmil.") :]]).dmil
     weights = {(term.name, term.modality): term.weight for term in loss_terms(config, ["vision", "audio"], 0)}
     for modality, divergence, reconstruction in (("vision", 0.008, 0.002), ("audio", 0.04, 0.01)):
         for kind in ("kl_predictive", "kl_rest"):
@@ -283,11 +281,9 @@ def test_without_labels_the_gates_are_there(make_batch):
     assert set(out.features) == {f"{m}/{side}" for m in spec.modalities for side in ("uni", "paired")}
 
 
-def test_the_published_settings_are_in_the_examples(repository, make_batch):
+def test_the_published_settings_are_a_preset(make_batch):
     """Learning rates, schedules and the weights of the table, as the released code has them."""
-    config = make_config(
-        repository / "examples" / "dmil_published.yaml", {"dmil.modality_weight": {"text": 0.4, "audio": 2.0}}
-    )
+    config = make_config(overrides={"preset": "dmil/crema-d", "dmil.modality_weight": {"text": 0.4, "audio": 2.0}})
     stages = build("dmil", make_batch(modalities=2)[0], config.model, config.dmil).stages(config.train.lr)
     assert [round(stage.groups[0]["lr"], 9) for stage in stages] == [4e-3, 1e-3, 1e-5]
     assert sum(stage.epochs for stage in stages) == 70 and config.model.dim == 32

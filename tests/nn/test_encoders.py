@@ -118,3 +118,17 @@ def test_wrong_kind_and_heads_are_named():
         make_encoder("lstm", 3, 6)
     with pytest.raises(ConfigError, match="model.heads is 3.*128"):
         make_encoder("transformer", 3, 6, heads=3)
+
+
+def test_without_projection_resnet_ends_in_its_pooled_features():
+    pytest.importorskip("transformers")
+    torch.manual_seed(0)
+    make = {"values": "spectrogram"}
+    with pytest.raises(
+        ConfigError, match="model.projection=none leaves resnet18's features 512 wide.*set model.dim=512"
+    ):
+        make_encoder("resnet18", 16, 64, projection=False, **make)
+    encoder = make_encoder("resnet18", 16, 512, projection=False, **make).eval()
+    assert not any(name.startswith("out") for name, _ in encoder.named_parameters())
+    out = encoder(torch.randn(2, 20, 16))
+    assert out.shape == (2, 512) and (out >= 0).all() and out.any()

@@ -1,0 +1,45 @@
+"""Published recipes as configurations, each value with its source in a comment: files that come with the package.
+
+A preset names every value that its method's results depend on, so that nothing is left to this package's defaults. The
+first comment of a file says what it is.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from ..errors import ConfigError
+
+__all__ = ["names", "read", "summary", "text"]
+
+_FOLDER = Path(__file__).parent
+
+
+def names() -> list[str]:
+    """Of all presets, ``<method>/<data set>``."""
+    return sorted(path.relative_to(_FOLDER).with_suffix("").as_posix() for path in _FOLDER.glob("*/*.yaml"))
+
+
+def text(name: str) -> str:
+    """The file of a preset. Raises ConfigError for an unknown name."""
+    known = names()
+    if name not in known:
+        near = difflib.get_close_matches(name, known, n=1)
+        hint = f" (did you mean {near[0]}?)" if near else ""
+        raise ConfigError(f"preset={name!r} is not allowed{hint}; it takes {', '.join(known)}")
+    return (_FOLDER / f"{name}.yaml").read_text(encoding="utf-8")
+
+
+def read(name: str) -> Mapping[str, Any]:
+    """The values of a preset, by section."""
+    return yaml.safe_load(text(name))
+
+
+def summary(name: str) -> str:
+    """The first line of its comment."""
+    return text(name).split("\n", 1)[0].lstrip("# ")
