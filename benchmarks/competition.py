@@ -37,7 +37,7 @@ RUN = {
     "train.epochs": 30,
     "train.patience": 0,
     "train.plots": False,
-    "train.tensorboard": False,
+    "train.logger": [],
     "dimml.warmup": 10,
 }
 # name -> method and settings of its own

@@ -47,7 +47,7 @@ OWN = {"redundant": "redundancy", "synergistic": "synergy"}
 def measure(case: str, source: str, seed: int, folder: Path) -> dict:
     """Train once, measure twice."""
     _, _, settings = CASES[case]
-    quiet = {"train.plots": False, "train.tensorboard": False, "train.seed": seed}
+    quiet = {"train.plots": False, "train.logger": [], "train.seed": seed}
     report = fit(method="dmil", data=source, out=str(folder), **settings, **quiet)
     found = {
         where: summary(estimate_run(folder, measured_on=where, split="test", settings=Settings(seed=seed)))

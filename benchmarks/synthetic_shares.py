@@ -45,7 +45,7 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "mostly xor": {"kind": "mixture", "proportions": {"copy": 2.0, "private": 2.0, "xor": 6.0}},
     "three modalities": {"kind": "mixture", "modalities": 3, "proportions": {"copy": 1.0, "private": 3.0}},
 }
-RUN = {"train.plots": False, "train.tensorboard": False}
+RUN = {"train.plots": False, "train.logger": []}
 
 
 def true_mass(interaction: np.ndarray, modality: str) -> np.ndarray:

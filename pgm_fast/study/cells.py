@@ -29,7 +29,7 @@ __all__ = ["Data", "Job", "ProbeJob", "TrainJob", "content_of", "describe_data",
 
 # What counts of the data besides the fingerprint, and what of the loop says nothing about a result.
 _BESIDE_THE_DATA = ("standardize", "modality_dropout")
-_NO_MATTER = ("threads", "plots", "tensorboard")
+_NO_MATTER = ("threads", "plots", "logger")
 
 
 @dataclass(frozen=True)

@@ -27,7 +27,7 @@ __all__ = ["Cell", "Conditions", "Group", "Search", "Study", "draw_trials", "rea
 BASELINES = ("joint", "ensemble", "unimodal")
 LARGEST_GRID = 10**6
 # Every cell has one core, and files that change no number are not written.
-FIXED = {"train.threads": 1, "train.plots": False, "train.tensorboard": False}
+FIXED = {"train.threads": 1, "train.plots": False, "train.logger": []}
 
 
 @dataclass(frozen=True)

@@ -40,6 +40,7 @@ from .observers import Observers
 from .predictions import Predictions
 from .reports import mean_shares, summarise, write_json
 from .signals import StopRequest
+from .trackers import Trackers, require_trackers
 
 __all__ = ["evaluate", "extract_features", "fit", "fit_seeds", "predict", "resume"]
 
@@ -189,7 +190,7 @@ def resume(
     Raises:
         CheckpointError: no run, one that another process is writing, an unreadable checkpoint, another number of
             processes, or a config.yaml edited in more than train.device, train.threads, train.plots and
-            train.tensorboard.
+            train.logger.
         DataError: the data is not the same. Else as :func:`fit`.
     """
     folder = RunFolder(run)
@@ -197,6 +198,7 @@ def resume(
     if (report := finished(folder)) is not None:
         return report
     config = replace(from_yaml(folder.read_config()), out=str(run))
+    require_trackers(config.train.logger)
     with machine(config) as ranks, _writing(folder, ranks):
         if (report := ranks.on_main(lambda: finished(folder, warn=True))) is not None:
             return report  # written by whoever held the lock until now
@@ -335,6 +337,7 @@ def _fit(
     # A finished run that was to be overwritten cannot be the work of the processes that died.
     if restarted() and _holds(folder, config) and not (overwrite and folder.report.is_file()):
         return resume(folder.path, data=data, encoders=encoders, progress=progress)
+    require_trackers(config.train.logger)
     with machine(config) as ranks:
         if not overwrite:
             ranks.on_main(folder.claim)
@@ -370,8 +373,8 @@ def _train(
     config, ranks = parts.config, parts.ranks
     metric, _ = monitored_metric(parts.spec.task, config.train.monitor)
     done = 0 if state is None else state["position"]["epoch"]
-    events = folder if config.train.tensorboard and ranks.is_main else None
-    observers = Observers(progress and ranks.is_main, events, done, metric)
+    trackers = Trackers(config.train.logger if ranks.is_main else (), folder, config, done)
+    observers = Observers(progress and ranks.is_main, trackers, metric)
     stop = StopRequest()
     with ranks.all_or_none():
         training = Training(
@@ -386,7 +389,7 @@ def _train(
             observers,
             stop,
         )
-    with claimed:
+    with claimed, trackers:
         try:
             with stop, observers:
                 training.run(state)
@@ -394,7 +397,9 @@ def _train(
             if ranks.is_main:
                 print(f"{stopped.args[0]}; continue with: {folder.resume_command}", flush=True)
             raise SystemExit(0) from None
-        return finish(parts, folder, training)
+        report = finish(parts, folder, training)
+        trackers.summary(report)
+        return report
 
 
 def _open(

@@ -75,7 +75,8 @@ class TrainConfig:
     checkpoint_every_steps: int = 0  # besides each epoch's end; 0 for none
     nonfinite_limit: int = 20  # skipped updates in a row before training stops
     plots: bool = True  # draw plots/ at the end
-    tensorboard: bool = True  # write event files to tensorboard/
+    # any of tensorboard, wandb, mlflow (the last two come with pgm-fast[trackers]); [] for none
+    logger: List[str] = field(default_factory=lambda: ["tensorboard"])
 
 
 @dataclass

@@ -35,6 +35,8 @@ from .optimizers import OPTIMIZERS, SCHEDULES
 
 __all__ = [
     "ENVIRONMENT",
+    "TRACKERS",
+    "flat",
     "from_yaml",
     "make_config",
     "read_mapping",
@@ -47,6 +49,8 @@ __all__ = [
 T = TypeVar("T")
 
 ENVIRONMENT = "environment"  # the section of a run's config.yaml that records versions: written, never read back
+
+TRACKERS = ("tensorboard", "wandb", "mlflow")  # what train.logger takes
 
 AT_LEAST_ONE = Range(at_least=1)
 NOT_NEGATIVE = Range(at_least=0)
@@ -91,6 +95,8 @@ EARLIER = {
     "pgm.information_weight": 0.0,
     "train.no_decay": False,
 }
+
+_FORMER_SWITCH = "train.tensorboard"
 
 RANGES = {
     **_declared(ranges_of),
@@ -176,6 +182,19 @@ def to_dict(config: Config) -> dict[str, Any]:
     return OmegaConf.to_container(OmegaConf.structured(config), resolve=True)
 
 
+def flat(config: Config) -> dict[str, Any]:
+    """Every value by its dotted key: ``{"train.lr": 0.001, ...}``."""
+
+    def leaves(values: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:
+        for key, value in values.items():
+            if isinstance(value, Mapping):
+                yield from leaves(value, f"{prefix}{key}.")
+            else:
+                yield f"{prefix}{key}", value
+
+    return dict(leaves(to_dict(config), ""))
+
+
 def to_yaml(config: Config, environment: Mapping[str, Any] | None = None) -> str:
     """Every value as YAML.
 
@@ -243,6 +262,11 @@ def validate(config: Config) -> None:
     names = config.data.modalities
     if names is not None and (not names or len(set(names)) != len(names)):
         raise _refused("data.modalities", list(names), "at least one name, each once, or null for all")
+    names = config.train.logger
+    if len(set(names)) != len(names) or not set(names) <= set(TRACKERS):
+        near = next((_near(name, TRACKERS) for name in names if name not in TRACKERS), "")
+        allowed = f"a list of any of {', '.join(TRACKERS)}, each once; [] for none"
+        raise _refused("train.logger", list(names), allowed, near)
 
 
 def _refused(key: str, value: Any, allowed: str, near: str = "") -> ConfigError:
@@ -337,6 +361,8 @@ def _leaves(owner: type, values: Mapping[str, Any], prefix: str) -> Iterator[tup
     hints = get_type_hints(owner)
     for key, value in values.items():
         name, *rest = str(key).split(".")
+        if f"{prefix}{name}" == _FORMER_SWITCH and not rest:
+            name, value = "logger", _tracker_of_switch(value)
         if name not in hints:
             raise _unknown(str(key), owner, prefix)
         for part in reversed(rest):
@@ -349,6 +375,14 @@ def _leaves(owner: type, values: Mapping[str, Any], prefix: str) -> Iterator[tup
             keys = list(get_type_hints(hints[name]))
             example = f"(write for example {prefix}{name}.{keys[0]}=...)"
             raise _refused(f"{prefix}{name}", value, f"the keys {', '.join(keys)} below it {example}")
+
+
+def _tracker_of_switch(value: Any) -> list[str]:
+    """train.logger, from the switch that it was before there were other trackers."""
+    given = _value_of(_FORMER_SWITCH, bool, value)
+    if not isinstance(given, int) or given not in (0, 1):
+        raise _refused(_FORMER_SWITCH, given, "true or false, and is train.logger=[tensorboard] or train.logger=[] now")
+    return ["tensorboard"] if given else []
 
 
 def _value_of(key: str, hint: Any, value: Any) -> Any:

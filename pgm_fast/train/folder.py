@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import os
+import re
 import shlex
+from collections.abc import Mapping
 from pathlib import Path
 
 from ..errors import CheckpointError, ConfigError
@@ -25,6 +28,15 @@ PLOTS = (
 )
 """Names of the pictures of a run."""
 
+# What wandb leaves of a run.
+_WANDB = (
+    "run-*.wandb",
+    "run-*.wandb.synced",
+    "logs/debug*.log",
+    *(f"files/{name}" for name in ("config.yaml", "output.log", "requirements.txt")),
+    *(f"files/wandb-{name}.json" for name in ("metadata", "summary")),
+)
+
 
 class RunFolder:
     """Paths inside a run folder. Making one touches nothing.
@@ -44,6 +56,9 @@ class RunFolder:
         self.best = self.path / "checkpoints" / "best.pt"
         self.plots = self.path / "plots"
         self.events = self.path / "tensorboard"
+        self.wandb = self.path / "wandb"
+        self.mlflow = self.path / "mlruns" / "mlflow.db"
+        self.trackers = self.path / "trackers.json"
         self.lock = RunLock(self.path)
 
     def __str__(self) -> str:
@@ -87,9 +102,13 @@ class RunFolder:
             )
         try:
             # The configuration goes last: a folder whose removal was cut short still says what it was.
-            for path in (*self._written(), self.config):
+            written = self._written()
+            emptied = {folder / name for folder in self._wandb_runs() for name in ("tmp/code", "tmp")}
+            for path in (*written, self.config):
                 path.unlink(missing_ok=True)
-            for folder in (self.plots, self.events, self.last.parent):
+            inside = {parent for path in written for parent in path.parents if self.path in parent.parents}
+            inside |= {self.plots, self.events, *emptied}
+            for folder in sorted(inside, key=lambda folder: -len(folder.parts)):
                 if folder.is_dir() and not any(folder.iterdir()):
                     folder.rmdir()
         except OSError as error:
@@ -110,15 +129,38 @@ class RunFolder:
         plots = [path for path in self.plots.glob("*.png") if path.name in PLOTS]
         events = list(self.events.glob("events.out.tfevents.*"))
         checkpoints = [self.last, self.previous, self.best]
-        return [self.report, self.page, *plots, *events, *checkpoints, self.metrics]
+        database = [self.mlflow.with_name(f"{self.mlflow.name}{end}") for end in ("", "-journal", "-wal", "-shm")]
+        written = [self.report, self.page, *plots, *events, *checkpoints, *database]
+        written += [path for folder in self._wandb_runs() for name in _WANDB for path in folder.glob(name)]
+        return [*written, self.trackers, self.metrics]
+
+    def _wandb_runs(self) -> list[Path]:
+        """The folders of this run in wandb/: one, and one more for each time that it was resumed."""
+        run = self.tracker_ids().get("wandb")
+        return [] if run is None else list(self.wandb.glob(f"*run-*-{run}"))
+
+    def tracker_ids(self) -> dict[str, str]:
+        """tracker -> the id under which it knows this run; nothing of a file that is not of this form."""
+        try:
+            ids = json.loads(self.trackers.read_text(encoding="utf-8"))
+            return {name: id for name, id in ids.items() if re.fullmatch("[0-9a-f]{8,64}", id)}
+        except (OSError, ValueError, TypeError, AttributeError):
+            return {}
+
+    def keep_tracker_ids(self, ids: Mapping[str, str]) -> None:
+        """Raises CheckpointError where the file system refuses."""
+        with atomic_write(self.trackers, "w") as file:
+            json.dump(dict(ids), file)
 
     def require_no_links(self) -> None:
         """Raises CheckpointError where a place that a run writes to is a symbolic link: it would write somewhere else.
 
         The folder itself may be one.
         """
-        files = (self.config, self.metrics, self.report, self.page, self.last, self.previous, self.best)
-        folders = (self.last.parent, self.plots, self.events)
+        files = (self.config, self.metrics, self.report, self.page, self.trackers)
+        # Of wandb/ no more: each start has a new folder there, in which wandb itself makes a link to its log.
+        files += (self.last, self.previous, self.best, self.wandb)
+        folders = (self.last.parent, self.plots, self.events, self.mlflow.parent)
         inside = (path for folder in folders if not folder.is_symlink() for path in folder.rglob("*"))
         for path in (*folders, *files, *inside):
             if path.is_symlink():

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from ..errors import CheckpointError
 from . import checkpoints
 from .config import Config
-from .configure import from_yaml, to_dict
+from .configure import flat, from_yaml
 from .files import atomic_write
 from .folder import RunFolder
 from .reports import read_json, read_jsonl
@@ -18,7 +18,7 @@ __all__ = ["finished", "restore_log", "state_of"]
 
 log = logging.getLogger(__name__)
 
-_FREE_TO_CHANGE = ("out", "train.device", "train.threads", "train.plots", "train.tensorboard")
+_FREE_TO_CHANGE = ("out", "train.device", "train.threads", "train.plots", "train.logger")
 
 
 def finished(folder: RunFolder, warn: bool = False) -> dict[str, Any] | None:
@@ -86,7 +86,7 @@ def _last_readable(folder: RunFolder) -> dict[str, Any]:
 
 def _require_same_config(folder: RunFolder, config: Config, started: Config) -> None:
     """Raises CheckpointError where config.yaml no longer says what the run was started with."""
-    now, then = dict(_flat(to_dict(config))), dict(_flat(to_dict(started)))
+    now, then = flat(config), flat(started)
     different = [key for key in dict.fromkeys([*then, *now]) if now.get(key) != then.get(key)]
     different = [key for key in different if key not in _FREE_TO_CHANGE]
     if different:
@@ -95,12 +95,3 @@ def _require_same_config(folder: RunFolder, config: Config, started: Config) -> 
             f"{folder.config} is not the configuration that this run was started with: {changes}; "
             "put it back, or train a new run with it in another folder"
         )
-
-
-def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """``("train.lr", 0.001)``, ... for every value of a configuration."""
-    for key, value in values.items():
-        if isinstance(value, Mapping):
-            yield from _flat(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value

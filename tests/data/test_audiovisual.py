@@ -205,7 +205,7 @@ def test_a_run_trains_on_files_and_is_applied_to_others(media, tmp_path):
     folder, _ = media
     settings = {
         "model.dim": 8, "train.epochs": 2, "train.batch_size": 8, "train.lr": 3e-3, "train.plots": False,
-        "train.tensorboard": False, "data.options": OPTIONS,
+        "train.logger": [], "data.options": OPTIONS,
     }  # fmt: skip
     report = fit(method="pgm", data=str(folder), out=str(tmp_path / "run"), **settings)
     assert set(report["test"]["unimodal"]) == {"audio", "video"}

@@ -21,7 +21,7 @@ from pgm_fast.train import fit
 
 LOG2 = math.log(2)
 QUICK = Settings(epochs=3, resamples=50, hidden=16)
-FAST_RUN = {"train.epochs": 2, "train.plots": False, "train.tensorboard": False, "model.dim": 8, "model.hidden": 8}
+FAST_RUN = {"train.epochs": 2, "train.plots": False, "train.logger": [], "model.dim": 8, "model.hidden": 8}
 
 
 @pytest.mark.parametrize(

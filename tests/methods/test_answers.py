@@ -195,7 +195,7 @@ def test_the_own_answer_of_pgm(make_batch, task, kind):
 
 
 def test_a_stacked_answer_is_saved_with_the_run(tmp_path):
-    settings = {"train.epochs": 3, "train.plots": False, "train.tensorboard": False, "model.answer": "stack"}
+    settings = {"train.epochs": 3, "train.plots": False, "train.logger": [], "model.answer": "stack"}
     out = str(tmp_path / "run")
     report = fit(method="pgm", data="synthetic", out=out, **settings, **{"data.options": {"n": 300}})
     assert evaluate(out, split="test")["fused"] == report["test"]["fused"]

@@ -277,7 +277,7 @@ SETTINGS = {
     "train.batch_size": 16,
     "train.device": "cpu",
     "train.plots": False,
-    "train.tensorboard": False,
+    "train.logger": [],
     "dimml.warmup": 1,
     "dimml.fusion_epochs": 2,
 }

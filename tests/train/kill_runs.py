@@ -43,7 +43,7 @@ SETTINGS = {
     "train.threads": 1,
     "train.checkpoint_every_steps": 1,
     "train.plots": False,
-    "train.tensorboard": False,
+    "train.logger": [],
 }
 METHODS = {
     "pgm": {},

@@ -26,7 +26,7 @@ SETTINGS = {
     "train.lr": 0.01,
     "train.device": "cpu",
     "train.plots": False,
-    "train.tensorboard": False,
+    "train.logger": [],
 }
 
 
@@ -49,7 +49,7 @@ def test_a_configuration_may_be_a_file_a_mapping_or_an_object(tmp_path, run):
     _, expected = run
     config = make_config(None, {**SETTINGS, "method": "pgm"})
     (tmp_path / "config.yaml").write_text(
-        "train: {epochs: 2, batch_size: 16, lr: 0.01, device: cpu, plots: false, tensorboard: false}\n"
+        "train: {epochs: 2, batch_size: 16, lr: 0.01, device: cpu, plots: false, logger: []}\n"
         "model: {dim: 8, hidden: 8}"
     )
     for number, given in enumerate((config, SETTINGS, tmp_path / "config.yaml")):
@@ -61,7 +61,9 @@ def test_a_configuration_may_be_a_file_a_mapping_or_an_object(tmp_path, run):
 def test_plots_events_and_page_are_written_where_asked(tmp_path):
     out = tmp_path / "run"
     fit(
-        data=features(), out=str(out), **{**SETTINGS, "train.plots": True, "train.tensorboard": True, "train.epochs": 1}
+        data=features(),
+        out=str(out),
+        **{**SETTINGS, "train.plots": True, "train.logger": ["tensorboard"], "train.epochs": 1},
     )
     page = (out / "report.html").read_text()
     plots = sorted(p.name for p in (out / "plots").iterdir())

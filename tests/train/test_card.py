@@ -59,7 +59,7 @@ def predictions(shares, presence=None):
 
 
 def test_a_run_of_pgm_has_its_card(tmp_path):
-    settings = {"train.epochs": 2, "train.plots": True, "train.tensorboard": False, "model.dim": 8}
+    settings = {"train.epochs": 2, "train.plots": True, "train.logger": [], "model.dim": 8}
     found = fit(method="pgm", data="synthetic", out=str(tmp_path / "run"), **settings)
     assert set(found["calibration"]["temperature"]) == {"task", "paired", "uni/a", "uni/b"}
     assert set(found["share_intervals"]["a"]) == set(NAMES)

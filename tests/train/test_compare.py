@@ -22,7 +22,7 @@ SETTINGS = {
     "model.hidden": 8,
     "train.epochs": 2,
     "train.plots": False,
-    "train.tensorboard": False,
+    "train.logger": [],
     "train.device": "cpu",
     "dmil.stage_epochs": [1, 1, 1],
 }

@@ -30,7 +30,7 @@ source, root = sys.argv[1], Path(sys.argv[2])
 SETTINGS = {
     "data.source": source, "method": "pgm", "model.dim": 8, "model.hidden": 8, "model.dropout": 0.0,
     "train.epochs": 3, "train.batch_size": 16, "train.eval_batch_size": 16, "train.lr": 0.05, "train.optimizer": "sgd",
-    "train.device": "cpu", "train.threads": 1, "train.plots": False, "train.tensorboard": False,
+    "train.device": "cpu", "train.threads": 1, "train.plots": False, "train.logger": [],
 }
 
 def launch(name, world, action):

@@ -25,7 +25,7 @@ TINY = {
     "train.batch_size": 32,
     "train.device": "cpu",
     "train.plots": False,
-    "train.tensorboard": False,
+    "train.logger": [],
 }
 STEPS = 3  # of an epoch
 

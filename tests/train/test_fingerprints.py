@@ -89,7 +89,7 @@ def test_a_file_that_changed_just_now_is_read_whatever_its_time_says(tmp_path):
 def test_evaluating_a_run_notices_that_its_data_changed(tmp_path):
     content = arrays(np.random.default_rng(0))
     source = write(tmp_path / "d", content, "npz")
-    small = {"train.epochs": 1, "model.dim": 4, "model.hidden": 4, "train.plots": False, "train.tensorboard": False}
+    small = {"train.epochs": 1, "model.dim": 4, "model.hidden": 4, "train.plots": False, "train.logger": []}
     fit(data=source, out=str(tmp_path / "run"), **small)
     content["b"][101] *= 2
     write(tmp_path / "d", content, "npz")

@@ -28,7 +28,7 @@ for name in ("left", "right"):
         array[begin : begin + 1000] = block + pattern[labels[begin : begin + 1000]]
     del array
 small = {"model.dim": 8, "model.hidden": 8, "model.heads": 2, "train.batch_size": 128}
-quiet = {"train.eval_batch_size": 128, "train.epochs": 1, "train.plots": False, "train.tensorboard": False}
+quiet = {"train.eval_batch_size": 128, "train.epochs": 1, "train.plots": False, "train.logger": []}
 # a first run on a small set loads every module that training needs
 fit(method="joint", data="digits", out=out + "/warm", **small, **quiet)
 status = dict(line.split(":", 1) for line in open("/proc/self/status"))

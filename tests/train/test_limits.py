@@ -21,7 +21,7 @@ SETTINGS = {
     "model.dim": 8,
     "model.hidden": 8,
     "train.plots": False,
-    "train.tensorboard": False,
+    "train.logger": [],
 }
 
 

@@ -36,7 +36,13 @@ def settle(tmp_path) -> tuple[str, dict]:
     split = np.array(["train"] * 20 + ["valid"] * 10)
     values = {m: rng.normal(size=(30, 4)).astype(np.float32) for m in "ab"}
     np.savez(tmp_path / "d.npz", **values, label=np.arange(30) % 3, split=split)
-    small = {"train.epochs": 2, "model.dim": 4, "model.hidden": 4, "train.plots": False, "train.tensorboard": True}
+    small = {
+        "train.epochs": 2,
+        "model.dim": 4,
+        "model.hidden": 4,
+        "train.plots": False,
+        "train.logger": ["tensorboard"],
+    }
     return str(tmp_path / "d.npz"), small
 
 
@@ -153,7 +159,7 @@ def test_a_folder_that_disappears_ends_the_run_in_one_line_and_is_not_made_again
 
     monkeypatch.setattr(loop.Training, when, vanish)
     with pytest.raises(CheckpointError, match="was removed or replaced while this run wrote to it") as caught:
-        fit(data=source, out=str(out), **small | {"train.tensorboard": False})
+        fit(data=source, out=str(out), **small | {"train.logger": []})
     assert "\n" not in str(caught.value)
     assert list(out.iterdir()) == [] if replaced else not out.exists()
 

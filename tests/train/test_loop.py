@@ -29,7 +29,7 @@ SETTINGS = {
     "train.batch_size": 16,
     "train.device": "cpu",
     "train.plots": False,
-    "train.tensorboard": False,
+    "train.logger": [],
 }
 
 
@@ -58,7 +58,7 @@ def last(out):
 )
 def test_a_run_leaves_its_folder(tmp_path, method, task):
     out = tmp_path / "run"
-    report = fit(method=method, data=features(task=task), out=str(out), **{**SETTINGS, "train.tensorboard": True})
+    report = fit(method=method, data=features(task=task), out=str(out), **{**SETTINGS, "train.logger": ["tensorboard"]})
     assert {p.name for p in out.iterdir()} == {
         "config.yaml",
         "metrics.jsonl",

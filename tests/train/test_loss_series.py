@@ -11,7 +11,7 @@ from pgm_fast.train import fit
 from pgm_fast.train.reports import read_jsonl
 
 KERNELS = ("partition", "partition_dual", "partitioned_linear", "reconstruction")
-SETTINGS = {"train.epochs": 3, "train.device": "cpu", "train.plots": False, "train.tensorboard": False}
+SETTINGS = {"train.epochs": 3, "train.device": "cpu", "train.plots": False, "train.logger": []}
 
 
 def losses(backend, gate, out):

@@ -10,7 +10,7 @@ from pgm_fast.train import evaluate, fit, fit_seeds, predict, resume
 
 NAMES = np.array(["cat", "dog", "owl"])
 SMALL = {"model.dim": 8, "model.hidden": 8, "model.heads": 2, "train.epochs": 6, "train.lr": 1e-2}
-QUIET = {"train.plots": False, "train.tensorboard": False}
+QUIET = {"train.plots": False, "train.logger": []}
 
 
 def write(path, keep=slice(None), labels=True, roll=0):

@@ -36,7 +36,7 @@ SETTINGS = {
     "train.device": "cpu",
     "train.threads": 1,
     "train.plots": False,
-    "train.tensorboard": False,
+    "train.logger": [],
 }
 
 

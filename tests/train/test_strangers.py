@@ -19,7 +19,7 @@ from pgm_fast.train import fit
 from pgm_fast.train.files import write_csv
 from pgm_fast.train.folder import PLOTS, RunFolder
 
-FAST = {"train.epochs": 1, "train.tensorboard": False, "model.dim": 8, "model.hidden": 8, "data.options": {"n": 60}}
+FAST = {"train.epochs": 1, "train.logger": [], "model.dim": 8, "model.hidden": 8, "data.options": {"n": 60}}
 FORMULA = tuple("=+-@＝＋－＠\t\r\n")  # noqa: RUF001
 
 
@@ -60,7 +60,7 @@ def test_an_id_is_no_formula_in_the_predictions(tmp_path):
 
 def test_overwriting_removes_what_the_run_has_written_and_nothing_else(tmp_path):
     out = tmp_path / "run"
-    fit(method="pgm", data="synthetic", out=str(out), **{**FAST, "train.tensorboard": True})
+    fit(method="pgm", data="synthetic", out=str(out), **{**FAST, "train.logger": ["tensorboard"]})
     assert {path.name for path in (out / "plots").iterdir()} <= set(PLOTS)
     kept = [
         out / "checkpoints" / "llama.bin",

@@ -16,7 +16,7 @@ SETTINGS = {
     "train.patience": 0,
     "train.lr": 2e-3,
     "train.plots": False,
-    "train.tensorboard": False,
+    "train.logger": [],
 }
 # kind -> modality -> the mass that holds everything it knows
 TRUTH = {
