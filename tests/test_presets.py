@@ -11,6 +11,7 @@ from typer.testing import CliRunner
 from pgm_fast import presets
 from pgm_fast.cli.app import app
 from pgm_fast.errors import ConfigError
+from pgm_fast.interactions import Settings
 from pgm_fast.methods import METHODS, ModelConfig
 from pgm_fast.train import Config, TrainConfig, fit
 from pgm_fast.train.configure import from_yaml, make_config, to_dict, to_yaml
@@ -31,9 +32,9 @@ OF_THE_MACHINE = {
 OF_RETRIEVAL = {"contrastive_temperature"}
 
 
-@pytest.mark.parametrize("name", presets.names())
+@pytest.mark.parametrize("name", presets.names("train"))
 def test_every_value_is_named_taken_and_has_a_source(name):
-    content = presets.read(name)
+    content = presets.read(name, "train")
     config = make_config(overrides={"preset": name})
     method = content["method"]
     assert method == name.split("/")[0] and config.preset == name
@@ -49,6 +50,17 @@ def test_every_value_is_named_taken_and_has_a_source(name):
     lines = [line for line in presets.text(name).splitlines() if re.match(r"  \w+:", line)]
     assert len(lines) == sum(map(len, wanted.values()))
     assert all(re.search(r"# (paper|code|ours|no published value)", line) for line in lines)
+
+
+@pytest.mark.parametrize("name", presets.names("interactions"))
+def test_of_an_estimate_every_setting_is_named_and_has_a_source(name):
+    content = presets.read(name, "interactions")
+    assert set(content) == {f.name for f in fields(Settings)} - {"seed"}
+    assert Settings(**content).to_dict() == {**content, "seed": 0}
+    lines = [line for line in presets.text(name).splitlines() if re.match(r"\w+:", line)]
+    assert len(lines) == len(content) and all(re.search(r"# (paper|code|ours)", line) for line in lines)
+    with pytest.raises(ConfigError, match=f"preset='{name}' is not allowed; it takes dimml/ave"):
+        make_config(overrides={"preset": name})
 
 
 def test_a_file_and_overrides_come_after_it(tmp_path):

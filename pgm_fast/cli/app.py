@@ -251,6 +251,7 @@ def check_data(
             "pgm-fast interactions features.npz --out interactions",
             "pgm-fast interactions features.npz --out interactions data.label=y --split test",
             "pgm-fast interactions --run runs/demo",
+            "pgm-fast interactions gaussian.pt --preset lsmi --split test --out published",
         ]
     )
 )
@@ -276,13 +277,18 @@ def interactions(
         Optional[str],
         typer.Option("--on", help="With --run: learned (the model's features, default) or inputs (the run's data)."),
     ] = None,
+    preset: Annotated[
+        Optional[str], typer.Option(help="A published recipe in place of our defaults, see presets.", metavar="NAME")
+    ] = None,
     rule: Annotated[
-        str, typer.Option(help="entropy (published), or information (ours: redundancy is the lesser of both).")
-    ] = "entropy",
+        Optional[str],
+        typer.Option(help="entropy (published, default), or information (ours: redundancy is the lesser of both)."),
+    ] = None,
     prior: Annotated[
-        str, typer.Option(help="uniform (published), or empirical (for classes of very different sizes).")
-    ] = "uniform",
-    folds: Annotated[int, typer.Option(help="Folds of the cross-fitting.", metavar="N")] = 5,
+        Optional[str],
+        typer.Option(help="uniform (published, default), or empirical (for classes of very different sizes)."),
+    ] = None,
+    folds: Annotated[Optional[int], typer.Option(help="Folds of the cross-fitting; 5.", metavar="N")] = None,
     seed: Annotated[int, typer.Option(help="Of weights, orders and resamples.", metavar="N")] = 0,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.", metavar="NAME")] = "auto",
     quiet: Annotated[bool, typer.Option("--quiet", help="Print nothing but errors.")] = False,
@@ -297,9 +303,12 @@ def interactions(
     intervals, settings), interactions.png (bars), interactions.md (the most synergistic and most redundant samples, and
     how a run's shares go with what was measured).
     """
+    from .. import presets as presets_of
     from ..interactions import Settings
     from .interactions import measure
 
+    recipe = presets_of.read(preset, "interactions") if preset is not None else {}
+    chosen = {k: v for k, v in (("rule", rule), ("prior", prior), ("folds", folds)) if v is not None}
     sources = [text for text in arguments or [] if "=" not in text]
     if len(sources) > 1:
         raise ConfigError(f"interactions takes one SOURCE; given are {', '.join(sources)}")
@@ -310,7 +319,7 @@ def interactions(
         split=split,
         measured_on=measured_on,
         overrides=[text for text in arguments or [] if "=" in text],
-        settings=Settings(rule=rule, prior=prior, folds=folds, seed=seed),
+        settings=Settings(**{**recipe, **chosen, "seed": seed}),
         device=device,
         progress=is_main_process() and not quiet,
         quiet=quiet,
@@ -393,7 +402,7 @@ def presets(
     name: Annotated[Optional[str], typer.Argument(help="Print this one whole.", metavar="[NAME]")] = None,
     debug: Debug = False,
 ) -> None:
-    """List the published recipes that train --preset takes.
+    """List the published recipes that train --preset and interactions --preset take.
 
     Reads the files that came with the package. Writes nothing.
     """
@@ -402,7 +411,8 @@ def presets(
     if name is not None:
         say(recipes.text(name).rstrip())
         return
-    show_table(["preset", "what it is"], [[n, recipes.summary(n)] for n in recipes.names()], numbers=False)
+    rows = [[n, kind, recipes.summary(n)] for kind in recipes.KINDS for n in recipes.names(kind)]
+    show_table(["preset", "of", "what it is"], rows, numbers=False)
 
 
 @app.command(cls=command_class(["pgm-fast doctor", "pgm-fast doctor --json > machine.json"]))

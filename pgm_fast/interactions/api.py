@@ -145,7 +145,7 @@ def _estimate(rows: Rows, split: str | None, settings: Settings, device: str, pr
     wanted = wanted_rows(rows, split)
     surprise = label_surprise(rows.labels, np.flatnonzero(rows.split == "train"), rows.classes, settings.prior)
     _warn_if_uneven(rows, settings)
-    inputs = standardised(rows, where)
+    inputs = standardised(rows, where, settings.standardize)
     labels = torch.from_numpy(rows.labels).to(where)
     views = [(m,) for m in rows.modalities] + list(combinations(rows.modalities, 2))
     densities = rows.modalities if settings.rule == "entropy" else []

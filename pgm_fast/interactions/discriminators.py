@@ -23,12 +23,21 @@ class Classifiers(nn.Module):
         classes: C.
         dropout: before each hidden layer's product, in [0, 1).
         generator: of the initial weights (uniform in ± 1/sqrt(fan in), as ``nn.Linear``).
+        activation: ``gelu`` or ``relu``.
     """
 
     def __init__(
-        self, members: int, inputs: int, hidden: int, classes: int, dropout: float, generator: torch.Generator
+        self,
+        members: int,
+        inputs: int,
+        hidden: int,
+        classes: int,
+        dropout: float,
+        generator: torch.Generator,
+        activation: str = "gelu",
     ):
         super().__init__()
+        self.activation = {"gelu": nn.functional.gelu, "relu": nn.functional.relu}[activation]
         self.dropout = dropout
         sizes = (inputs, hidden, hidden, classes)
         self.weights = nn.ParameterList()
@@ -45,7 +54,7 @@ class Classifiers(nn.Module):
         for number, (weight, bias) in enumerate(zip(self.weights, self.biases, strict=True)):
             x = torch.baddbmm(bias, x, weight)
             if number < last:
-                x = nn.functional.dropout(nn.functional.gelu(x), self.dropout, self.training)
+                x = nn.functional.dropout(self.activation(x), self.dropout, self.training)
         return x
 
 

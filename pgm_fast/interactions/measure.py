@@ -45,7 +45,7 @@ def information(
 ) -> np.ndarray:
     """``i = -log p(y) + log p(y|x)`` in nats, float64 ``[n]``, for the rows that the members answer for; else NaN.
 
-    ``p(y|x)`` is a classifier's softmax at the temperature that suits the member's stopping rows.
+    ``p(y|x)`` is a classifier's softmax, with ``calibrate`` at the temperature that suits the member's stopping rows.
 
     Args:
         inputs: ``[n, d]`` tensors that are looked at together.
@@ -53,7 +53,9 @@ def information(
         surprise: ``-log p(y)`` per class.
     """
     width = sum(x.shape[1] for x in inputs)
-    net = Classifiers(len(members), width, settings.hidden, len(surprise), settings.dropout, generator)
+    net = Classifiers(
+        len(members), width, settings.hidden, len(surprise), settings.dropout, generator, settings.activation
+    )
     net.to(labels.device)
 
     def logits(rows: Tensor) -> Tensor:
@@ -67,7 +69,8 @@ def information(
     scored = evaluate(net, logits, [member.score for member in members], labels.device)
     found = np.full(len(labels), np.nan)
     for member, known, asked in zip(members, stopping, scored, strict=True):
-        temperature = fit_temperature(known, labels[torch.from_numpy(member.stop).to(labels.device)])
+        told = labels[torch.from_numpy(member.stop).to(labels.device)]
+        temperature = fit_temperature(known, told) if settings.calibrate else 1.0
         own = labels[torch.from_numpy(member.score).to(labels.device)]
         found[member.score] = _of_label(asked.double() / temperature, own).cpu().numpy() + surprise[own.cpu().numpy()]
     return found
@@ -85,6 +88,10 @@ def entropy(
         member.fit[torch.randint(len(member.fit), (COMPONENTS,), generator=generator).numpy()] for member in members
     ]
     density = Knife(x[torch.from_numpy(np.stack(begin)).to(x.device)])
+    if settings.density_start == "normal":
+        with torch.no_grad():
+            for parameter in (density.means, density.scale, density.coupling):
+                parameter.copy_(torch.randn(parameter.shape, generator=generator))
 
     def surprise(rows: Tensor) -> Tensor:
         return -density(x[rows])

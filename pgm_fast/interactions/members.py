@@ -36,17 +36,19 @@ class Schedule:
     Attributes:
         epochs: at most. The longest member's fitting rows are passed once per epoch, shorter ones begin anew.
         patience: epochs in which the loss on the stopping rows fell by less than :data:`GAIN` after which a member is
-            done.
+            done; None for a member that takes all epochs and keeps the weights of the last one.
         batch: rows per member and step.
         lr: learning rate of AdamW.
         weight_decay: of AdamW.
+        step: epochs after which ``lr`` is divided by 10, again and again; 0 for never.
     """
 
     epochs: int
-    patience: int
+    patience: int | None
     batch: int
     lr: float
     weight_decay: float
+    step: int = 0
 
 
 def train(
@@ -57,7 +59,8 @@ def train(
     generator: torch.Generator,
     tick: Callable[[float], None] = lambda share: None,
 ) -> Tensor:
-    """Train all members and leave each with the weights of its best epoch, the untrained ones included.
+    """Train all members and leave each with the weights of its best epoch, the untrained ones included; without
+    patience with those of the last.
 
     Args:
         module: parameters ``[G, ...]`` only.
@@ -68,7 +71,7 @@ def train(
         tick: receives the finished share of the epochs, in [0, 1], after each.
 
     Returns:
-        float32 ``[G]``, the best mean loss on the stopping rows.
+        float32 ``[G]``, the mean loss on the stopping rows, of the epoch that is kept.
     """
     device = next(module.parameters()).device
     steps = -(-max(len(member.fit) for member in members) // schedule.batch)
@@ -85,8 +88,11 @@ def train(
             optimizer.zero_grad(set_to_none=True)
             loss(rows).mean(dim=1).sum().backward()
             optimizer.step()
+        if schedule.step and (epoch + 1) % schedule.step == 0:
+            for group in optimizer.param_groups:
+                group["lr"] *= 0.1
         now = _mean_loss(module, loss, stop, device)
-        better = now < best
+        better = (now < best) | (schedule.patience is None)
         best = torch.where(better, now, best)
         for name, value in module.state_dict().items():
             torch.where(better.view(-1, *[1] * (value.ndim - 1)), value, kept[name], out=kept[name])
@@ -94,7 +100,7 @@ def train(
         mark = torch.where(gained, best, mark)
         stale = torch.where(gained, 0, stale + 1)
         tick((epoch + 1) / schedule.epochs)
-        if int(stale.min()) >= schedule.patience:
+        if schedule.patience is not None and int(stale.min()) >= schedule.patience:
             break
     module.load_state_dict(kept)
     module.eval()

@@ -106,8 +106,9 @@ def _vectors(features: FeatureSet, name: str) -> np.ndarray:
     return np.concatenate(blocks)
 
 
-def standardised(rows: Rows, device: torch.device) -> dict[str, Tensor]:
-    """Modality -> float32 ``[n, d]`` of zero mean and unit variance over the training rows; absent vectors are 0.
+def standardised(rows: Rows, device: torch.device, standardize: bool = True) -> dict[str, Tensor]:
+    """Modality -> float32 ``[n, d]`` of zero mean and unit variance over the training rows, or (``standardize`` false)
+    as they come; absent vectors are 0.
 
     The statistics use no label and are the same for all folds, so that all densities are in the same coordinates.
     """
@@ -116,7 +117,7 @@ def standardised(rows: Rows, device: torch.device) -> dict[str, Tensor]:
     tensors = {}
     for position, (name, values) in enumerate(rows.values.items()):
         with np.errstate(over="ignore", invalid="ignore"):  # absent rows may hold anything
-            scaled = normalizer.apply(name, values)
+            scaled = normalizer.apply(name, values) if standardize else np.array(values, np.float32)
         scaled[~rows.present[:, position, None] | ~np.isfinite(scaled)] = 0
         tensors[name] = torch.from_numpy(scaled).to(device)
     return tensors

@@ -1,7 +1,8 @@
 """Published recipes as configurations, each value with its source in a comment: files that come with the package.
 
 A preset names every value that its method's results depend on, so that nothing is left to this package's defaults. The
-first comment of a file says what it is.
+first comment of a file says what it is. Those in folders are for ``pgm-fast train``, the others for ``pgm-fast
+interactions``.
 """
 
 from __future__ import annotations
@@ -15,19 +16,24 @@ import yaml
 
 from ..errors import ConfigError
 
-__all__ = ["names", "read", "summary", "text"]
+__all__ = ["KINDS", "names", "read", "summary", "text"]
 
 _FOLDER = Path(__file__).parent
 
-
-def names() -> list[str]:
-    """Of all presets, ``<method>/<data set>``."""
-    return sorted(path.relative_to(_FOLDER).with_suffix("").as_posix() for path in _FOLDER.glob("*/*.yaml"))
+KINDS = {"train": "*/*.yaml", "interactions": "*.yaml"}
+"""command -> where the files of its presets are."""
 
 
-def text(name: str) -> str:
-    """The file of a preset. Raises ConfigError for an unknown name."""
-    known = names()
+def names(kind: str | None = None) -> list[str]:
+    """Of all presets, or those of one command: ``<method>/<data set>``, ``lsmi``."""
+    patterns = KINDS.values() if kind is None else [KINDS[kind]]
+    files = [path for pattern in patterns for path in _FOLDER.glob(pattern)]
+    return sorted(path.relative_to(_FOLDER).with_suffix("").as_posix() for path in files)
+
+
+def text(name: str, kind: str | None = None) -> str:
+    """The file of a preset. Raises ConfigError for an unknown name, or one of another command than ``kind``."""
+    known = names(kind)
     if name not in known:
         near = difflib.get_close_matches(name, known, n=1)
         hint = f" (did you mean {near[0]}?)" if near else ""
@@ -35,9 +41,9 @@ def text(name: str) -> str:
     return (_FOLDER / f"{name}.yaml").read_text(encoding="utf-8")
 
 
-def read(name: str) -> Mapping[str, Any]:
-    """The values of a preset, by section."""
-    return yaml.safe_load(text(name))
+def read(name: str, kind: str) -> Mapping[str, Any]:
+    """The values of a preset of a command: by section for ``train``, plain for ``interactions``."""
+    return yaml.safe_load(text(name, kind))
 
 
 def summary(name: str) -> str:

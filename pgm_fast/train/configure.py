@@ -155,7 +155,7 @@ def make_config(file: Path | str | None = None, overrides: Sequence[str] | Mappi
     given += [{key: value} for key, value in pairs]
     config = OmegaConf.structured(Config)
     for name in [values["preset"] for values in given if values.get("preset")][-1:]:
-        _apply(config, presets.read(str(name)))
+        _apply(config, presets.read(str(name), "train"))
     for values in given:
         _apply(config, values)
     return _finish(config)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from tolerances import FP64, TEMPERATURE
+from tolerances import FP64, OPTIMIZER_FP64, TEMPERATURE
 
 from pgm_fast.data import draw
 from pgm_fast.errors import DataError
@@ -98,3 +98,30 @@ def test_too_few_rows_are_refused():
     usable[:2] = True
     with pytest.raises(DataError, match="too few rows"):
         plan(rows, np.arange(12), usable, folds=5)
+
+
+def test_without_patience_a_member_ends_with_its_last_epoch_at_a_rate_that_falls_by_steps():
+    """As plain torch trains it: one member, whose batches are the whole of its rows."""
+    x, y = torch.randn(12, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(1)), torch.arange(12) % 2
+    rows = np.arange(8)
+    net = Classifiers(1, 5, 6, 2, 0.0, torch.Generator().manual_seed(0), "relu").double()
+    weights = [p.detach().clone().requires_grad_() for pair in zip(net.weights, net.biases, strict=True) for p in pair]
+
+    def loss(numbers):
+        return torch.nn.functional.cross_entropy(
+            net(x[numbers]).flatten(0, 1), y[numbers].flatten(), reduction="none"
+        ).view(numbers.shape)
+
+    schedule = Schedule(epochs=7, patience=None, batch=8, lr=0.3, weight_decay=0.0, step=3)
+    train(net, loss, [Member(rows, np.arange(8, 12), np.arange(0))], schedule, torch.Generator().manual_seed(0))
+    optimizer = torch.optim.Adam(weights, 0.3)
+    for epoch in range(7):
+        optimizer.param_groups[0]["lr"] = 0.3 * 0.1 ** (epoch // 3)
+        h = x[:8]
+        for w, b in zip(weights[0::2], weights[1::2], strict=True):
+            h = (h @ w[0] + b[0]) if w is weights[-2] else torch.relu(h @ w[0] + b[0])
+        optimizer.zero_grad()
+        torch.nn.functional.cross_entropy(h, y[:8]).backward()
+        optimizer.step()
+    ours = [p for pair in zip(net.weights, net.biases, strict=True) for p in pair]
+    torch.testing.assert_close(ours, weights, rtol=OPTIMIZER_FP64, atol=OPTIMIZER_FP64, check_dtype=False)
