@@ -379,7 +379,7 @@ def _leaves(owner: type, values: Mapping[str, Any], prefix: str) -> Iterator[tup
 
 def _tracker_of_switch(value: Any) -> list[str]:
     """train.logger, from the switch that it was before there were other trackers."""
-    given = _value_of(_FORMER_SWITCH, bool, value)
+    given = _parse_typed(_FORMER_SWITCH, bool, _Typed(value))
     if not isinstance(given, int) or given not in (0, 1):
         raise _refused(_FORMER_SWITCH, given, "true or false, and is train.logger=[tensorboard] or train.logger=[] now")
     return ["tensorboard"] if given else []

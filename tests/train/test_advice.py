@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 from pgm_fast.cli.app import app
 from pgm_fast.train import fit
 
-SETTINGS = ("train.epochs=2", "model.dim=4", "model.hidden=4", "train.plots=false", "train.logger=[]")
+SETTINGS = ("train.epochs=2", "model.dim=4", "model.hidden=4", "train.plots=false", "train.tensorboard=false")
 
 
 @pytest.fixture(scope="module")

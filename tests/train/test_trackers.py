@@ -185,7 +185,8 @@ def test_the_switch_of_older_runs_is_read_as_what_it_meant(was, now):
     older = to_yaml(make_config(overrides={"train.logger": []})).replace("  logger: []\n", f"  tensorboard: {was}\n")
     assert "logger" not in older and from_yaml(older) == settings
     assert make_config(overrides=["train.logger=[wandb]", f"train.tensorboard={was}"]) == settings
-    assert make_config(overrides={"train": {"tensorboard": was == "true"}}) == settings
+    for value in (was, was == "true", int(was == "true")):
+        assert make_config(overrides={"train": {"tensorboard": value}}) == settings
 
 
 @pytest.mark.parametrize(
