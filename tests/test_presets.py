@@ -27,7 +27,7 @@ OF_THE_MACHINE = {
     "checkpoint_every_steps",
     "nonfinite_limit",
     "plots",
-    "tensorboard",
+    "logger",
 }
 OF_RETRIEVAL = {"contrastive_temperature"}
 
@@ -98,7 +98,7 @@ def test_the_last_epoch_is_kept_whatever_it_is_worth_and_patience_ends_nothing(t
         "train.patience": 1,
         "train.keep": "last",
         "train.plots": False,
-        "train.tensorboard": False,
+        "train.logger": [],
     }
     report = fit(method="joint", data="synthetic", out=str(tmp_path / "run"), **settings)
     assert report["best_epoch"] == report["epochs"] == 8
