@@ -6,6 +6,7 @@ has such kernels. The choice depends on device, dtype and shape only:
 
 - automatic (the default): the first of ``native``, ``triton``, ``torch`` that serves the call. Falling back to
   ``torch`` where a kernel exists but cannot serve is said once, at INFO;
+  A kernel that the device turns out not to be able to start is left out from then on, and so is said too;
 - explicit, ``with pgm_fast.backend("torch"):`` or ``PGM_FAST_BACKEND=torch``: that one, or :class:`BackendError` with
   the reason and the names that can. The choice is global to the process, because backward runs on autograd's own
   threads: keep backward inside the context, and enter it outside of ``torch.compile``-d code.
@@ -21,9 +22,9 @@ from dataclasses import dataclass
 import torch
 
 from . import host
-from .errors import BackendError
+from .errors import BackendError, LaunchError
 
-__all__ = ["BACKENDS", "backend", "chosen", "implementations", "register", "select", "set_backend"]
+__all__ = ["BACKENDS", "backend", "chosen", "implementations", "left_out", "register", "run", "select", "set_backend"]
 
 BACKENDS = ("native", "triton", "torch")
 
@@ -60,6 +61,8 @@ _implementations: dict[str, dict[str, dict[frozenset[str] | None, Implementation
 _candidates: dict[tuple[str, str, torch.dtype], tuple[_Candidate, ...]] = {}
 _reasons: dict[tuple[str, str, torch.dtype], dict[str, str]] = {}
 _said: set[tuple[str, str]] = set()
+# (op, device type, dtype, backend) -> why its kernel cannot be started
+_left_out: dict[tuple[str, str, torch.dtype, str], str] = {}
 _explicit: str | None = os.environ.get("PGM_FAST_BACKEND") or None
 
 
@@ -88,17 +91,50 @@ def select(op: str, args: tuple) -> Callable:
     Raises:
         BackendError: the explicit choice cannot serve.
     """
+    return _select(_key(op, args), args).run
+
+
+def run(op: str, args: tuple):
+    """What the function of :func:`select` returns. Where its kernel cannot be started, that of the next backend.
+
+    Raises:
+        BackendError: the explicit choice cannot serve.
+    """
+    key = _key(op, args)
+    while True:
+        candidate = _select(key, args)
+        try:
+            return candidate.run(*args)
+        except LaunchError as error:
+            reason = f"cannot start its kernel: {error}"
+        _left_out[(*key, candidate.backend)] = reason
+        _forget()
+        if _explicit is None:
+            # every one, for there is one per dtype at most
+            _log.warning("%s, %s: backend %s %s; falling back", op, key[2], candidate.backend, reason)
+
+
+def left_out() -> dict[tuple[str, str, torch.dtype, str], str]:
+    """(op, device type, dtype, backend) -> why its kernel could not be started in this process. For ``doctor``."""
+    return dict(_left_out)
+
+
+def _key(op: str, args: tuple) -> tuple[str, str, torch.dtype]:
     first = args[0]
     if isinstance(first, (list, tuple)):
         first = first[0]
-    key = (op, first.device.type, first.dtype)
+    return op, first.device.type, first.dtype
+
+
+def _select(key: tuple[str, str, torch.dtype], args: tuple) -> _Candidate:
+    op = key[0]
     candidates = _candidates.get(key)
     if candidates is None:
         candidates = _find_candidates(key)
     for candidate in candidates:
         reason = None if candidate.refuse is None else candidate.refuse(*args)
         if reason is None:
-            return candidate.run
+            return candidate
         if _explicit is None:
             _say_once(op, candidate.backend, reason)
         else:
@@ -176,6 +212,8 @@ def _load(key: tuple[str, str, torch.dtype], name: str) -> tuple[Callable | None
         return None, f"serves {', '.join(served)} tensors, not {device_type}"
     if implementation.dtypes is not None and dtype not in implementation.dtypes:
         return None, f"does not serve {dtype}"
+    if (*key, name) in _left_out:
+        return None, _left_out[(*key, name)]
     try:
         return implementation.load(), None
     except (ImportError, OSError) as error:
@@ -195,7 +233,7 @@ def _find_candidates(key: tuple[str, str, torch.dtype]) -> tuple[_Candidate, ...
         run, reason = _load(key, name)
         if run is None:
             reasons[name] = reason
-            if name in _implementations[op]:
+            if name in _implementations[op] and (*key, name) not in _left_out:
                 _say_once(op, name, reason)
         else:
             found.append(_Candidate(name, run, _serving(_implementations[op][name], key[1]).refuse))

@@ -148,6 +148,7 @@ def doctor() -> dict:
         containers. The reason why a backend does not serve an op is None where it does.
     """
     facts = [*_devices(), *_distributed(), *_compilers(), _kernels(), _host_path(), _cuda_kernels(), *_packages()]
+    facts += _left_out()
     return {"versions": versions(), "facts": [asdict(fact) for fact in facts], "ops": _ops()}
 
 
@@ -271,6 +272,16 @@ def _cuda_kernels() -> Fact:
         reason = "not built; that takes nvcc and a CUDA build of torch while the package is installed"
         return Fact("kernels", name, False, reason, build)
     return Fact("kernels", name, True, f"built for {_cuda.architectures}")
+
+
+def _left_out() -> list[Fact]:
+    """Kernels that a device of this process turned out not to be able to start."""
+    from . import backends
+
+    return [
+        Fact("kernels", f"{op} of {str(dtype).removeprefix('torch.')} on {device} by {name}", False, reason)
+        for (op, device, dtype, name), reason in backends.left_out().items()
+    ]
 
 
 def _packages() -> list[Fact]:

@@ -4,7 +4,15 @@ The command line prints these without a traceback and exits with status 2; anyth
 traceback.
 """
 
-__all__ = ["BackendError", "CheckpointError", "ConfigError", "DataError", "PgmFastError", "TrainingStopped"]
+__all__ = [
+    "BackendError",
+    "CheckpointError",
+    "ConfigError",
+    "DataError",
+    "LaunchError",
+    "PgmFastError",
+    "TrainingStopped",
+]
 
 
 class PgmFastError(Exception):
@@ -25,6 +33,10 @@ class CheckpointError(PgmFastError, RuntimeError):
 
 class BackendError(PgmFastError, RuntimeError):
     """A backend was asked for by name and cannot serve."""
+
+
+class LaunchError(PgmFastError, RuntimeError):
+    """A kernel that the device cannot start, or that cannot be compiled for it; nothing has been computed."""
 
 
 class TrainingStopped(PgmFastError, RuntimeError):

@@ -5,13 +5,17 @@ from __future__ import annotations
 import logging
 import subprocess
 import sys
+from types import SimpleNamespace
+from unittest.mock import Mock
 
 import pytest
 import torch
 
 import pgm_fast
-from pgm_fast import backends
-from pgm_fast.errors import BackendError
+from pgm_fast import backends, env
+from pgm_fast.errors import BackendError, LaunchError
+from pgm_fast.ops.native import cuda_function
+from pgm_fast.ops.triton import startable
 
 
 @pytest.fixture
@@ -19,6 +23,7 @@ def toy(monkeypatch):
     """An op with a reference and a native kernel that serves CPU fp32 of at least 4 elements."""
     for name in ("_implementations", "_candidates", "_reasons"):
         monkeypatch.setattr(backends, name, {})
+    monkeypatch.setattr(backends, "_left_out", {})
     monkeypatch.setattr(backends, "_said", set())
     monkeypatch.setattr(backends, "_explicit", None)
     backends.register("toy", "torch", lambda: lambda x: "torch")
@@ -30,9 +35,7 @@ def toy(monkeypatch):
         dtypes=(torch.float32,),
         refuse=lambda x: "serves at least 4 elements" if x.numel() < 4 else None,
     )
-    return lambda *shape, dtype=torch.float32: (lambda x: backends.select("toy", (x,))(x))(
-        torch.empty(shape, dtype=dtype)
-    )
+    return lambda *shape, dtype=torch.float32: backends.run("toy", (torch.empty(shape, dtype=dtype),))
 
 
 def test_automatic_choice_takes_the_kernel_and_falls_back_once_aloud(toy, caplog):
@@ -67,6 +70,57 @@ def test_a_kernel_that_fails_to_load_is_a_reason_not_a_crash(toy):
     assert backends.implementations()["toy"]["native"] == "was built for AVX-512, this CPU has none"
     with pgm_fast.backend("native"), pytest.raises(BackendError, match="AVX-512"):
         toy(4)
+
+
+def test_a_kernel_that_the_device_cannot_start_is_left_out_from_then_on(toy, caplog):
+    tried = []
+
+    def start(x):
+        tried.append(x)
+        raise LaunchError("out of resource: shared memory, Required: 126976, Hardware limit: 101376")
+
+    backends.register("toy", "native", lambda: start, devices=("cpu",))
+    assert toy(4) == toy(4) == "torch" and len(tried) == 1
+    assert toy(4, dtype=torch.float64) == "torch" and len(tried) == 2
+    reason = "cannot start its kernel: out of resource: shared memory, Required: 126976, Hardware limit: 101376"
+    assert [record.getMessage() for record in caplog.records] == [
+        f"toy, {dtype}: backend native {reason}; falling back" for dtype in (torch.float32, torch.float64)
+    ]
+    assert backends.implementations()["toy"]["native"] == reason
+    (fact, _) = [fact for fact in env.doctor()["facts"] if "by native" in fact["name"]]
+    assert fact["name"] == "toy of float32 on cpu by native" and not fact["usable"] and fact["detail"] == reason
+    with pgm_fast.backend("native"), pytest.raises(BackendError, match="Hardware limit: 101376. .*can: torch"):
+        toy(4)
+
+
+def test_what_an_op_raises_otherwise_is_no_reason_to_fall_back(toy):
+    def fail(x):
+        raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+    backends.register("toy", "native", lambda: fail, devices=("cpu",))
+    for _ in range(2):
+        with pytest.raises(RuntimeError, match="illegal memory access"):
+            toy(4)
+
+
+def test_compiled_and_triton_kernels_say_that_they_cannot_start(monkeypatch):
+    class CannotStart(RuntimeError):
+        pass
+
+    def refuse(*arguments):
+        raise CannotStart("CUDA kernel of pgm_fast: cudaErrorLaunchOutOfResources")
+
+    monkeypatch.setitem(sys.modules, "pgm_fast._cuda", SimpleNamespace(CannotStart=CannotStart, partition=refuse))
+    monkeypatch.setattr(pgm_fast, "_cuda", sys.modules["pgm_fast._cuda"], raising=False)
+    with pytest.raises(LaunchError, match="cudaErrorLaunchOutOfResources"):
+        cuda_function("partition")(1, 2)
+
+    errors = pytest.importorskip("triton.runtime.errors")
+    for error in (errors.OutOfResources(126976, 101376, "shared memory"), RuntimeError("PassManager::run failed")):
+        with pytest.raises(LaunchError):
+            startable(Mock(side_effect=error))(1)
+    with pytest.raises(RuntimeError, match="illegal"):
+        startable(Mock(side_effect=RuntimeError("Triton Error [CUDA]: an illegal memory access was encountered")))(1)
 
 
 def test_contexts_nest_and_restore_after_an_error(toy):

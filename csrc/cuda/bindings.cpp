@@ -15,13 +15,20 @@ using pgm_fast::multi_rate::Launch;
 
 namespace {
 
+// The device cannot start a kernel: nothing has run, and another backend may.
+struct CannotStart : std::runtime_error {
+  using std::runtime_error::runtime_error;
+};
+
 void check(cudaError_t error) {
   if (error == cudaSuccess) return;
   std::string message = std::string("CUDA kernel of pgm_fast: ") + cudaGetErrorName(error) + ", " + cudaGetErrorString(error);
   if (error == cudaErrorNoKernelImageForDevice || error == cudaErrorUnsupportedPtxVersion) {
     message += "; built for " PGM_FAST_CUDA_ARCHITECTURES
                ": set TORCH_CUDA_ARCH_LIST to this device's compute capability and install pgm_fast again";
+    throw CannotStart(message);
   }
+  if (error == cudaErrorInvalidConfiguration || error == cudaErrorLaunchOutOfResources) throw CannotStart(message);
   throw std::runtime_error(message);
 }
 
@@ -56,6 +63,7 @@ auto on_stream(Kernel launch) {
 PYBIND11_MODULE(_cuda, m) {
   m.doc() = "CUDA kernels of pgm_fast. Addresses in, nothing checked: call pgm_fast.ops instead.";
   m.attr("architectures") = PGM_FAST_CUDA_ARCHITECTURES;
+  py::register_exception<CannotStart>(m, "CannotStart", PyExc_RuntimeError);
   m.def("partition", on_stream<int64_t, Matrix, Matrix, double, Matrix, Matrix>(&cuda::partition));
   m.def("partition_with_share", on_stream<int64_t, Matrix, Matrix, double, Matrix, Matrix, Matrix>(&cuda::partition_with_share));
   m.def("partition_backward",

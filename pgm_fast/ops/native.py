@@ -14,8 +14,9 @@ import torch
 from torch import Tensor
 
 from .. import backends, host
+from ..errors import LaunchError
 
-__all__ = ["NATIVE_DTYPES", "refuse_mixed_precision", "register_host", "register_native"]
+__all__ = ["NATIVE_DTYPES", "cuda_function", "refuse_mixed_precision", "register_host", "register_native"]
 
 NATIVE_DTYPES = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16: 3}
 # Gates of a row that the CUDA kernels take (kMaxGates of csrc/cuda/partition_tiles.cuh) and neighbours of one gate.
@@ -79,6 +80,21 @@ def _register(
     backends.register(op, "native", load, devices=(device,), dtypes=dtypes, refuse=refuse)
 
 
+def cuda_function(op: str) -> Callable:
+    """``pgm_fast._cuda.<op>``, raising :class:`~pgm_fast.errors.LaunchError` where the device cannot start it."""
+    import pgm_fast._cuda as native
+
+    kernel = _function(native, op)
+
+    def run(*arguments) -> None:
+        try:
+            kernel(*arguments)
+        except native.CannotStart as error:
+            raise LaunchError(str(error)) from error
+
+    return run
+
+
 def _cpu_kernel(op: str) -> Callable:
     """``call(tensors, numbers, outputs)`` on contiguous tensors of :data:`NATIVE_DTYPES`; outputs are written."""
     import pgm_fast._native as native
@@ -93,9 +109,7 @@ def _cpu_kernel(op: str) -> Callable:
 
 def _cuda_kernel(op: str) -> Callable:
     """As :func:`_cpu_kernel`, on the current stream of the tensors' device."""
-    import pgm_fast._cuda as native
-
-    kernel, current_stream = _function(native, op), torch.cuda.current_stream
+    kernel, current_stream = cuda_function(op), torch.cuda.current_stream
 
     def call(tensors, numbers, outputs) -> None:
         stream = current_stream(tensors[0].device)

@@ -10,9 +10,10 @@ import torch
 from torch import Tensor
 
 from .. import backends
+from ..errors import LaunchError
 from .native import refuse_mixed_precision
 
-__all__ = ["TRITON_DTYPES", "TRITON_PRODUCT_DTYPES", "contiguous", "contiguous_rows", "register_triton"]
+__all__ = ["TRITON_DTYPES", "TRITON_PRODUCT_DTYPES", "contiguous", "contiguous_rows", "register_triton", "startable"]
 
 TRITON_DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 # double precision has no place on the matrix units that these kernels are for: the reference serves it
@@ -48,13 +49,31 @@ def register_triton(
 
 
 def _load(file: str, function: str, prepare: Callable[[object], object]):
-    kernel = getattr(importlib.import_module(f"pgm_fast.kernels.{file}"), function)
+    kernel = startable(getattr(importlib.import_module(f"pgm_fast.kernels.{file}"), function))
 
     def run(*arguments):
         first = arguments[0]
         # triton launches on the current device, whichever the tensors are on
         with torch.cuda.device_of(first if isinstance(first, Tensor) else first[0]):
             return kernel(*map(prepare, arguments))
+
+    return run
+
+
+def startable(launch: Callable) -> Callable:
+    """``launch``, a function of ``kernels/``, raising :class:`~pgm_fast.errors.LaunchError` where triton cannot compile
+    a kernel for the device, or where that takes more registers or shared memory than the device has."""
+    from triton.compiler import CompilationError
+    from triton.runtime.errors import OutOfResources, PTXASError
+
+    def run(*arguments):
+        try:
+            return launch(*arguments)
+        except (CompilationError, OutOfResources, PTXASError, RuntimeError) as error:
+            # the compiler's passes raise nothing of their own
+            if type(error) is RuntimeError and str(error) != "PassManager::run failed":
+                raise
+            raise LaunchError(str(error).strip().splitlines()[-1]) from error
 
     return run
 

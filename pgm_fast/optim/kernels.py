@@ -7,6 +7,8 @@ import importlib
 import torch
 
 from .. import backends
+from ..ops.native import cuda_function
+from ..ops.triton import startable
 from .launch import DTYPES, Launch
 from .reference import run_squares, run_step
 
@@ -18,7 +20,7 @@ TRITON_FUNCTIONS = {SQUARES: "squares", STEP: "step"}
 
 def run(op: str, launch: Launch) -> None:
     """Compute ``op`` on a launch with the backend of the moment."""
-    backends.select(op, (launch.sample, launch))(launch.sample, launch)
+    backends.run(op, (launch.sample, launch))
 
 
 def _load_native(op: str):
@@ -37,9 +39,7 @@ def _load_native(op: str):
 
 def _load_cuda(op: str):
     def load():
-        import pgm_fast._cuda as native
-
-        kernel, current_stream = getattr(native, op), torch.cuda.current_stream
+        kernel, current_stream = cuda_function(op), torch.cuda.current_stream
         if op == STEP:
             return lambda sample, launch: kernel(
                 launch.address, launch.finished.data_ptr(), *_place(current_stream(sample.device))
@@ -60,7 +60,7 @@ def _place(stream: torch.cuda.Stream) -> tuple[int, int]:
 
 def _load_triton(op: str):
     def load():
-        kernel = getattr(importlib.import_module("pgm_fast.kernels.multi_rate"), TRITON_FUNCTIONS[op])
+        kernel = startable(getattr(importlib.import_module("pgm_fast.kernels.multi_rate"), TRITON_FUNCTIONS[op]))
 
         def run(sample, launch):
             # triton launches on the current device, whichever the tables are on

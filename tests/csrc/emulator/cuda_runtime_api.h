@@ -1,7 +1,14 @@
 // The host's side of CUDA where there is one device, and launches have run when they return.
 #pragma once
 
-enum cudaError_t { cudaSuccess, cudaErrorInvalidValue, cudaErrorNoKernelImageForDevice, cudaErrorUnsupportedPtxVersion };
+enum cudaError_t {
+  cudaSuccess,
+  cudaErrorInvalidConfiguration,
+  cudaErrorInvalidValue,
+  cudaErrorLaunchOutOfResources,
+  cudaErrorNoKernelImageForDevice,
+  cudaErrorUnsupportedPtxVersion
+};
 using cudaStream_t = void*;
 
 inline cudaError_t cudaGetLastError() { return cudaSuccess; }
