@@ -142,7 +142,11 @@ class SpectrogramRows(MediaRows):
         # mirroring needs more samples than half a window
         signal = np.pad(signal, (0, max(0, self.n_fft // 2 + 1 - len(signal))))
         spectrum = torch.stft(
-            torch.from_numpy(signal), self.n_fft, self.hop, window=torch.hann_window(self.n_fft), return_complex=True
+            torch.from_numpy(signal),
+            self.n_fft,
+            self.hop,
+            window=torch.hann_window(self.n_fft, device="cpu"),
+            return_complex=True,
         )
         return (spectrum.abs() + SILENCE).log().t().numpy()[: min(steps, int(self.lengths[row]))]
 

@@ -137,7 +137,7 @@ class Answer(nn.Module):
             fit_temperature(self.task, z[rows], labels[rows]) for z, rows in zip(heads, mask.T, strict=True)
         ]
         before = self.temperature.clone(), self.weight.clone()
-        self.temperature.copy_(torch.tensor(temperatures))
+        self.temperature.copy_(self.temperature.new_tensor(temperatures))
         if self.kind == "pool":
             calibrated = torch.stack([z / t for z, t in zip(heads, temperatures, strict=True)], dim=1)
             self.weight.copy_(pool_weights(self.task, calibrated, labels, mask))

@@ -131,7 +131,7 @@ class DMIL(Method):
         self._terms = [loss_terms(config, names, stage) for stage in range(len(STAGES))]
         weights = torch.zeros(len(STAGES), max(map(len, self._terms)))
         for row, terms in zip(weights, self._terms, strict=True):
-            row[: len(terms)] = torch.tensor([term.weight for term in terms])
+            row[: len(terms)] = row.new_tensor([term.weight for term in terms])
         self.register_buffer("loss_weights", weights, persistent=False)
 
     def forward(self, batch: Batch, report: bool = False) -> Output:
@@ -304,7 +304,7 @@ class DMIL(Method):
 
     def get_extra_state(self) -> Tensor:
         """The stage that the weights are of: it says which output is the fused one."""
-        return torch.tensor(self._stage)
+        return torch.tensor(self._stage, device="cpu")
 
     def set_extra_state(self, state: Tensor) -> None:
         self._stage = int(state)

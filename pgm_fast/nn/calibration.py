@@ -181,7 +181,7 @@ def mixture_weights(log_likelihood: Tensor, usable: Tensor) -> Tensor:
     """
     evidence = log_likelihood.double().masked_fill(~usable, -math.inf)
     evidence = evidence[usable.any(1)]
-    weight = torch.full((usable.shape[1],), 1.0 / usable.shape[1], dtype=torch.float64)
+    weight = evidence.new_full((usable.shape[1],), 1.0 / usable.shape[1])
     for _ in range(EM_STEPS):
         responsibility = torch.softmax(evidence + weight.log(), dim=1)
         counts = responsibility.sum(0) + PSEUDO_COUNTS

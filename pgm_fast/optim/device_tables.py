@@ -64,9 +64,8 @@ class DeviceTables:
         """Tables that no graph holds, and pinned memory for the graphs to come."""
         self.gradients, self.groups = (copied(table, self._device) for table in self._host)
         self._captured = self._written_in_graph = False
-        self._staging = torch.empty(
-            (CAPTURES, sum(map(_words, self._host))), dtype=torch.int64, pin_memory=self._device.type == "cuda"
-        )
+        shape = CAPTURES, sum(map(_words, self._host))
+        self._staging = torch.empty(shape, dtype=torch.int64, device="cpu", pin_memory=self._device.type == "cuda")
         self._free = self._staged_tables()
 
     def _staged_tables(self) -> Iterator[list[Tensor]]:

@@ -70,21 +70,22 @@ class DelayedReading:
     """Values of a small device tensor on the host, one call late, so that nobody waits; at once on the CPU."""
 
     def __init__(self, device: torch.device):
-        self._cuda = device.type == "cuda"
+        self._device = device
         self._pending: tuple[Tensor, torch.cuda.Event] | None = None
 
     def __call__(self, tensor: Tensor) -> list[float] | None:
         """Hand in the present values; get those of the call before (None at first), on the CPU the present ones."""
-        if not self._cuda:
+        if self._device.type != "cuda":
             return tensor.tolist()
         values = None
         if self._pending is not None:
             host, event = self._pending
             event.synchronize()
             values = host.tolist()
-        host = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
+        host = torch.empty(tensor.shape, dtype=tensor.dtype, device="cpu", pin_memory=True)
         host.copy_(tensor, non_blocking=True)
         event = torch.cuda.Event()
-        event.record()
+        # of the tensor's device, where the copy is: another may be the current one
+        event.record(torch.cuda.current_stream(self._device))
         self._pending = (host, event)
         return values

@@ -299,8 +299,8 @@ def _ranks_both_ways(a: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, np.ndarr
     b = torch.from_numpy(np.ascontiguousarray(b, dtype=np.float32))
     n = len(a)
     match = (a * b).sum(dim=1) - _TIE
-    forward = torch.empty(n, dtype=torch.int64)
-    backward = torch.zeros(n, dtype=torch.int64)
+    forward = torch.empty(n, dtype=torch.int64, device=a.device)
+    backward = torch.zeros(n, dtype=torch.int64, device=a.device)
     rows = max(1, _CHUNK_ENTRIES // n)
     for start in range(0, n, rows):
         similarity = a[start : start + rows] @ b.T

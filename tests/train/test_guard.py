@@ -11,7 +11,7 @@ from tolerances import FP32, OPTIMIZER_MOVE_FP32
 from torch import nn
 
 from pgm_fast.train.distributed import Ranks
-from pgm_fast.train.guard import UpdateGuard
+from pgm_fast.train.guard import DelayedReading, UpdateGuard
 from pgm_fast.train.optimizers import OPTIMIZERS, build_optimizer
 
 
@@ -147,3 +147,54 @@ def test_an_update_asks_nothing_of_the_device(monkeypatch):
     for name in ("item", "tolist", "__bool__", "__float__", "__int__", "cpu", "numpy", "nonzero"):
         monkeypatch.setattr(torch.Tensor, name, refuse)
     step(model, optimizer, guard, seed=2)
+
+
+class StandInEvent:
+    """Of a CUDA device that is not here: knows on which stream it was recorded, and whether it was waited for."""
+
+    def __init__(self):
+        self.stream, self.waited = None, False
+
+    def record(self, stream):
+        self.stream = stream
+
+    def synchronize(self):
+        self.waited = True
+
+
+def test_values_are_read_late_on_the_stream_of_their_own_device(monkeypatch):
+    """With another device than the current one, and another default device."""
+    events, empty = [], torch.empty
+
+    def unpinned(*shape, device, pin_memory, **kwargs):
+        assert device == "cpu" and pin_memory
+        return empty(*shape, device=device, **kwargs)
+
+    monkeypatch.setattr(torch.cuda, "Event", lambda: events.append(StandInEvent()) or events[-1])
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: f"stream of {device}")
+    monkeypatch.setattr(torch, "empty", unpinned)
+    with torch.device("meta"):
+        read = DelayedReading(torch.device("cuda:1"))
+        given = torch.tensor([1.0, 2.0], device="cpu")
+        assert read(given) is None
+        given.add_(1.0)
+        assert read(given) == [1.0, 2.0]
+    assert [event.stream for event in events] == ["stream of cuda:1"] * 2
+    assert [event.waited for event in events] == [True, False]
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_the_default_device_is_not_where_a_step_looks(name):
+    """``meta`` stands for a GPU: nothing that is made there has values."""
+    (plain, *of_plain), (other, *of_other) = parts(name), parts(name)
+    step(plain, *of_plain)
+    with torch.device("meta"):
+        optimizer, guard = of_other
+        optimizer.zero_grad(set_to_none=True)
+        guard.begin()
+        inputs = torch.randn(8, 4, generator=torch.Generator("cpu").manual_seed(1), device="cpu")
+        loss = (other(inputs) ** 2).mean()
+        loss.backward()
+        guard.update(loss)
+    for a, b in zip(plain.parameters(), other.parameters(), strict=True):
+        assert torch.equal(a, b)
