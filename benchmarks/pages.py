@@ -14,11 +14,12 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import attached
 import competition
 import synthetic_shares
 
 from pgm_fast.errors import CheckpointError
-from pgm_fast.study.page import COLUMNS, overview_cell, set_rows
+from pgm_fast.study.page import COLUMNS, condition_cell, overview_cell, set_rows
 from pgm_fast.train.files import atomic_write
 from pgm_fast.train.reports import read_json
 
@@ -71,6 +72,21 @@ def studies() -> str:
                 for k, row in enumerate(set_rows(of)):
                     first = f"{name}, {of['metric']} | {rows}" if k == 0 else " | "
                     lines.append(f"| {first} | {' | '.join(row)} |")
+        methods = list(content["study"]["methods"])
+        under = [
+            f"| {name}, {condition} | {' | '.join(condition_cell(by_row.get(row), of['metric']) for row in methods)} |"
+            for name, of in content["sets"].items()
+            for condition, by_row in (of.get("conditions") or {}).items()
+        ]
+        if under:
+            lines += [
+                "",
+                "Under conditions (each modality of a test row is hidden with that probability, never all of them):",
+                "",
+                f"| set, condition | {' | '.join(methods)} |",
+                "|---|" + "---|" * len(methods),
+                *under,
+            ]
         lines.append("")
     return "\n".join(lines).rstrip() or "Not measured yet."
 
@@ -105,6 +121,11 @@ def summary() -> str:
     row("whole PgM step, batch 64, 3 modalities, d 128", min(step_ms["theirs"]), min(step_ms["ours"]))
     row("`gated_mixture_loss`, 4096 × 101", *op("gated_mixture", "gated_mixture_loss", rows=4096, classes=101))
     return "\n".join([f"{_circumstances(read_json(CPU / 'step.json'))}.", "", *lines])
+
+
+def attached_table() -> str:
+    """A trained model that goes on with PgM and without."""
+    return attached.table().split("\n\n", 1)[1].rstrip()
 
 
 def shares() -> str:
@@ -317,7 +338,7 @@ def densities() -> str:
 PAGES: dict[str, dict[str, Callable[[], str]]] = {
     "README.md": {"results": results, "summary": summary},
     "docs/dimml.md": {"competition": competition_table},
-    "docs/findings.md": {"studies": studies, "shares": shares},
+    "docs/findings.md": {"studies": studies, "attached": attached_table, "shares": shares},
     "docs/speed.md": {
         "partition": partition,
         "products": products,

@@ -8,7 +8,7 @@ from typing import Any
 
 from .intervals import LEVEL
 
-__all__ = ["COLUMNS", "as_markdown", "overview_cell", "set_rows"]
+__all__ = ["COLUMNS", "as_markdown", "condition_cell", "overview_cell", "set_rows"]
 
 COLUMNS = ("method", "validation", "test", "n", "difference", "corrected")
 
@@ -85,7 +85,7 @@ def _section(name: str, of: Mapping[str, Any], cells: Sequence[Mapping[str, Any]
         lines += ["", "Under conditions (test; in brackets the difference from the baseline):", ""]
         lines += [f"| condition | {' | '.join(rows)} |", "|---|" + "---|" * len(rows)]
         for condition, by_row in of["conditions"].items():
-            shown = [_under(by_row.get(row), percent) for row in rows]
+            shown = [condition_cell(by_row.get(row), of["metric"]) for row in rows]
             lines.append(f"| {condition} | {' | '.join(shown)} |")
     lines += [
         "",
@@ -114,7 +114,9 @@ def set_rows(of: Mapping[str, Any]) -> list[list[str]]:
     return rows
 
 
-def _under(found: Mapping[str, Any] | None, percent: bool) -> str:
+def condition_cell(found: Mapping[str, Any] | None, metric: str) -> str:
+    """A method's test score under a condition, with its difference from the baseline where it has one."""
+    percent = metric not in _NOT_IN_PERCENT
     difference = (found or {}).get("difference")
     return _spread(found, percent) + (f" ({_differences(difference, percent)[0]})" if difference else "")
 
