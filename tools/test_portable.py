@@ -15,13 +15,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-TESTS = ["tests/ops", "tests/nn", "tests/optim", "tests/test_host.py", "tests/csrc", "tests/kernels"]
+TESTS = ["tests/ops", "tests/nn", "tests/optim", "tests/test_host.py", "tests/csrc/test_cuda_emulated.py"]
+# Triton's interpreter computes in numpy, so only what it is compared with changes
+INTERPRETED = "tests/kernels/test_interpreted.py"
 
 
 @dataclass(frozen=True)
 class Variant:
     environment: dict[str, str] = field(default_factory=dict)
     kernels: str | None = None  # instruction set of our own; None for those that are in use
+    interpreted: bool = False  # also the Triton kernels, interpreted
 
 
 VARIANTS = {
@@ -39,10 +42,14 @@ VARIANTS = {
     "kernels-avx2": Variant(kernels="avx2"),
     "kernels-avx512": Variant(kernels="avx512"),
     "oldest": Variant(
-        {"ATEN_CPU_CAPABILITY": "default", "ONEDNN_MAX_CPU_ISA": "SSE41", "MKL_ENABLE_INSTRUCTIONS": "SSE4_2"}, "scalar"
+        {"ATEN_CPU_CAPABILITY": "default", "ONEDNN_MAX_CPU_ISA": "SSE41", "MKL_ENABLE_INSTRUCTIONS": "SSE4_2"},
+        "scalar",
+        interpreted=True,
     ),
     "avx2-of-another-maker": Variant(
-        {"ATEN_CPU_CAPABILITY": "avx2", "ONEDNN_MAX_CPU_ISA": "AVX2", "MKL_CBWR": "COMPATIBLE"}, "avx2"
+        {"ATEN_CPU_CAPABILITY": "avx2", "ONEDNN_MAX_CPU_ISA": "AVX2", "MKL_CBWR": "COMPATIBLE"},
+        "avx2",
+        interpreted=True,
     ),
 }
 
@@ -69,7 +76,8 @@ def _outcome(name: str, variant: Variant) -> str:
     # threads that wait for a core spin on it
     processes = max(1, min(8, (os.cpu_count() or 1) // int(environment["OMP_NUM_THREADS"])))
     pytest = [str(Path(sys.executable).with_name("pytest")), "-n", str(processes), "--dist", "worksteal"]
-    return "failed" if subprocess.run([*pytest, *TESTS], cwd=ROOT, env=environment).returncode else "passed"
+    tests = [*TESTS, INTERPRETED] if variant.interpreted else TESTS
+    return "failed" if subprocess.run([*pytest, *tests], cwd=ROOT, env=environment).returncode else "passed"
 
 
 def _built(instruction_set: str) -> Path:
