@@ -12,6 +12,7 @@ import pytest
 from typer.main import get_command
 
 from pgm_fast.cli.app import app
+from pgm_fast.methods import METHODS
 from pgm_fast.train.configure import make_config
 
 LINK = re.compile(r"\]\(([^)#\s]+)(?:#[^)]*)?\)")
@@ -102,3 +103,9 @@ def test_the_site_builds_without_a_warning(repository, tmp_path):
     done = subprocess.run(command, cwd=repository, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "site" / "findings" / "index.html").exists()
+
+
+def test_every_method_is_in_readme_and_on_the_page_of_methods(pages, repository):
+    for path in (repository / "README.md", repository / "docs" / "baselines.md"):
+        rows = [line.split("|")[1] for line in pages[path].splitlines() if line.startswith("| `")]
+        assert set(METHODS) <= {name for row in rows for name in re.findall(r"`(\w+)`", row)}
