@@ -200,13 +200,16 @@ class Trackers:
 
     def epoch(self, record: Mapping[str, Any]) -> None:
         """An epoch ended: its line of metrics.jsonl."""
-        scalars = dict(_scalars(record))
-        self._tell(lambda tracker: tracker.log(scalars, record["epoch"]))
+        self._tell(lambda tracker: tracker.log(dict(_scalars(record)), record["epoch"]))
 
     def summary(self, report: Mapping[str, Any]) -> None:
         """The run ended: its report."""
-        scalars = dict(_scalars({"best_epoch": report["best_epoch"], "test": report["test"]}))
-        self._tell(lambda tracker: tracker.summary(scalars, report["epochs"]))
+
+        def told(tracker: Tracker) -> None:
+            scalars = dict(_scalars({key: report[key] for key in ("best_epoch", "test")}))
+            tracker.summary(scalars, report["epochs"])
+
+        self._tell(told)
 
     def _tell(self, what: Callable[[Tracker], None]) -> None:
         for name, tracker in list(self._open.items()):
