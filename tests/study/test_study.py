@@ -176,12 +176,18 @@ def test_ctrl_c_ends_it_in_one_line_with_what_is_there_kept(file, tmp_path):
     (tmp_path / "study.yaml").write_text(file.read_text().replace("train.epochs: 1", "train.epochs: 300"))
     command = [sys.executable, "-m", "pgm_fast", "study", str(tmp_path / "study.yaml"), "--out", str(tmp_path / "out")]
     process = subprocess.Popen(
-        [*command, "--workers", "1"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+        [*command, "--workers", "1"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        # tests that run in the background of a shell were told to ignore it, and so would their children
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
     )
     first = process.stdout.readline()
     assert first.startswith("[1/"), first + process.stderr.read()
     os.killpg(process.pid, signal.SIGINT)
-    _, errors = process.communicate(timeout=60)
+    _, errors = process.communicate(timeout=600)
     assert process.returncode == 2
     assert re.fullmatch(r"error: stopped with [1-9]\d* of \d+ cells in [^\n]+; the same command goes on\n", errors)
     assert read(tmp_path / "out")["missing"] > 0
