@@ -19,7 +19,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .groups import find_group, float_bits, launch, pick
+from .groups import find_group, float_bits, launch, number, pick, unspecialised
 from .products import FILL, Tiles, dot_precision, split_rows
 
 __all__ = ["backward", "forward"]
@@ -80,7 +80,7 @@ def _join(b_peak, b_sum, b_other_peak, b_other_sum):
     return b_top, b_sum * tl.exp(b_peak - b_at) + b_other_sum * tl.exp(b_other_peak - b_at)
 
 
-@triton.jit(do_not_specialize=["begin", "end", "scale_bits"])
+@triton.jit(do_not_specialize=["count", "begin", "end", "part", "scale_bits"])
 def partial_lse_kernel(
     tiles, p_x, p_y, p_dims, p_weight, p_partial, p_own, k, d, count, begin, end, part, scale_bits,
     DOT: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
@@ -92,7 +92,7 @@ def partial_lse_kernel(
     p_y = pick(p_y, group)
     p_dims = pick(p_dims, group)
     p_partial = pick(p_partial, group)
-    k = pick(k, group)
+    k = number(pick(k, group))
     scale = scale_bits.to(tl.float32, bitcast=True)
     tiles_m = tl.cdiv(end - begin, BLOCK_M)
     first = tile // tiles_m * part
@@ -117,7 +117,7 @@ def partial_lse_kernel(
     tl.store(pick(p_own, group) + o_out, b_own, mask=m_own & (o_own >= first) & (o_own < last))
 
 
-@triton.jit(do_not_specialize=["begin", "end"])
+@triton.jit(do_not_specialize=["count", "begin", "end", "parts"])
 def loss_kernel(
     p_partial, p_own, p_dims, p_weight, p_lse, p_loss, k, count, begin, end, parts,
     BLOCK: tl.constexpr,
@@ -126,9 +126,10 @@ def loss_kernel(
     b_loss = tl.zeros((BLOCK,), tl.float32)
     for group in tl.static_range(len(p_partial)):
         b_any = tl.zeros((BLOCK,), tl.int32)
-        for start in range(0, k[group], BLOCK):
+        chosen = number(k[group])
+        for start in range(0, chosen, BLOCK):
             o_k = start + tl.arange(0, BLOCK)
-            m_k = o_k < k[group]
+            m_k = o_k < chosen
             if p_dims[group].dtype.element_ty == tl.uint8:
                 m_k = tl.load(p_dims[group] + o_k, mask=m_k, other=0) != 0
             b_any |= m_k.to(tl.int32)
@@ -162,7 +163,7 @@ def _store_zeros(p_rows, p_dims, m_row, first, last, k, d, BLOCK: tl.constexpr):
         tl.store(p_rows + o_col[None, :], b_zero, mask=m_row[:, None] & ((b_chosen == 0) & (o_col < last))[None, :])
 
 
-@triton.jit(do_not_specialize=["begin", "end", "scale_bits"])
+@triton.jit(do_not_specialize=["count", "begin", "end", "scale_bits"])
 def grad_kernel(
     tiles, p_x, p_y, p_dims, p_lse, p_grad_x, k, p_grad, p_weight, d, count, begin, end, scale_bits,
     DOT: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_D: tl.constexpr,
@@ -174,7 +175,7 @@ def grad_kernel(
     p_y = pick(p_y, group)
     p_dims = pick(p_dims, group)
     p_grad_x = pick(p_grad_x, group)
-    k = pick(k, group)
+    k = number(pick(k, group))
     scale = scale_bits.to(tl.float32, bitcast=True)
     tiles_k = tl.cdiv(tl.maximum(k, 1), BLOCK_D)
     first = tile // tiles_k * BLOCK_M
@@ -221,8 +222,8 @@ def grad_kernel(
 _TILES = {
     "partial_lse": {
         "16": (Tiles(32, 32, 64, 4, 3), Tiles(64, 64, 32, 8, 3)),
-        "tf32": (Tiles(32, 32, 32, 4, 3), Tiles(64, 32, 32, 8, 3)),
-        "fp32": (Tiles(32, 32, 32, 4, 3), Tiles(64, 32, 16, 8, 3)),
+        "tf32": (Tiles(32, 32, 16, 4, 3), Tiles(64, 32, 32, 8, 3)),
+        "fp32": (Tiles(32, 32, 16, 4, 3), Tiles(64, 32, 16, 8, 3)),
     },
     "grad": {
         "16": (Tiles(32, 32, 32, 4, 3), Tiles(64, 32, 32, 8, 3)),
@@ -282,7 +283,7 @@ def forward(student, teacher, dims, reverse_dims, weight, begin, end, temperatur
             weight,
             partial,
             own,
-            k,
+            tuple(map(unspecialised, k)),
             d,
             count,
             begin,
@@ -295,7 +296,7 @@ def forward(student, teacher, dims, reverse_dims, weight, begin, end, temperatur
             BLOCK_K=tiles.k,
             **tiles.options,
         )
-        block = min(max(triton.next_power_of_2(rows), 64), 1024)
+        block = 128 if rows <= 128 else 1024
         launch(
             loss_kernel,
             1,
@@ -305,7 +306,7 @@ def forward(student, teacher, dims, reverse_dims, weight, begin, end, temperatur
             weight,
             lse,
             loss,
-            k,
+            tuple(map(unspecialised, k)),
             count,
             begin,
             end,
@@ -338,7 +339,7 @@ def backward(
         chosen,
         (lse, reverse_lse)[: len(x)],
         grads,
-        k,
+        tuple(map(unspecialised, k)),
         grad,
         weight,
         d,

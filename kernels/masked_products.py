@@ -19,8 +19,8 @@ from .gate_blocks import (
     store_gates_tile,
     store_grad_logits,
 )
-from .groups import find_group, pick
-from .products import finish, load_grad
+from .groups import find_group, number, pick
+from .products import dot_formed, finish, load_grad
 
 __all__ = [
     "grad_logits_kernel",
@@ -41,8 +41,9 @@ def statistics_kernel(
     """A program owns ROWS rows of one problem's z; see :func:`~.gate_blocks.statistics_rows`."""
     group, tile = find_group(tiles)
     statistics_rows(
-        tile, pick(p_z, group), pick(p_statistics, group), pick(rows, group), pick(d, group), pick(gates, group),
-        pick(chunk, group), scale_bits.to(tl.float32, bitcast=True), CHUNKED, GATE_BLOCK, PIECE, ROWS,
+        tile, pick(p_z, group), pick(p_statistics, group), number(pick(rows, group)), pick(d, group),
+        pick(gates, group), pick(chunk, group), scale_bits.to(tl.float32, bitcast=True),
+        CHUNKED, GATE_BLOCK, PIECE, ROWS,
     )  # fmt: skip
 
 
@@ -54,8 +55,9 @@ def store_gates_kernel(
     """A program owns one block of the gates of ROWS rows."""
     group, tile = find_group(tiles)
     store_gates_tile(
-        tile, pick(p_z, group), pick(p_statistics, group), pick(p_gates, group), pick(rows, group), pick(d, group),
-        pick(gates, group), pick(chunk, group), scale_bits.to(tl.float32, bitcast=True), CHUNKED, GATE_BLOCK, ROWS,
+        tile, pick(p_z, group), pick(p_statistics, group), pick(p_gates, group), number(pick(rows, group)),
+        pick(d, group), pick(gates, group), pick(chunk, group), scale_bits.to(tl.float32, bitcast=True),
+        CHUNKED, GATE_BLOCK, ROWS,
     )  # fmt: skip
 
 
@@ -64,11 +66,12 @@ def project_kernel(
     tiles, p_h, p_z, p_statistics, p_gates, p_w_uni, p_b_uni, p_w_paired, p_b_paired, p_u, p_p, p_x_uni, p_x_paired,
     rows, d, gates, chunk, n_u, n_p, n_b_uni, n_b_paired, scale_bits,
     ACTIVATION: tl.constexpr, KEEP_X: tl.constexpr, STORED: tl.constexpr, CHUNKED: tl.constexpr, DOT: tl.constexpr,
-    GATE_BLOCK: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
+    FORMED_RIGHT: tl.constexpr, GATE_BLOCK: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
     """A program owns a tile of u and the tile of p at the same place, BLOCK_M rows by BLOCK_N columns."""
     group, tile = find_group(tiles)
-    rows = pick(rows, group)
+    rows = number(pick(rows, group))
     d = pick(d, group)
     gates = pick(gates, group)
     chunk = pick(chunk, group)
@@ -87,10 +90,10 @@ def project_kernel(
     o_n = (tile % tiles_n) * BLOCK_N + tl.arange(0, BLOCK_N)
     m_row = o_row < rows
     p_h_row = p_h + o_row.to(tl.int64)[:, None] * d
-    p_w_uni_row = p_w_uni + o_n.to(tl.int64)[None, :] * d
-    p_w_paired_row = p_w_paired + o_n.to(tl.int64)[None, :] * d
-    b_u = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
-    b_p = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
+    p_w_uni_row = p_w_uni + o_n.to(tl.int64)[:, None] * d
+    p_w_paired_row = p_w_paired + o_n.to(tl.int64)[:, None] * d
+    b_u = tl.zeros((BLOCK_N, BLOCK_M) if FORMED_RIGHT else (BLOCK_M, BLOCK_N), tl.float32)
+    b_p = tl.zeros((BLOCK_N, BLOCK_M) if FORMED_RIGHT else (BLOCK_M, BLOCK_N), tl.float32)
     for column in range(0, d, BLOCK_K):
         o_col = column + tl.arange(0, BLOCK_K)
         m_col = o_col < d
@@ -102,10 +105,13 @@ def project_kernel(
                 p_z, p_statistics, o_row, m_row, column, d, gates, chunk, scale, CHUNKED, GATE_BLOCK, BLOCK_K
             )
         b_wide = b_h.to(tl.float32)
-        b_w_uni = tl.load(p_w_uni_row + o_col[:, None], mask=m_col[:, None] & (o_n < n_u)[None, :], other=0.0)
-        b_u = tl.dot((b_complement * b_wide).to(b_h.dtype), b_w_uni, b_u, input_precision=DOT)
-        b_w_paired = tl.load(p_w_paired_row + o_col[:, None], mask=m_col[:, None] & (o_n < n_p)[None, :], other=0.0)
-        b_p = tl.dot((b_gate * b_wide).to(b_h.dtype), b_w_paired, b_p, input_precision=DOT)
+        b_w_uni = tl.load(p_w_uni_row + o_col[None, :], mask=(o_n < n_u)[:, None] & m_col[None, :], other=0.0)
+        b_u = dot_formed(b_u, (b_complement * b_wide).to(b_h.dtype), tl.trans(b_w_uni), FORMED_RIGHT, DOT)
+        b_w_paired = tl.load(p_w_paired_row + o_col[None, :], mask=(o_n < n_p)[:, None] & m_col[None, :], other=0.0)
+        b_p = dot_formed(b_p, (b_gate * b_wide).to(b_h.dtype), tl.trans(b_w_paired), FORMED_RIGHT, DOT)
+    if FORMED_RIGHT:
+        b_u = tl.trans(b_u)
+        b_p = tl.trans(b_p)
     finish(
         b_u, pick(p_b_uni, group), pick(n_b_uni, group), pick(p_u, group), pick(p_x_uni, group),
         o_row, o_n, rows, n_u, ACTIVATION, KEEP_X,
@@ -124,10 +130,10 @@ def grad_pre_activation_kernel(
     """A program takes BLOCK entries of both gradients back through the activation."""
     group, tile = find_group(tiles)
     o = tile.to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
-    m_uni = o < pick(size_uni, group)
+    m_uni = o < number(pick(size_uni, group))
     b_uni = load_grad(pick(p_grad_uni, group), pick(p_saved_uni, group), o, m_uni, ACTIVATION)
     tl.store(pick(p_out_uni, group) + o, b_uni, mask=m_uni)
-    m_paired = o < pick(size_paired, group)
+    m_paired = o < number(pick(size_paired, group))
     b_paired = load_grad(pick(p_grad_paired, group), pick(p_saved_paired, group), o, m_paired, ACTIVATION)
     tl.store(pick(p_out_paired, group) + o, b_paired, mask=m_paired)
 
@@ -166,7 +172,7 @@ def grad_operands_kernel(
         grad_h = (1 - g) * d_uni + g * d_paired,  grad_g = (d_paired - d_uni) * h
     """
     group, tile = find_group(tiles)
-    rows = pick(rows, group)
+    rows = number(pick(rows, group))
     d = pick(d, group)
     gates = pick(gates, group)
     chunk = pick(chunk, group)
@@ -212,7 +218,7 @@ def grad_logits_kernel(
     group, tile = find_group(tiles)
     grad_logits_rows(
         tile, pick(p_grad_gate, group), pick(p_z, group), pick(p_statistics, group), pick(p_grad_z, group),
-        pick(rows, group), pick(d, group), pick(gates, group), pick(chunk, group),
+        number(pick(rows, group)), pick(d, group), pick(gates, group), pick(chunk, group),
         scale_bits.to(tl.float32, bitcast=True), CHUNKED, GATE_BLOCK, WIDTH, ROWS,
     )  # fmt: skip
 
@@ -231,8 +237,8 @@ def grad_weights_kernel(
         grad_w_uni = grad_u.T @ ((1 - g) * h),  grad_w_paired = grad_p.T @ (g * h)
     """
     group, tile = find_group(tiles)
-    rows = pick(rows, group)
-    split = pick(split, group)
+    rows = number(pick(rows, group))
+    split = number(pick(split, group))
     d = pick(d, group)
     gates = pick(gates, group)
     chunk = pick(chunk, group)

@@ -25,7 +25,7 @@ import triton
 from torch import Tensor
 
 from .gate_blocks import LOG2_E, ROW_PIECE
-from .groups import MAX_GROUP, float_bits, launch
+from .groups import MAX_GROUP, float_bits, launch, unspecialised
 from .masked_products import (
     grad_logits_kernel,
     grad_operands_kernel,
@@ -35,21 +35,23 @@ from .masked_products import (
     statistics_kernel,
     store_gates_kernel,
 )
-from .products import FILL, Sums, Tiles, dot_precision, split_rows, sum_splits
+from .products import FILL, Sums, Tiles, dot_precision, formed_right, split_rows, sum_splits
 
 __all__ = ["backward", "forward", "grouped_backward", "grouped_forward"]
 
-# Tiles by product, type and size of the problem: small, large, and large with stored gates; the last two numbers are
-# warps and pipeline stages. Chosen by the assembler's reports, nothing spills on sm_80, sm_90, sm_100. With two
-# accumulators 128 x 128 spills on sm_90, and stored gates with a step of 64 on sm_80. Registers per thread of the large
-# tiles in bf16 on sm_90, gates stored and formed: project 132 and 202, grad_operands 193, grad_weights 168 and 243.
+# Tiles by product, type and size of the problem: small, large, and large with stored gates where those are others; the
+# last two numbers are warps and pipeline stages. Chosen by the assembler's reports: nothing spills on sm_80, sm_89,
+# sm_90, sm_100, and all of them fit the 99 KiB of shared memory that a block of sm_86, sm_89 and sm_120 gets at most.
+# With two accumulators 128 x 128 spills on sm_90, and gates formed in steps of 64 spill on sm_80 or take 105 KiB.
+# Registers per thread of the large tiles in bf16 on sm_90, gates stored and formed: project 118 and 154 (two blocks per
+# multiprocessor), grad_operands 174, grad_weights 200 and 212.
 _SMALL, _LARGE = 0, 1
 _TILES = {
     # rows, columns of u and p, step over d
     "project": {
-        "16": (Tiles(32, 32, 32, 4, 3), Tiles(64, 128, 64, 8, 3), Tiles(64, 128, 32, 8, 4)),
-        "tf32": (Tiles(32, 32, 32, 4, 3), Tiles(64, 128, 32, 8, 3), Tiles(64, 128, 32, 8, 3)),
-        "fp32": (Tiles(32, 32, 32, 4, 3), Tiles(32, 64, 32, 8, 3), Tiles(32, 64, 32, 8, 3)),
+        "16": (Tiles(32, 32, 32, 4, 3), Tiles(64, 128, 32, 8, 4)),
+        "tf32": (Tiles(32, 32, 32, 4, 3), Tiles(64, 64, 32, 8, 3)),
+        "fp32": (Tiles(32, 32, 32, 4, 3), Tiles(32, 64, 32, 8, 3)),
     },
     # rows, columns of h, step over the columns of u and p
     "grad_operands": {
@@ -59,9 +61,9 @@ _TILES = {
     },
     # rows and columns of the weight, step over the batch
     "grad_weights": {
-        "16": (Tiles(32, 64, 32, 8, 3), Tiles(128, 64, 64, 8, 3), Tiles(64, 128, 32, 8, 4)),
-        "tf32": (Tiles(32, 32, 32, 4, 3), Tiles(128, 64, 32, 8, 3), Tiles(64, 128, 32, 8, 3)),
-        "fp32": (Tiles(32, 32, 32, 4, 3), Tiles(32, 32, 32, 8, 3), Tiles(32, 32, 32, 8, 3)),
+        "16": (Tiles(32, 64, 32, 8, 3), Tiles(128, 64, 32, 8, 4), Tiles(64, 128, 32, 8, 4)),
+        "tf32": (Tiles(32, 32, 32, 4, 3), Tiles(64, 64, 32, 8, 3)),
+        "fp32": (Tiles(32, 32, 32, 4, 3), Tiles(32, 32, 32, 8, 3)),
     },
 }
 # columns of one block of the gates: divides the columns of h in every tile
@@ -80,6 +82,7 @@ class _Problem:
     def __init__(self, h: Tensor, z: Tensor, w_uni: Tensor, w_paired: Tensor):
         self.h, self.z, self.w_uni, self.w_paired = h, z, w_uni, w_paired
         self.rows, self.d = h.shape
+        self.rows_argument = unspecialised(self.rows)
         self.gates = z.shape[1]
         self.chunk = self.d // self.gates
         self.n_u, self.n_p = w_uni.shape[0], w_paired.shape[0]
@@ -131,7 +134,7 @@ class _Group:
             [triton.cdiv(x.rows, rows) for x in self.problems],
             *self.tuple("z"),
             tuple(made),
-            *self.tuple("rows", "d", "gates", "chunk"),
+            *self.tuple("rows_argument", "d", "gates", "chunk"),
             self.scale_bits,
             CHUNKED=self.chunked,
             GATE_BLOCK=_GATE_BLOCK,
@@ -150,7 +153,7 @@ class _Group:
             *self.tuple("z"),
             self.statistics,
             made,
-            *self.tuple("rows", "d", "gates", "chunk"),
+            *self.tuple("rows_argument", "d", "gates", "chunk"),
             self.scale_bits,
             CHUNKED=self.chunked,
             GATE_BLOCK=_GATE_BLOCK,
@@ -187,7 +190,7 @@ def _run_forward(problems, biases_uni, biases_paired, activation, temperature):
         p,
         x_uni,
         x_paired,
-        *group.tuple("rows", "d", "gates", "chunk", "n_u", "n_p"),
+        *group.tuple("rows_argument", "d", "gates", "chunk", "n_u", "n_p"),
         tuple(0 if b is None else b.numel() for b in biases_uni),
         tuple(0 if b is None else b.numel() for b in biases_paired),
         group.scale_bits,
@@ -196,6 +199,7 @@ def _run_forward(problems, biases_uni, biases_paired, activation, temperature):
         STORED=stored,
         CHUNKED=group.chunked,
         DOT=group.dot,
+        FORMED_RIGHT=formed_right(group.dtype),
         GATE_BLOCK=_GATE_BLOCK,
         BLOCK_M=tiles.m,
         BLOCK_N=tiles.n,
@@ -241,8 +245,8 @@ def _grad_pre_activation(group, grads_u, saved_u, grads_p, saved_p, activation):
         saved_p,
         made_u,
         made_p,
-        tuple(x.numel() for x in grads_u),
-        tuple(x.numel() for x in grads_p),
+        tuple(unspecialised(x.numel()) for x in grads_u),
+        tuple(unspecialised(x.numel()) for x in grads_p),
         ACTIVATION=activation,
         BLOCK=block,
         num_warps=4,
@@ -266,7 +270,7 @@ def _grad_operands(group, grads, activation, tiles) -> list[tuple[Tensor, Tensor
         grad_h,
         grad_gate,
         grad_z,
-        *group.tuple("rows", "d", "gates", "chunk", "n_u", "n_p"),
+        *group.tuple("rows_argument", "d", "gates", "chunk", "n_u", "n_p"),
         group.scale_bits,
         ACTIVATION=activation,
         WHOLE_ROW=whole_row,
@@ -288,7 +292,7 @@ def _grad_operands(group, grads, activation, tiles) -> list[tuple[Tensor, Tensor
             *group.tuple("z"),
             group.statistics,
             grad_z,
-            *group.tuple("rows", "d", "gates", "chunk"),
+            *group.tuple("rows_argument", "d", "gates", "chunk"),
             group.scale_bits,
             CHUNKED=group.chunked,
             GATE_BLOCK=_GATE_BLOCK,
@@ -321,8 +325,8 @@ def _grad_weights(group, grads, activation) -> list[tuple[Tensor, ...]]:
         group.statistics,
         group.stored_gates() if stored else group.statistics,
         *(tuple(x.targets[i] for x in sums) for i in range(4)),
-        *group.tuple("rows"),
-        tuple(size for _, size in splits),
+        *group.tuple("rows_argument"),
+        tuple(unspecialised(size) for _, size in splits),
         tuple(x.stride for x in sums),
         *group.tuple("d", "gates", "chunk", "n_u", "n_p"),
         group.scale_bits,

@@ -8,9 +8,27 @@ import torch
 import triton
 import triton.language as tl
 
-from .groups import find_group, launch, pick
+from .groups import find_group, launch, number, pick, unspecialised
 
-__all__ = ["FILL", "Sums", "Tiles", "activate", "dot_precision", "finish", "load_grad", "split_rows", "sum_splits"]
+__all__ = [
+    "FILL",
+    "Sums",
+    "Tiles",
+    "activate",
+    "dot_formed",
+    "dot_precision",
+    "finish",
+    "formed_right",
+    "load_grad",
+    "split_rows",
+    "sum_splits",
+]
+
+
+def formed_right(dtype: torch.dtype) -> bool:
+    """Whether :func:`dot_formed` is to work on the right: exact fp32 products, which no matrix unit makes, read either
+    side into registers."""
+    return dtype.itemsize == 2 or dot_precision(dtype) == "tf32"
 
 
 class Tiles(NamedTuple):
@@ -69,6 +87,21 @@ def load_grad(p_grad, p_saved, offsets, mask, ACTIVATION: tl.constexpr):
             b_wide *= b_sigmoid * (1.0 + b_x * (1.0 - b_sigmoid))
         b_grad = b_wide.to(b_grad.dtype)
     return b_grad
+
+
+@triton.jit
+def dot_formed(b_sum, b_formed, b_other, FORMED_RIGHT: tl.constexpr, DOT: tl.constexpr):
+    """b_sum + formed ``[m, k]`` @ other ``[k, n]``, where ``b_formed`` is made in registers; with FORMED_RIGHT the
+    transpose of it, ``[n, m]``.
+
+    The matrix units of sm_90 read what is on the right from shared memory alone, where all warps share what they formed
+    of it. On the left it would stay in registers, where warps beside each other form the same, and ptxas lets every
+    product end before the next operand is formed (C7515).
+    """
+    if FORMED_RIGHT:
+        return tl.dot(tl.trans(b_other), tl.trans(b_formed), b_sum, input_precision=DOT)
+    else:
+        return tl.dot(b_formed, b_other, b_sum, input_precision=DOT)
 
 
 @triton.jit
@@ -135,7 +168,7 @@ def sum_splits_kernel(
     """Adds BLOCK elements of all partial sums of one problem and writes them where they belong."""
     group, tile = find_group(tiles)
     p_partial = pick(p_partial, group)
-    splits = pick(splits, group)
+    splits = number(pick(splits, group))
     end0 = pick(size0, group)
     end1 = end0 + pick(size1, group)
     end2 = end1 + pick(size2, group)
@@ -164,7 +197,7 @@ def sum_splits(sums: list[Sums]) -> list[tuple[torch.Tensor, ...]]:
             tuple(x.partial for x in sums),
             *zip(*outputs, strict=True),
             *zip(*sizes, strict=True),
-            tuple(x.splits for x in sums),
+            tuple(unspecialised(x.splits) for x in sums),
             BLOCK=SUM_BLOCK,
             num_warps=4,
         )

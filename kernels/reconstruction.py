@@ -22,7 +22,7 @@ import triton
 import triton.language as tl
 
 from .groups import launch
-from .products import FILL, Sums, Tiles, dot_precision, split_rows, sum_splits
+from .products import FILL, Sums, Tiles, dot_formed, dot_precision, formed_right, split_rows, sum_splits
 
 __all__ = ["backward", "forward"]
 
@@ -53,7 +53,7 @@ def _product(b_sum, p_x, p_w, o_row, m_row, o_col, m_col, n, DOT: tl.constexpr, 
     return b_sum
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows"])
 def decode_kernel(
     p_u, p_p, p_w_uni, p_w_paired, p_bias, p_target, p_row_weight, p_decoded, p_loss, rows, d, n_u, n_p,
     DOT: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
@@ -80,7 +80,7 @@ def decode_kernel(
     tl.store(p_loss + tl.program_id(0), tl.sum(b_rows, 0))
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["count"])
 def sum_loss_kernel(p_partial, p_loss, count, BLOCK: tl.constexpr):
     """One program adds the partial losses in a fixed order."""
     b_sum = tl.zeros((BLOCK,), tl.float32)
@@ -116,7 +116,7 @@ def _load_grad(
     return b_grad
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows"])
 def form_grad_kernel(
     p_grad_decoded, p_grad_loss, p_decoded, p_target, p_row_weight, p_grad, p_grad_target, rows, d,
     ROWS: tl.constexpr, BLOCK_D: tl.constexpr,
@@ -135,19 +135,20 @@ def form_grad_kernel(
         tl.store(p_grad_target + offsets, (b_by_loss * -1.0).to(p_grad_target.dtype.element_ty), mask=mask)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows"])
 def grad_features_kernel(
     p_grad_decoded, p_grad_loss, p_decoded, p_target, p_row_weight, p_w_uni, p_w_paired, p_grad_u, p_grad_p,
     rows, d, n_u, n_p,
-    FORMED: tl.constexpr, DOT: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
+    FORMED: tl.constexpr, FORMED_RIGHT: tl.constexpr, DOT: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
     """A program owns a tile of grad_u = grad @ w_uni and the tile of grad_p = grad @ w_paired at the same place."""
     tiles_n = tl.cdiv(tl.maximum(n_u, n_p), BLOCK_N)
     o_row = (tl.program_id(0) // tiles_n) * BLOCK_M + tl.arange(0, BLOCK_M)
     o_n = (tl.program_id(0) % tiles_n) * BLOCK_N + tl.arange(0, BLOCK_N)
     m_row = o_row < rows
-    b_u = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
-    b_p = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
+    b_u = tl.zeros((BLOCK_N, BLOCK_M) if FORMED_RIGHT else (BLOCK_M, BLOCK_N), tl.float32)
+    b_p = tl.zeros((BLOCK_N, BLOCK_M) if FORMED_RIGHT else (BLOCK_M, BLOCK_N), tl.float32)
     for column in range(0, d, BLOCK_K):
         o_col = column + tl.arange(0, BLOCK_K)
         m_col = o_col < d
@@ -160,24 +161,28 @@ def grad_features_kernel(
             mask=m_col[:, None] & (o_n < n_u)[None, :],
             other=0.0,
         )
-        b_u = tl.dot(b_grad, b_w_uni, b_u, input_precision=DOT)
+        b_u = dot_formed(b_u, b_grad, b_w_uni, FORMED_RIGHT, DOT)
         b_w_paired = tl.load(
             p_w_paired + o_col.to(tl.int64)[:, None] * n_p + o_n[None, :],
             mask=m_col[:, None] & (o_n < n_p)[None, :],
             other=0.0,
         )
-        b_p = tl.dot(b_grad, b_w_paired, b_p, input_precision=DOT)
+        b_p = dot_formed(b_p, b_grad, b_w_paired, FORMED_RIGHT, DOT)
+    if FORMED_RIGHT:
+        b_u = tl.trans(b_u)
+        b_p = tl.trans(b_p)
     o_first = o_row.to(tl.int64)[:, None]
     element: tl.constexpr = p_grad_u.dtype.element_ty
     tl.store(p_grad_u + o_first * n_u + o_n[None, :], b_u.to(element), mask=m_row[:, None] & (o_n < n_u)[None, :])
     tl.store(p_grad_p + o_first * n_p + o_n[None, :], b_p.to(element), mask=m_row[:, None] & (o_n < n_p)[None, :])
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows", "split", "stride"])
 def grad_decoder_kernel(
     p_grad_decoded, p_grad_loss, p_decoded, p_target, p_row_weight, p_u, p_p,
     p_grad_w_uni, p_grad_w_paired, p_grad_bias, rows, split, stride, d, n_u, n_p,
-    FORMED: tl.constexpr, DOT: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_R: tl.constexpr,
+    FORMED: tl.constexpr, FORMED_RIGHT: tl.constexpr, DOT: tl.constexpr,
+    BLOCK_D: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_R: tl.constexpr,
 ):  # fmt: skip
     """A program owns a tile of grad_w_uni = grad.T @ u and of grad_w_paired = grad.T @ p over one split of ``split``
     rows; those of the first columns also the bias's gradient. Split i writes ``i * stride`` elements further."""
@@ -188,8 +193,8 @@ def grad_decoder_kernel(
     o_n = pid_n * BLOCK_N + tl.arange(0, BLOCK_N)
     o_col = (tl.program_id(0) // tiles_n) % tiles_d * BLOCK_D + tl.arange(0, BLOCK_D)
     m_col = o_col < d
-    b_w_uni = tl.zeros((BLOCK_D, BLOCK_N), tl.float32)
-    b_w_paired = tl.zeros((BLOCK_D, BLOCK_N), tl.float32)
+    b_w_uni = tl.zeros((BLOCK_N, BLOCK_D) if FORMED_RIGHT else (BLOCK_D, BLOCK_N), tl.float32)
+    b_w_paired = tl.zeros((BLOCK_N, BLOCK_D) if FORMED_RIGHT else (BLOCK_D, BLOCK_N), tl.float32)
     b_bias = tl.zeros((BLOCK_D,), tl.float32)
     end = tl.minimum(rows, (part + 1) * split)
     for start in range(part * split, end, BLOCK_R):
@@ -202,9 +207,12 @@ def grad_decoder_kernel(
         b_bias += tl.sum(b_grad.to(tl.float32), 1)
         o_first = o_row.to(tl.int64)[:, None]
         b_u = tl.load(p_u + o_first * n_u + o_n[None, :], mask=m_row[:, None] & (o_n < n_u)[None, :], other=0.0)
-        b_w_uni = tl.dot(b_grad, b_u, b_w_uni, input_precision=DOT)
+        b_w_uni = dot_formed(b_w_uni, b_grad, b_u, FORMED_RIGHT, DOT)
         b_p = tl.load(p_p + o_first * n_p + o_n[None, :], mask=m_row[:, None] & (o_n < n_p)[None, :], other=0.0)
-        b_w_paired = tl.dot(b_grad, b_p, b_w_paired, input_precision=DOT)
+        b_w_paired = dot_formed(b_w_paired, b_grad, b_p, FORMED_RIGHT, DOT)
+    if FORMED_RIGHT:
+        b_w_uni = tl.trans(b_w_uni)
+        b_w_paired = tl.trans(b_w_paired)
     o_split = part.to(tl.int64) * stride
     element: tl.constexpr = p_grad_bias.dtype.element_ty
     o_first = o_split + o_col.to(tl.int64)[:, None] * n_u
@@ -217,8 +225,8 @@ def grad_decoder_kernel(
         tl.store(p_grad_bias + o_split + o_col, b_bias.to(element), mask=m_col)
 
 
-# Tiles by product, type and size of the problem, as in partitioned_linear. One accumulator: 128 x 128 takes 123
-# registers on sm_90 and 218 on sm_80; 64 x 128 with two takes 118 to 148 on sm_90.
+# Tiles by product, type and size of the problem, as in partitioned_linear. One accumulator: 128 x 128 takes 124
+# registers on sm_90 and 180 on sm_80; 64 x 128 with two takes 118 to 128 on sm_90.
 _TILES = {
     # rows, columns of decoded, step over the columns of u and p
     "decode": {
@@ -234,7 +242,7 @@ _TILES = {
     },
     # rows and columns of the weight, step over the batch
     "grad_decoder": {
-        "16": (Tiles(32, 32, 64, 4, 3), Tiles(64, 128, 64, 8, 3)),
+        "16": (Tiles(32, 32, 64, 4, 3), Tiles(64, 128, 32, 8, 4)),
         "tf32": (Tiles(32, 32, 32, 4, 3), Tiles(64, 128, 32, 8, 3)),
         "fp32": (Tiles(32, 32, 32, 4, 3), Tiles(32, 64, 32, 8, 3)),
     },
@@ -303,7 +311,7 @@ def backward(grad_decoded, grad_loss, u, p, w_uni, w_paired, decoded, target, ro
         _form_grad(grad, made, grad_target)
         grad = made, *grad[1:]
     grad_u, grad_p = torch.empty_like(u), torch.empty_like(p)
-    options = {"FORMED": formed, "DOT": dot_precision(u.dtype)}
+    options = {"FORMED": formed, "FORMED_RIGHT": formed_right(u.dtype), "DOT": dot_precision(u.dtype)}
     launch(
         grad_features_kernel,
         triton.cdiv(rows, features.m) * triton.cdiv(n, features.n),

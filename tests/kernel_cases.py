@@ -143,6 +143,15 @@ def _decoder(rows: int, d: int, n_u: int, n_p: int, weighted: bool, target_grad:
     kernels.backward(decoded, loss, *inputs, decoded, target, weight, target_grad)
 
 
+def _in_tf32(call: Callable[[], object]) -> None:
+    """A call where fp32 products are in TF32."""
+    torch.backends.cuda.matmul.allow_tf32 = True
+    try:
+        call()
+    finally:
+        torch.backends.cuda.matmul.allow_tf32 = False
+
+
 def _product_cases() -> list[Case]:
     """Gates and gradients stored and formed on the fly, the small tiles of 16 and 32 bits, several problems at once."""
     half, single = torch.bfloat16, torch.float32
@@ -153,6 +162,11 @@ def _product_cases() -> list[Case]:
         Case("linear-wide", partial(_linear, [(32768, 1024, 1, 1024, 1024)], None, half), matrix=linear),
         Case("linear-narrow", partial(_linear, [(32768, 1024, 1, 128, 128)], "gelu", half), matrix=linear),
         Case("linear-float32", partial(_linear, [(32768, 512, 1, 128, 128)], "silu", single)),
+        Case("linear-tf32-wide", partial(_in_tf32, partial(_linear, [(32768, 1024, 1, 1024, 1024)], None, single))),
+        Case("linear-tf32-narrow", partial(_in_tf32, partial(_linear, [(32768, 512, 1, 128, 128)], "gelu", single))),
+        Case("linear-tf32-small", partial(_in_tf32, partial(_linear, [(64, 128, 2, 128, 96)], "gelu", single))),
+        Case("decoder-tf32", partial(_in_tf32, partial(_decoder, 32768, 1024, 512, 256, True, False, single))),
+        Case("decoder-tf32-small", partial(_in_tf32, partial(_decoder, 64, 128, 128, 96, True, False, single))),
         Case("linear-odd", partial(_linear, [(77, 99, 3, 33, 31)], "relu", torch.float16)),
         Case("linear-grouped", partial(_linear, two, "gelu", half)),
         Case("decoder-wide", partial(_decoder, 32768, 1024, 1024, 1024, False, True, half), matrix=decoder),
@@ -220,6 +234,8 @@ def _duc_cases() -> list[Case]:
         Case("duc-large", partial(_duc, 4096, 512, 256, False, True, half), gathered=kernels),
         Case("duc-mask", partial(_duc, 4096, 512, 0, True, False, half), gathered=kernels),
         Case("duc-odd", partial(_duc, 4097, 515, 131, False, True, torch.float16), gathered=kernels),
+        Case("duc-tf32-large", partial(_in_tf32, partial(_duc, 4096, 512, 256, False, True, single))),
+        Case("duc-tf32-small", partial(_in_tf32, partial(_duc, 64, 512, 256, False, False, single))),
         Case("duc-float32", partial(_duc, 64, 512, 256, False, False, single)),
         Case("duc-float32-odd", partial(_duc, 4097, 515, 131, False, True, single)),
         Case("duc-float32-mask", partial(_duc, 4096, 512, 0, True, False, single)),

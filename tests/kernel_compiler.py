@@ -6,18 +6,19 @@ then compiled as Triton's own launcher would have it, for any architecture, with
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache, cached_property
-from pathlib import Path
 from unittest import mock
 
 import torch
 import triton
 from triton.backends.compiler import GPUTarget
+from triton.backends.nvidia.compiler import get_ptxas
 from triton.compiler import ASTSource
 from triton.runtime.jit import JITFunction
 
@@ -49,11 +50,27 @@ class Launch:
 
 @dataclass(frozen=True)
 class Compiled:
-    """A kernel's PTX and machine code, and what the assembler says that it takes per thread (bytes) and block."""
+    """A kernel's PTX and binary, and the shared memory (bytes) that a block asks for when it is launched."""
 
     ptx: str
-    sass: str
-    usage: str
+    cubin: bytes
+    shared: int
+
+    @cached_property
+    def usage(self) -> str:
+        """What the assembler says that it takes."""
+        return self._cuobjdump("-res-usage")
+
+    @cached_property
+    def sass(self) -> str:
+        return self._cuobjdump("-sass")
+
+    def _cuobjdump(self, option: str) -> str:
+        with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+            file.write(self.cubin)
+            file.flush()
+            command = [triton.knobs.nvidia.cuobjdump.path, option, file.name]
+            return subprocess.run(command, capture_output=True, text=True, check=True).stdout
 
     def _usage(self, name: str) -> int:
         return int(re.search(rf"\b{name}:(\d+)", self.usage).group(1))
@@ -67,8 +84,15 @@ class Compiled:
         return self._usage("STACK") + self._usage("LOCAL")
 
     @cached_property
-    def shared(self) -> int:
-        return self._usage("SHARED")
+    def warnings(self) -> list[str]:
+        """What the assembler says of products that it makes one after the other, codes C75xx, on sm_90."""
+        command = [get_ptxas(90).path, "-v", "--gpu-name=sm_90a", "-o", os.devnull]
+        with tempfile.NamedTemporaryFile("w", suffix=".ptx") as file:
+            file.write(self.ptx)
+            file.flush()
+            done = subprocess.run([*command, file.name], capture_output=True, text=True, check=True)
+        assert "registers" in done.stderr
+        return re.findall(r"\(C75\d\d\).*", done.stderr)
 
     def count(self, instruction: str) -> int:
         """Number of machine instructions that match a regular expression."""
@@ -96,14 +120,14 @@ def _launch(kernel: JITFunction, args: tuple, grid, kwargs: dict) -> Launch:
         value = values.pop(parameter.name)
         kind = _kind(parameter, value)
         signature.append((parameter.name, kind))
-        # a tuple is specialised entry by entry
-        entries = {(position,): (kind, value)}
+        # a tuple is specialised entry by entry, whatever is asked for
+        entries, free = {(position,): (kind, value)}, parameter.do_not_specialize
         if isinstance(kind, tuple):
-            entries = {(position, i): entry for i, entry in enumerate(zip(kind, value, strict=True))}
+            entries, free = {(position, i): entry for i, entry in enumerate(zip(kind, value, strict=True))}, False
         for path, (entry_kind, entry) in entries.items():
             if entry_kind == "constexpr":
                 constants.append((path, entry))
-            elif _is_aligned(parameter, entry):
+            elif not free and _is_aligned(parameter, entry):
                 aligned.append(path)
     assert not values, f"{kernel.__name__} takes no {sorted(values)}"
     if callable(grid):
@@ -111,17 +135,17 @@ def _launch(kernel: JITFunction, args: tuple, grid, kwargs: dict) -> Launch:
     return Launch(kernel, grid, *map(tuple, (signature, constants, aligned, sorted(kwargs.items()))))
 
 
-def _kind(parameter, value) -> str | tuple:
+def _kind(parameter, value, free: bool | None = None) -> str | tuple:
     if parameter.is_constexpr or value is None:
         return "constexpr"
     if isinstance(value, tuple):
-        return tuple(_kind(parameter, entry) for entry in value)
+        return tuple(_kind(parameter, entry, free=False) for entry in value)
     if isinstance(value, torch.Tensor):
         return f"*{TYPES[value.dtype]}"
     if isinstance(value, bool):
         return "i1"
     if isinstance(value, int):
-        if value == 1 and not parameter.do_not_specialize:
+        if value == 1 and not (parameter.do_not_specialize if free is None else free):
             return "constexpr"
         return "i32" if -(2**31) <= value < 2**31 else "i64"
     assert isinstance(value, float), f"{parameter.name} is a {type(value).__name__}"
@@ -129,8 +153,6 @@ def _kind(parameter, value) -> str | tuple:
 
 
 def _is_aligned(parameter, value) -> bool:
-    if parameter.do_not_specialize:
-        return False
     if isinstance(value, torch.Tensor):
         return value.data_ptr() % 16 == 0 and not parameter.do_not_specialize_on_alignment
     return isinstance(value, int) and not isinstance(value, bool) and value % 16 == 0
@@ -146,13 +168,4 @@ def compile_launch(launch: Launch, capability: int) -> Compiled:
         attrs={path: [["tt.divisibility", 16]] for path in launch.aligned},
     )
     made = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=dict(launch.options))
-    with tempfile.TemporaryDirectory() as folder:
-        cubin = Path(folder) / "kernel.cubin"
-        cubin.write_bytes(made.asm["cubin"])
-        usage, sass = (_cuobjdump(option, cubin) for option in ("-res-usage", "-sass"))
-    return Compiled(made.asm["ptx"], sass, usage)
-
-
-def _cuobjdump(option: str, cubin: Path) -> str:
-    command = [triton.knobs.nvidia.cuobjdump.path, option, str(cubin)]
-    return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    return Compiled(made.asm["ptx"], made.asm["cubin"], made.metadata.shared)
