@@ -89,6 +89,12 @@ DRAWS_OF_WIDE_ROWS = 4
 # add a rounding each way, and the products of a gate three. In units of the output's eps:
 NATIVE_TIMES_EPS = 128
 
+# exp(r) - 1 - r for r within 2 of 0, relative, in units of eps. By its series: a step adds 1 to what r/3 at most scales
+# and rounds thrice, together (3/2) (3/2), then r r and the product, 1: below 5. Past 1, by exp: at -1, where least is
+# left, exp errs by 1 of 0.37, for it rounds its argument and its result, and the differences by half a unit of 0.63 and
+# of 0.37, below 3; at 2 by 3 of 7.4 and half of 6.4 and 4.4, below 8.
+EXP_LESS_LINE = 8
+
 # What a row of 40 fp32 exponentials loses to zero: less than the smallest normal number each.
 ROW_OF_40_UNDERFLOWS = 40 * torch.finfo(torch.float32).tiny
 

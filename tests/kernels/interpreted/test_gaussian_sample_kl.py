@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -9,7 +11,7 @@ from hypothesis import strategies as st
 from noise import normals
 from op_cases import SEED
 from pgm_fast.kernels import gaussian_sample_kl as kernels
-from tolerances import EPS, NATIVE_TIMES_EPS
+from tolerances import EPS, EXP_LESS_LINE, NATIVE_TIMES_EPS
 
 import pgm_fast
 from pgm_fast.ops import gaussian_sample_kl
@@ -53,6 +55,20 @@ def test_layers_that_take_several_steps_leave_no_column_out(each, layers, monkey
     """With tiles of one group of columns."""
     monkeypatch.setattr(kernels, "THREADS", 4)
     _compare(_made(3, each * layers, 4, torch.float32), layers, True)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_a_posterior_near_its_prior_has_a_divergence_with_all_its_digits(dtype):
+    """Rows of one column, so that nothing is summed; both sides of where a series takes over."""
+    size = torch.cat([2.0 ** -torch.arange(0, 13, dtype=torch.float64), torch.tensor([0.999, 1.001, 2.0]).double()])
+    logvar = torch.cat([size, -size]).to(dtype)[:, None].requires_grad_()
+    with pgm_fast.backend("triton"):
+        _, kl = gaussian_sample_kl(torch.zeros_like(logvar), logvar, sample=False, layers=1)
+        (gradient,) = torch.autograd.grad(kl.sum(), logvar)
+    r = logvar.detach().double()
+    terms = [r**n / float(math.factorial(n)) for n in range(2, 30)]
+    for got, want in ((kl, 0.5 * sum(reversed(terms))), (gradient, 0.5 * (r + sum(reversed(terms))))):
+        torch.testing.assert_close(got.double(), want, rtol=EXP_LESS_LINE * EPS[dtype], atol=0)
 
 
 @pytest.mark.parametrize("seed", [0, 1, 2**61 + 12345, 2**62 - 1])
