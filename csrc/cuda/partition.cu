@@ -13,7 +13,7 @@ struct Single : LoadedLogits<T> {
 
   template <class U>
   Single<U> to() const {
-    return {{static_cast<U>(this->factor)}};
+    return {loaded_logits<U>(this->scale)};
   }
   static __device__ __forceinline__ void split(const T (&gate)[1], const T (&complement)[1], T h, T (&part)[2]) {
     part[0] = complement[0] * h;
@@ -47,12 +47,12 @@ cudaError_t partition(int64_t rows, Matrix h, Matrix z, double temperature, Matr
 
 cudaError_t partition_with_share(int64_t rows, Matrix h, Matrix z, double temperature, Matrix uni, Matrix paired, Matrix share,
                                  cudaStream_t stream) {
-  return launch_partition<false>(Call<Single>{{{1 / temperature}}, rows, h, {z}, {uni, paired}, share, {}, {}}, stream);
+  return launch_partition<false>(Call<Single>{{logits_over(temperature)}, rows, h, {z}, {uni, paired}, share, {}, {}}, stream);
 }
 
 cudaError_t partition_backward(int64_t rows, Matrix grad_uni, Matrix grad_paired, Matrix grad_share, Matrix h, Matrix z,
                                double temperature, Matrix grad_h, Matrix grad_z, cudaStream_t stream) {
-  const Call<Single> call{{{1 / temperature}}, rows, h, {z}, {grad_uni, grad_paired}, grad_share, grad_h, {grad_z}};
+  const Call<Single> call{{logits_over(temperature)}, rows, h, {z}, {grad_uni, grad_paired}, grad_share, grad_h, {grad_z}};
   return launch_partition<true>(call, stream);
 }
 

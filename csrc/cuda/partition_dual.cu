@@ -14,7 +14,7 @@ struct Dual : LoadedLogits<T> {
 
   template <class U>
   Dual<U> to() const {
-    return {{static_cast<U>(this->factor)}};
+    return {loaded_logits<U>(this->scale)};
   }
   static __device__ __forceinline__ void split(const T (&gate)[2], const T (&complement)[2], T h, T (&part)[3]) {
     const T e = complement[0], ne = gate[0], r = gate[1], nr = complement[1];
@@ -55,14 +55,14 @@ cudaError_t partition_dual(int64_t rows, Matrix h, Matrix z_uni, Matrix z_paired
 
 cudaError_t partition_dual_with_share(int64_t rows, Matrix h, Matrix z_uni, Matrix z_paired, double temperature, Matrix uni_only,
                                       Matrix paired_only, Matrix shared, Matrix share, cudaStream_t stream) {
-  const Call<Dual> call{{{1 / temperature}}, rows, h, {z_uni, z_paired}, {uni_only, paired_only, shared}, share, {}, {}};
+  const Call<Dual> call{{logits_over(temperature)}, rows, h, {z_uni, z_paired}, {uni_only, paired_only, shared}, share, {}, {}};
   return launch_partition<false>(call, stream);
 }
 
 cudaError_t partition_dual_backward(int64_t rows, Matrix grad_uni, Matrix grad_paired, Matrix grad_shared, Matrix grad_share, Matrix h,
                                     Matrix z_uni, Matrix z_paired, double temperature, Matrix grad_h, Matrix grad_z_uni,
                                     Matrix grad_z_paired, cudaStream_t stream) {
-  const Call<Dual> call{{{1 / temperature}}, rows, h, {z_uni, z_paired}, {grad_uni, grad_paired, grad_shared}, grad_share, grad_h,
+  const Call<Dual> call{{logits_over(temperature)}, rows, h, {z_uni, z_paired}, {grad_uni, grad_paired, grad_shared}, grad_share, grad_h,
                         {grad_z_uni, grad_z_paired}};
   return launch_partition<true>(call, stream);
 }
