@@ -115,11 +115,19 @@ def count(run: Callable[[], object], device: torch.device, clear: Callable[[], o
         run()
         _synchronize(device)
     on_host = [event for event in profile.events() if event.device_type == DeviceType.CPU]
-    launches = len(profile.events()) - len(on_host) if device.type == "cuda" else None
+    launches = len(work_of_device(profile)) if device.type == "cuda" else None
     ops = sum(_working_calls(event) for event in on_host if event.cpu_parent is None)
     host_reads = sum(event.name in HOST_READS and not _inside_compiled(event, device) for event in on_host)
     clear()
     return Counts(ops, host_reads, _peak_bytes(run, device), launches)
+
+
+def work_of_device(profile: torch.profiler.profile) -> list:
+    """Kernels, copies and fills of a CUDA device. The profiler also draws there what the host has named, as
+    ``Optimizer.step#...``."""
+    return [
+        event for event in profile.events() if event.device_type == DeviceType.CUDA and not event.is_user_annotation
+    ]
 
 
 def on_backend(backend: str | None, run: Callable[[], object]) -> Callable[[], object]:

@@ -392,8 +392,8 @@ def outputs(result) -> tuple[torch.Tensor, ...]:
 
 def forward_and_gradients(function, tensors, seed: int = 1, **kwargs):
     """Outputs and the gradients of a fixed random projection of them, with respect to every tensor; 0 where there is
-    none."""
-    leaves = [x.detach().clone().requires_grad_() for x in tensors]
+    none. Tensors are handed over where they lie: what is odd about an address stays so."""
+    leaves = [x.detach().requires_grad_() for x in tensors]
     result = outputs(function(*leaves, **kwargs))
     generator = torch.Generator().manual_seed(seed)
     directions = [torch.randn(x.shape, generator=generator, dtype=torch.float64).to(x) for x in result]

@@ -17,12 +17,6 @@ NAMES = ("audio", "vision")
 
 
 @pytest.fixture
-def harness(monkeypatch, repository):
-    monkeypatch.syspath_prepend(repository / "benchmarks")
-    return pytest.importorskip("harness")
-
-
-@pytest.fixture
 def forbid_waiting():
     """From the call on, whatever waits for the device is an error."""
     yield lambda: torch.cuda.set_sync_debug_mode("error")

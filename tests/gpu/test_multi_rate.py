@@ -71,7 +71,7 @@ def test_the_norm_is_that_of_all_gradients(backend):
 
 
 @pytest.mark.parametrize(("options", "launches"), [({}, 1), ({"max_norm": 1.0}, 3)], ids=["plain", "clipped"])
-def test_every_group_is_updated_in_one_launch(backend, options, launches):
+def test_every_group_is_updated_in_one_launch(harness, backend, options, launches):
     """480 tensors in 48 groups; clipping takes one launch for the chunks' norms and one to add them up."""
     owned = [nn.Parameter(torch.randn(64 + 8 * i, device="cuda")) for i in range(480)]
     groups = [{"params": owned[i::48], "lr": 1e-3 * (1 + i)} for i in range(48)]
@@ -83,7 +83,7 @@ def test_every_group_is_updated_in_one_launch(backend, options, launches):
     with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as recorded:
         optimizer.step()
         torch.cuda.synchronize()
-    kernels = [event for event in recorded.events() if event.device_type == torch.autograd.DeviceType.CUDA]
+    kernels = harness.work_of_device(recorded)
     assert [event.name for event in kernels if "multi_rate" in event.name] == [event.name for event in kernels]
     assert len(kernels) == launches == optimizer.launches_per_step
 
