@@ -41,12 +41,15 @@ class Implementation:
         devices: device types served, None for all.
         dtypes: dtypes of the op's first tensor served, None for all.
         refuse: given the op's arguments, a reason not to serve this call, or None. Looks at shapes and dtypes only.
+        outdone: given the op's arguments, whether the next backend with a kernel should be faster at these shapes; the
+            automatic choice then takes that one where it serves the call.
     """
 
     load: Callable[[], Callable]
     devices: frozenset[str] | None = None
     dtypes: frozenset[torch.dtype] | None = None
     refuse: Callable[..., str | None] | None = None
+    outdone: Callable[..., bool] | None = None
 
 
 @dataclass(frozen=True)
@@ -54,6 +57,7 @@ class _Candidate:
     backend: str
     run: Callable
     refuse: Callable[..., str | None] | None
+    outdone: Callable[..., bool] | None
 
 
 # op -> backend -> devices -> implementation
@@ -74,13 +78,14 @@ def register(
     devices: tuple[str, ...] | None = None,
     dtypes: tuple[torch.dtype, ...] | None = None,
     refuse: Callable[..., str | None] | None = None,
+    outdone: Callable[..., bool] | None = None,
 ) -> None:
     """Says that backend ``name`` computes ``op`` on these devices, in place of what it had for the same ones. Called by
     ``pgm_fast/ops`` only. See :class:`Implementation`."""
     _check_name(name)
     served = frozenset(devices) if devices else None
     _implementations.setdefault(op, {}).setdefault(name, {})[served] = Implementation(
-        load, served, frozenset(dtypes) if dtypes else None, refuse
+        load, served, frozenset(dtypes) if dtypes else None, refuse, outdone
     )
     _forget()
 
@@ -131,10 +136,15 @@ def _select(key: tuple[str, str, torch.dtype], args: tuple) -> _Candidate:
     candidates = _candidates.get(key)
     if candidates is None:
         candidates = _find_candidates(key)
+    slower = None
     for candidate in candidates:
         reason = None if candidate.refuse is None else candidate.refuse(*args)
         if reason is None:
-            return candidate
+            if slower is not None and candidate.backend == "torch":
+                return slower
+            if _explicit is not None or candidate.outdone is None or not candidate.outdone(*args):
+                return candidate
+            slower = candidate
         if _explicit is None:
             _say_once(op, candidate.backend, reason)
         else:
@@ -236,7 +246,8 @@ def _find_candidates(key: tuple[str, str, torch.dtype]) -> tuple[_Candidate, ...
             if name in _implementations[op] and (*key, name) not in _left_out:
                 _say_once(op, name, reason)
         else:
-            found.append(_Candidate(name, run, _serving(_implementations[op][name], key[1]).refuse))
+            served = _serving(_implementations[op][name], key[1])
+            found.append(_Candidate(name, run, served.refuse, served.outdone))
     _candidates[key], _reasons[key] = tuple(found), reasons
     compiled = host.load_or_none()
     if compiled is not None and found and found[0].backend == "native" and key[1] == "cpu":

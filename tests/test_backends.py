@@ -48,6 +48,17 @@ def test_automatic_choice_takes_the_kernel_and_falls_back_once_aloud(toy, caplog
     ]
 
 
+def test_a_kernel_that_should_be_slower_is_passed_over_for_another_kernel_but_not_for_the_reference(toy):
+    served = {"devices": ("cpu",), "dtypes": (torch.float32,)}
+    backends.register("toy", "native", lambda: lambda x: "native", **served, outdone=lambda x: x.numel() < 100)
+    assert toy(4) == toy(400) == "native"
+    refuse = lambda x: "serves at most 50" if x.numel() > 50 else None  # noqa: E731
+    backends.register("toy", "triton", lambda: lambda x: "triton", **served, refuse=refuse)
+    assert [toy(4), toy(60), toy(400)] == ["triton", "native", "native"]
+    with pgm_fast.backend("native"):
+        assert toy(4) == "native"
+
+
 def test_explicit_choice_is_obeyed_or_raises_with_the_reason(toy):
     with pgm_fast.backend("torch"):
         assert toy(4) == "torch"

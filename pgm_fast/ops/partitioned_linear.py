@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .. import backends
 from .activations import ACTIVATIONS, activate, activate_backward
 from .checks import (
     autocast_dtype,
@@ -163,9 +164,57 @@ _partitioned_linear_backward = define_backward(
 )
 
 
+def by_parts(h, z, w_uni, b_uni, w_paired, b_paired, activation, temperature):
+    """As :func:`reference`: both parts written once by the kernels of ``partition``, and multiplied by torch's own
+    products."""
+    uni, paired = backends.run("partition", (h, z, temperature))
+    x_uni, x_paired = F.linear(uni, w_uni, b_uni), F.linear(paired, w_paired, b_paired)
+    if activation is None:
+        return x_uni, x_paired, h.new_empty(0), h.new_empty(0)
+    u, p = activate(x_uni, activation), activate(x_paired, activation)
+    if keeps_pre_activation(activation):
+        return u, p, x_uni, x_paired
+    return u, p, h.new_empty(0), h.new_empty(0)
+
+
+def by_parts_backward(grad_u, grad_p, saved_u, saved_p, h, z, w_uni, w_paired, activation, temperature):
+    """As :func:`reference_backward`; the parts are made again, nothing of them is kept."""
+    grad_u, grad_p = _at_pre_activation(grad_u, saved_u, activation), _at_pre_activation(grad_p, saved_p, activation)
+    uni, paired = backends.run("partition", (h, z, temperature))
+    grad_w_uni, grad_w_paired = grad_u.t() @ uni, grad_p.t() @ paired
+    del uni, paired
+    grads = grad_u @ w_uni, grad_p @ w_paired
+    grad_h, grad_z = backends.run("partition_backward", (*grads, None, h, z, temperature))
+    return grad_h, grad_z, grad_w_uni, grad_u.sum(0), grad_w_paired, grad_p.sum(0)
+
+
+# One pass writes the parts and another reads them, 8 bytes an element of h in 16 bits. A kernel that forms them as it
+# multiplies saves that and keeps the matrix units busy half the time: by benchmarks/kernel_model.py the two are even
+# where both widths together are about 960, as long as there are rows enough to fill a device.
+FUSED_BELOW_WIDTH, FUSED_BELOW_ROWS = 1024, 4096
+
+
+def _fused_is_faster(h: Tensor, w_uni: Tensor, w_paired: Tensor) -> bool:
+    return len(h) < FUSED_BELOW_ROWS or len(w_uni) + len(w_paired) < FUSED_BELOW_WIDTH
+
+
 register_host("partitioned_linear")
 register_host("partitioned_linear_backward")
 register_triton("partitioned_linear", dtypes=TRITON_PRODUCT_DTYPES)
+backends.register(
+    "partitioned_linear",
+    "native",
+    lambda: by_parts,
+    devices=("cuda",),
+    outdone=lambda h, z, w_uni, b_uni, w_paired, *rest: _fused_is_faster(h, w_uni, w_paired),
+)
+backends.register(
+    "partitioned_linear_backward",
+    "native",
+    lambda: by_parts_backward,
+    devices=("cuda",),
+    outdone=lambda grad_u, grad_p, saved_u, saved_p, h, z, w_uni, w_paired, *rest: _fused_is_faster(h, w_uni, w_paired),
+)
 
 
 def _setup_context(ctx, inputs, output) -> None:

@@ -7,6 +7,7 @@ from tolerances import FINITE_DIFFERENCE, FP64
 import pgm_fast
 from pgm_fast import backends
 from pgm_fast.ops import partition, partitioned_linear
+from pgm_fast.ops.partitioned_linear import by_parts, by_parts_backward, reference, reference_backward
 
 
 def _arguments(rows, d, n_u, n_p):
@@ -87,3 +88,30 @@ def _allocated(run) -> int:
         run()
     changes = [event for event in profile.profiler.kineto_results.events() if event.name() == "[memory]"]
     return sum(max(event.nbytes(), 0) for event in changes)
+
+
+@pytest.mark.parametrize("activation", [None, "relu", "gelu", "silu"])
+def test_products_of_stored_parts_are_the_formula(activation):
+    """What large problems take on CUDA devices."""
+    h, z, w_uni, b_uni, w_paired, b_paired = _arguments(6, 12, 3, 4)
+    z = z[:, :4].contiguous()
+    for bias in (b_uni, None):
+        arguments = h, z, w_uni, bias, w_paired, b_paired, activation, 0.7
+        got, want = by_parts(*arguments), reference(*arguments)
+        for a, b in zip(got, want, strict=True):
+            torch.testing.assert_close(a, b, rtol=FP64, atol=FP64)
+    u, p, x_uni, x_paired = want
+    saved = (x_uni, x_paired) if len(x_uni) else (u, p)
+    arguments = torch.randn_like(u), torch.randn_like(p), *saved, h, z, w_uni, w_paired, activation, 0.7
+    for a, b in zip(by_parts_backward(*arguments), reference_backward(*arguments), strict=True):
+        torch.testing.assert_close(a, b, rtol=FP64, atol=FP64)
+
+
+def test_on_cuda_the_stored_parts_are_taken_where_both_widths_are_large():
+    def taken(rows, n):
+        shapes = [(rows, 64), (rows, 64), (n, 64), (n,), (n, 64), (n,)]
+        made = [torch.empty(shape, dtype=torch.bfloat16, device="meta") for shape in shapes]
+        by = backends._implementations["partitioned_linear"]["native"][frozenset({"cuda"})]
+        return not by.outdone(*made, None, 1.0)
+
+    assert taken(4096, 512) and not taken(4096, 128) and not taken(64, 512)
