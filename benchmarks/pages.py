@@ -19,6 +19,7 @@ import competition
 import synthetic_shares
 
 from pgm_fast.errors import CheckpointError
+from pgm_fast.study.intervals import paired_interval
 from pgm_fast.study.page import COLUMNS, condition_cell, overview_cell, set_rows
 from pgm_fast.train.files import atomic_write
 from pgm_fast.train.reports import read_json
@@ -89,6 +90,33 @@ def studies() -> str:
             ]
         lines.append("")
     return "\n".join(lines).rstrip() or "Not measured yet."
+
+
+def against() -> str:
+    """PgM against each baseline by itself, paired by split and seed."""
+    rows = ("unimodal", "joint", "ensemble", "ensemble, pool")
+    lines = [f"| set | {' | '.join(rows)} | n |", "|---|" + "---|" * (len(rows) + 1)]
+    for path in sorted(STUDIES.glob("*/study.json")):
+        content = read_json(path)
+        for name, of in content["sets"].items():
+            found: dict[str, dict[tuple, float]] = {}
+            for cell in content["cells"]:
+                if cell["set"] == name:
+                    score = 100 * cell["test"]["fused"][of["metric"]]
+                    found.setdefault(cell["method"], {})[cell["split"], cell["seed"]] = score
+            ours = found.get("pgm", {})
+            cells = []
+            for row in rows:
+                pairs = [ours[key] - theirs for key, theirs in found.get(row, {}).items() if key in ours]
+                cells.append(_difference(pairs) if pairs else "–")
+            lines.append(f"| {name}, {of['metric']} | {' | '.join(cells)} | {len(ours)} |")
+    return "\n".join(lines)
+
+
+def _difference(pairs: Sequence[float]) -> str:
+    found = paired_interval(pairs)
+    interval = "" if found["low"] is None else f" [{found['low']:.1f}, {found['high']:.1f}]"
+    return f"{found['mean']:+.1f}{interval}"
 
 
 def summary() -> str:
@@ -338,7 +366,7 @@ def densities() -> str:
 PAGES: dict[str, dict[str, Callable[[], str]]] = {
     "README.md": {"results": results, "summary": summary},
     "docs/dimml.md": {"competition": competition_table},
-    "docs/findings.md": {"studies": studies, "attached": attached_table, "shares": shares},
+    "docs/findings.md": {"against": against, "studies": studies, "attached": attached_table, "shares": shares},
     "docs/speed.md": {
         "partition": partition,
         "products": products,
