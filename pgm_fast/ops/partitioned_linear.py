@@ -189,8 +189,9 @@ def by_parts_backward(grad_u, grad_p, saved_u, saved_p, h, z, w_uni, w_paired, a
 
 
 # One pass writes the parts and another reads them, 8 bytes an element of h in 16 bits. A kernel that forms them as it
-# multiplies saves that and keeps the matrix units busy half the time: by benchmarks/kernel_model.py the two are even
-# where both widths together are about 960, as long as there are rows enough to fill a device.
+# multiplies saves that and keeps the matrix units busy half the time: by bytes over bandwidth and operations over peak
+# the two are even where both widths together are about 960, as long as there are rows enough to fill a device.
+# Estimated for an H100, measured on none.
 FUSED_BELOW_WIDTH, FUSED_BELOW_ROWS = 1024, 4096
 
 
