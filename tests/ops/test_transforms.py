@@ -134,7 +134,7 @@ def test_equals_that_of_the_plain_formula(transform, case):
 
 
 @by_op
-@pytest.mark.parametrize("backend", ["eager", "aot_eager"])
+@pytest.mark.parametrize("backend", ["eager", pytest.param("aot_eager", marks=pytest.mark.slow)])
 def test_compiled_code_drops_no_tangent(case, backend):
     """It gives the derivative or, where torch cannot record one, raises."""
     torch._dynamo.reset()
