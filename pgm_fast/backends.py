@@ -5,8 +5,8 @@ the CPU, compiled CUDA on its devices) and ``triton`` (CUDA devices) register pe
 has such kernels. The choice depends on device, dtype and shape only:
 
 - automatic (the default): the first of ``native``, ``triton``, ``torch`` that serves the call. Falling back to
-  ``torch`` where a kernel exists but cannot serve is said once, at INFO;
-  A kernel that the device turns out not to be able to start is left out from then on, and so is said too;
+  ``torch`` where a kernel exists but cannot serve is said once, at INFO. A kernel that the device cannot start
+  is left out from then on, which is said as a warning;
 - explicit, ``with pgm_fast.backend("torch"):`` or ``PGM_FAST_BACKEND=torch``: that one, or :class:`BackendError` with
   the reason and the names that can. The choice is global to the process, because backward runs on autograd's own
   threads: keep backward inside the context, and enter it outside of ``torch.compile``-d code.

@@ -97,8 +97,8 @@ def train(
     Reads a feature file or folder (see check-data) and a configuration.
 
     Writes a run folder: config.yaml (every value used), metrics.jsonl (one line per epoch), report.json and report.html
-    (the scores), checkpoints/, plots/ and TensorBoard events; train.logger
-    takes wandb and mlflow too, offline unless the environment says where to send.
+    (the scores), checkpoints/, plots/ and TensorBoard events; train.logger takes wandb and mlflow
+    too, offline unless the environment says where to send.
 
     A first Ctrl-C or SIGTERM ends the run after the step at hand and says how to resume it.
     """

@@ -44,7 +44,7 @@ __all__ = [
 
 _NORMAL_95 = 1.96  # standard deviations
 PARTITIONS: dict[int, tuple[str, ...]] = {2: ("uni", "paired"), 4: ("uni_only", "paired_only", "shared", "unused")}
-"""Names of the partitions by how many there are: the single gate's two, the dual gate's four."""
+"""Names of the partitions by how many there are: the single gate's two, the four of the dual and the boundary gate."""
 
 
 def write_json(path: str | os.PathLike, value: Any) -> None:
