@@ -240,7 +240,8 @@ class Training:
                 self.method.backward(terms["total"])
                 self.method.after_backward(self._seed_of_update(turn))
                 self.guard.update(terms["total"], stop=self.stop.signal is not None)
-                losses = {**losses, **{name: losses.get(name, 0) + term.detach() for name, term in terms.items()}}
+                for name, term in terms.items():
+                    losses[name] = losses[name] + term.detach() if name in losses else term.detach()
             self.schedule.step()
             self.losses.add(self.position.step, losses, batch)
             self.position.step += 1
@@ -248,7 +249,8 @@ class Training:
 
     def _seed_of_update(self, turn: int) -> int:
         steps = self.position.epoch * len(self.train) + self.position.step
-        return (self.config.train.seed << 40) + steps * self.method.turns + turn
+        # of a large seed the low bits: torch's generators take 64
+        return (self.config.train.seed % (1 << 23) << 40) + steps * self.method.turns + turn
 
     def _after_step(self) -> None:
         step, settings = self.position.step, self.config.train

@@ -266,6 +266,12 @@ def test_training_stops_early_and_ends_with_the_best_epoch(tmp_path):
     assert report["epochs"] == 4 and report["best_epoch"] == 4
 
 
+def test_a_method_that_draws_in_every_update_takes_seeds_of_any_size(tmp_path):
+    for seed in (20261126, 2**40):
+        report = fit(method="ogm", data=features(), out=str(tmp_path / f"{seed}"), **SETTINGS, **{"train.seed": seed})
+        assert report["seed"] == seed and report["skipped_steps"] == 0
+
+
 def test_the_best_is_by_score_then_by_loss_and_a_score_beats_none():
     best = Best()
     offers = {
