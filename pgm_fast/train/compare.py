@@ -126,7 +126,7 @@ def _draw(entries: Sequence[_Entry], out: Path) -> list[str]:
     for name, figure in figures.items():
         if figure is not None:
             save(figure, out / name)
-        else:
+        elif (out / "compare.json").exists():  # of an earlier comparison, and no one else's
             (out / name).unlink(missing_ok=True)
     return [name for name, figure in figures.items() if figure is not None]
 
