@@ -331,6 +331,7 @@ def interactions(
         [
             "pgm-fast compare runs/unimodal runs/joint runs/pgm --out compare",
             "pgm-fast compare runs/joint runs/ogm runs/mcr --out compare --json",
+            "pgm-fast compare runs/digits runs/mine --across --out tasks",
         ]
     )
 )
@@ -340,21 +341,24 @@ def compare(
         list[Path], typer.Argument(help="Folders of finished runs, or of several seeds of one.", metavar="RUN...")
     ],
     out: Annotated[Path, typer.Option(help="Folder to write.", metavar="FOLDER")],
+    across: Annotated[
+        bool, typer.Option("--across", help="Runs of any data and task: their shares and gates, not their scores.")
+    ] = False,
     as_json: AsJson = False,
     debug: Debug = False,
 ) -> None:
-    """Put finished runs on the same data beside each other.
+    """Put finished runs beside each other: on the same data, or with --across on any.
 
     Reads report.json (or summary.json) and metrics.jsonl of every run.
 
     Writes a folder: compare.html (the tables and pictures), compare.json (every number), curves.png (each modality's
     score within the runs; against learning alone, with a run of the method unimodal among them), shares.png and
-    gates.png where there are any.
+    gates.png where there are any. With --across there are no curves.
     """
     from ..train.compare import comparison_tables, write_comparison
     from ..train.reports import to_json
 
-    content = write_comparison(runs, out)
+    content = write_comparison(runs, out, across=across)
     if as_json:
         say(to_json(content))
         return

@@ -20,7 +20,7 @@ from .folder import RunFolder
 from .gates import mean_gates
 from .loop import Training
 from .predictions import Predictions
-from .reports import build_report, mean_shares, share_intervals, write_json, write_page
+from .reports import build_report, class_shares, mean_shares, share_intervals, write_json, write_page
 
 __all__ = ["describe", "finish", "served_by"]
 
@@ -97,7 +97,8 @@ def _write(
             "device": device_name(parts.ranks.device),
         },
     )
-    report |= {"share_intervals": share_intervals(shown), **parts.method.findings()}
+    by_class = class_shares(shown, spec.task, parts.features.class_names)
+    report |= {"share_intervals": share_intervals(shown), "shares_by_class": by_class, **parts.method.findings()}
     report["skipped_steps"] = position.skipped
     report["parameters"] = sum(p.numel() for p in parts.method.parameters())
     report["processes"] = parts.ranks.world

@@ -9,7 +9,7 @@ import json
 import math
 import os
 import shlex
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,7 @@ __all__ = [
     "append_line",
     "build_report",
     "cell",
+    "class_shares",
     "html_table",
     "json_line",
     "mean_shares",
@@ -142,29 +143,56 @@ def mean_shares(predictions: Predictions) -> dict[str, dict[str, float]]:
 
     Modalities without a partitioner or without rows are left out.
     """
-    means = {}
-    for modality, shares in predictions.shares.items():
-        rows = shares[predictions.presence[modality]] if modality in predictions.presence else shares
-        if len(rows):
-            mean = rows.mean(axis=0, dtype=np.float64)
-            means[modality] = {
-                name: round(float(value), 7) for name, value in zip(PARTITIONS[len(mean)], mean, strict=True)
-            }
-    return means
+    return _over_rows(predictions, slice(None), lambda rows: rows.mean(axis=0, dtype=np.float64), least=1)
 
 
 def share_intervals(predictions: Predictions) -> dict[str, dict[str, float]]:
     """Half width of the 95 % interval of each mean share over rows, by the normal approximation, shaped like
     :func:`mean_shares`. Modalities with fewer than two rows are left out."""
+    return _over_rows(predictions, slice(None), _half_width, least=2)
+
+
+def class_shares(
+    predictions: Predictions, task: str, class_names: Sequence[str] | None = None
+) -> dict[str, dict[str, Any]]:
+    """Mean shares over the rows of each class: ``{class: {"rows": int, "shares": ..., "intervals": ...}}``, the last
+    two as from :func:`mean_shares` and :func:`share_intervals`.
+
+    Empty without labels, for another task than classification, and for a method without a partitioner.
+    """
+    if task != "classification" or predictions.labels is None or not predictions.shares:
+        return {}
+    found = {}
+    for k in np.unique(predictions.labels).tolist():
+        rows = predictions.labels == k
+        found[str(k) if class_names is None else class_names[k]] = {
+            "rows": int(rows.sum()),
+            "shares": _over_rows(predictions, rows, lambda of: of.mean(axis=0, dtype=np.float64), least=1),
+            "intervals": _over_rows(predictions, rows, _half_width, least=2),
+        }
+    return found
+
+
+def _over_rows(
+    predictions: Predictions, chosen: slice | np.ndarray, of: Callable[[np.ndarray], np.ndarray], least: int
+) -> dict[str, dict[str, float]]:
+    """``{modality: {partition: of(shares [n, K])}}`` of the chosen rows that have the modality, if there are at least
+    ``least`` of them."""
     found = {}
     for modality, shares in predictions.shares.items():
-        rows = shares[predictions.presence[modality]] if modality in predictions.presence else shares
-        if len(rows) > 1:
-            half = _NORMAL_95 * rows.std(axis=0, ddof=1, dtype=np.float64) / math.sqrt(len(rows))
+        rows = shares[chosen]
+        if modality in predictions.presence:
+            rows = rows[predictions.presence[modality][chosen]]
+        if len(rows) >= least:
+            values = of(rows).tolist()
             found[modality] = {
-                name: round(float(value), 7) for name, value in zip(PARTITIONS[len(half)], half, strict=True)
+                name: round(value, 7) for name, value in zip(PARTITIONS[len(values)], values, strict=True)
             }
     return found
+
+
+def _half_width(rows: np.ndarray) -> np.ndarray:
+    return _NORMAL_95 * rows.std(axis=0, ddof=1, dtype=np.float64) / math.sqrt(len(rows))
 
 
 def build_report(

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import copy
 import json
+import math
 import re
 
 import pytest
 from matplotlib.image import imread
+from tolerances import FP64
 
 from pgm_fast.cli.app import app
 from pgm_fast.errors import CheckpointError, ConfigError
 from pgm_fast.train import fit, fit_seeds, write_comparison
-from pgm_fast.train.compare import comparison_tables
+from pgm_fast.train.compare import _read, _shares, comparison_tables
 from pgm_fast.train.reports import read_json, write_json
 
 SETTINGS = {
@@ -88,6 +90,31 @@ def test_what_cannot_be_compared_is_refused(runs, tmp_path):
     write_json(tmp_path / "elsewhere" / "report.json", {**report, "data": "other"})
     with pytest.raises(ConfigError, match="differ in data: other, synthetic"):
         write_comparison([runs / "pgm", tmp_path / "elsewhere"], tmp_path)
+
+
+def test_runs_on_other_data_compare_by_their_shares(runs, tmp_path):
+    """A summary's interval is the t-interval over its seeds, a report's that over rows."""
+    other = {**SETTINGS, "data.options": {"n": 200, "kind": "xor"}}
+    fit_seeds(seeds=[0, 1], method="pgm", out=str(tmp_path / "xor"), **other)
+    with pytest.raises(ConfigError, match=r"differ in data.*--across"):
+        write_comparison([runs / "pgm", tmp_path / "xor"], tmp_path / "out")
+    content = write_comparison([runs / "pgm", tmp_path / "xor"], tmp_path / "out", across=True)
+    assert {p.name for p in (tmp_path / "out").iterdir()} == {"compare.json", "compare.html", "shares.png"}
+    assert [run["data"] for run in content["runs"]] == ["synthetic-mixture", "synthetic-xor"]
+    (_, _, scores), (_, columns, shares) = comparison_tables(content)
+    assert [row[:4] for row in scores] == [
+        ["pgm", "pgm", "synthetic-mixture", "accuracy"],
+        ["xor", "pgm", "synthetic-xor", "accuracy"],
+    ]
+    assert columns[2:] == ["uni only", "paired only", "shared", "unused"]
+    assert [row[:2] for row in shares] == [["pgm", "a"], ["pgm", "b"], ["xor", "a"], ["xor", "b"]]
+    both = [read_json(tmp_path / "xor" / f"seed-{s}" / "report.json")["shares"]["a"]["uni_only"] for s in (0, 1)]
+    t = math.tan(0.475 * math.pi)  # the 0.975 quantile of t with one degree of freedom, Cauchy's
+    drawn = _shares(_read(tmp_path / "xor", "xor"))
+    assert drawn.measured
+    assert drawn.half["a"]["uni_only"] == pytest.approx(t * abs(both[0] - both[1]) / 2, abs=FP64)
+    of_a_run = _shares(_read(runs / "pgm", "pgm"))
+    assert of_a_run.half == content["runs"][0]["share_intervals"]
 
 
 def test_the_command_prints_the_tables(runs, tmp_path):

@@ -17,11 +17,20 @@ from pgm_fast.errors import CheckpointError, ConfigError
 from pgm_fast.train.metrics import METRICS, evaluate_predictions, primary_metric
 from pgm_fast.train.plots import draw_competition, draw_run
 from pgm_fast.train.plots.canvas import colours, label_text
-from pgm_fast.train.plots.curves import EXPECTED, learning_curves, share_bars
+from pgm_fast.train.plots.curves import learning_curves
 from pgm_fast.train.plots.dimensions import competition_curves, effective_map
 from pgm_fast.train.plots.outcome import confusion_matrix, match_curves
+from pgm_fast.train.plots.shares import EXPECTED, Shares, class_map, compared_shares, share_bars
 from pgm_fast.train.predictions import Predictions
-from pgm_fast.train.reports import PARTITIONS, build_report, json_line, mean_shares, write_json
+from pgm_fast.train.reports import (
+    PARTITIONS,
+    build_report,
+    class_shares,
+    json_line,
+    mean_shares,
+    share_intervals,
+    write_json,
+)
 
 OUTCOME = {"classification": "confusion", "multilabel": "labels", "regression": "scatter", "retrieval": "ranks"}
 
@@ -164,17 +173,70 @@ def test_match_curve_passes_through_the_recalls():
         assert found[k] == pytest.approx(report["test"]["pairs"]["left->right"][f"recall_at_{k}"], abs=FP64)
 
 
-@pytest.mark.parametrize("partitions", [2, 4])
-def test_share_bars_end_at_one_and_show_the_random_expectation(partitions):
-    records, report, _, _ = finished_run("classification", partitions=partitions)
-    axes = share_bars(records, report).axes[0]
-    ends = [
-        max(bar.get_x() + bar.get_width() for bar in axes.patches if bar.get_y() < row < bar.get_y() + 1)
-        for row in (0, 1)
+def bars_of(figure):
+    """[column][row] -> length, of the bars; None for a heading."""
+    columns = [axes for axes in figure.axes if axes.patches]
+    rows = len(columns[0].get_yticks())
+    return [
+        [
+            next((bar.get_width() for bar in axes.patches if bar.get_y() < row < bar.get_y() + 1), None)
+            for axes in columns
+        ]
+        for row in range(rows)
     ]
-    assert ends == pytest.approx([1.0, 1.0], abs=SHARES_ROUNDED_7)
-    lines = [line.get_xdata()[0] for line in axes.get_lines()]
-    assert lines == pytest.approx([1 / 2] if partitions == 2 else [1 / 3, 2 / 3, 5 / 6], abs=FP64)
+
+
+@pytest.mark.parametrize("partitions", [2, 4])
+def test_share_bars_of_a_modality_make_one_and_show_the_random_expectation(partitions):
+    records, report, _, _ = finished_run("classification", partitions=partitions)
+    figure = share_bars(records, report)
+    assert [sum(row) for row in bars_of(figure)] == pytest.approx([1.0, 1.0], abs=SHARES_ROUNDED_7)
+    assert bars_of(figure)[0] == list(report["shares"]["left"].values())
+    lines = [axes.get_lines()[0].get_xdata()[0] for axes in figure.axes[:partitions]]
+    assert lines == pytest.approx([1 / 2] * 2 if partitions == 2 else [1 / 3, 1 / 3, 1 / 6, 1 / 6], abs=FP64)
+
+
+def test_measured_shares_have_their_meaning_their_intervals_and_their_way_there():
+    records, report, predictions, _ = finished_run("classification", partitions=4)
+    report |= {"calibration": {"temperature": {"task": 1.0}}, "share_intervals": share_intervals(predictions)}
+    figure = share_bars(records, report)
+    titles = [axes.get_title(loc="left") for axes in figure.axes]
+    assert titles[:4] == ["unique", "synergistic", "redundant", "unused"]
+    for axes, name in zip(figure.axes[:4], PARTITIONS[4], strict=True):
+        low, high = axes.collections[0].get_segments()[0][:, 0]
+        mean, half = report["shares"]["left"][name], report["share_intervals"]["left"][name]
+        assert (low, high) == pytest.approx((mean - half, mean + half), abs=FP64)
+    for axes, name in zip(figure.axes[4:], PARTITIONS[4], strict=True):
+        lines = {line.get_label(): line.get_ydata() for line in axes.get_lines()}
+        assert lines["right"] == pytest.approx([record["shares"]["right"][name] for record in records], abs=FP64)
+
+
+def test_shares_by_class_are_those_of_the_rows_of_each_class():
+    _, report, predictions, _ = finished_run("classification", partitions=4)
+    predictions.presence = {"left": np.arange(40) % 3 > 0}
+    report["shares_by_class"] = class_shares(predictions, "classification", ["x", "y", "z"])
+    figure = class_map(report)
+    shown = figure.axes[2].images[0].get_array()  # of the mass "shared"
+    for k in range(3):
+        rows = predictions.labels == k
+        want = (
+            predictions.shares["right"][rows].mean(0)[2],
+            predictions.shares["left"][rows & predictions.presence["left"]].mean(0)[2],
+        )
+        assert (shown[k, 1], shown[k, 0]) == pytest.approx(want, abs=SHARES_ROUNDED_7)
+    assert [tick.get_text() for tick in figure.axes[0].get_yticklabels()] == ["x", "y", "z"]
+    assert class_map(report | {"shares_by_class": {}}) is None
+    assert class_shares(predictions, "regression") == {}
+
+
+def test_runs_of_any_partitions_are_compared_in_one_picture():
+    means = {"a": {"uni_only": 0.5, "paired_only": 0.1, "shared": 0.2, "unused": 0.2}}
+    figure = compared_shares(
+        {"one": Shares(means), "plain": Shares({}), "two": Shares({"b": {"uni": 0.3, "paired": 0.7}})}
+    )
+    assert bars_of(figure) == [[None] * 6, [0.5, 0.1, 0.2, 0.2, None, None], [None] * 6, [None] * 4 + [0.3, 0.7]]
+    assert [tick.get_text() for tick in figure.axes[0].get_yticklabels()] == ["one", "a", "two", "b"]
+    assert compared_shares({"plain": Shares({})}) is None
 
 
 def test_random_expectation_is_that_of_equal_gate_logits():

@@ -13,11 +13,12 @@ from ..folder import RunFolder
 from ..predictions import Predictions
 from ..reports import read_json, read_jsonl, require_same
 from .canvas import save
-from .curves import learning_curves, share_bars
+from .curves import learning_curves
 from .dimensions import competition_curves, effective_map
 from .gates import gate_bars
 from .outcome import confusion_matrix, label_bars, match_curves, scatter
 from .projection import projection
+from .shares import class_map, share_bars
 
 __all__ = ["draw_competition", "draw_run"]
 
@@ -39,11 +40,11 @@ def draw_run(
 ) -> list[str]:
     """Draw every plot of a run that its results allow, into ``run_dir/plots``.
 
-    ``learning_curves.png``, ``shares.png`` (methods with a partitioner), ``gates.png`` (with a gate), one of
-    ``confusion.png``, ``labels.png``, ``scatter.png`` and ``ranks.png`` by task, ``effective_dimensions.png`` (methods
-    that measure them), and ``projection.png`` (where ``predictions`` hold features). Files are replaced whole. No
-    display is opened and no global state of matplotlib is touched, so threads may draw at the same time. Equal input
-    gives equal files.
+    ``learning_curves.png``, ``shares.png`` and, for classes, ``shares_by_class.png`` (methods with a partitioner),
+    ``gates.png`` (with a gate), one of ``confusion.png``, ``labels.png``, ``scatter.png`` and ``ranks.png`` by task,
+    ``effective_dimensions.png`` (methods that measure them), and ``projection.png`` (where ``predictions`` hold
+    features). Files are replaced whole. No display is opened and no global state of matplotlib is touched, so threads
+    may draw at the same time. Equal input gives equal files.
 
     Args:
         run_dir: the run folder.
@@ -64,6 +65,7 @@ def draw_run(
     figures = {
         "learning_curves.png": learning_curves(records, report),
         "shares.png": share_bars(records, report),
+        "shares_by_class.png": class_map(report),
         "gates.png": gate_bars(report),
         outcome_file: outcome(predictions, spec, names),
         "effective_dimensions.png": effective_map(report),

@@ -1,4 +1,4 @@
-"""Plots against the epoch: losses, scores and the shares of the partitions."""
+"""Plots against the epoch: losses and scores."""
 
 from __future__ import annotations
 
@@ -12,24 +12,10 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from ..metrics import primary_metric
-from .canvas import FUSED, GREY, INK, colours, finish, label_text, legend_beside, new_figure
+from .canvas import FUSED, GREY, colours, finish, label_text, legend_beside, new_figure
 
-__all__ = ["compared_shares", "epoch_axis", "learning_curves", "series", "share_bars"]
+__all__ = ["epoch_axis", "learning_curves", "series"]
 
-# Mean gate mass of a partitioner whose logits are all equal, as at random initialisation, for a wide representation:
-# the integrals over t in [0, 1] of 1-t and t, and of (1-t)(1-t), t*t, (1-t)t twice for 1-cumsoftmax and cumsoftmax.
-EXPECTED = {
-    ("uni", "paired"): (1 / 2, 1 / 2),
-    ("uni_only", "paired_only", "shared", "unused"): (1 / 3, 1 / 3, 1 / 6, 1 / 6),
-}
-_PARTITION_COLOURS = {
-    "uni": "#0072b2",
-    "paired": "#d55e00",
-    "uni_only": "#0072b2",
-    "paired_only": "#d55e00",
-    "shared": "#9b6fb0",
-    "unused": "#d5dae2",
-}
 _WIDTH = 9.0
 
 
@@ -76,90 +62,6 @@ def learning_curves(records: Sequence[Mapping[str, Any]], report: Mapping[str, A
         epoch_axis(axes, records)
         legend_beside(axes)
     return figure
-
-
-def share_bars(records: Sequence[Mapping[str, Any]], report: Mapping[str, Any]) -> Figure | None:
-    """Share of every partition per modality at the end, and its way there. None for a method without a partitioner."""
-    shares = report.get("shares")
-    if not shares:
-        return None
-    modalities = list(shares)
-    partitions = list(shares[modalities[0]])
-    expected = None if report.get("calibration") else EXPECTED.get(tuple(partitions))
-    history = [record for record in records if record.get("shares")]
-    bars_height = 1.1 + 0.42 * len(modalities)
-    figure, grid = new_figure(
-        _WIDTH, bars_height + (3.2 if len(history) > 1 else 0.3), rows=2 if len(history) > 1 else 1
-    )
-    if len(history) > 1:
-        grid[0, 0].get_gridspec().set_height_ratios([bars_height, 3.2])
-    _draw_bars(grid[0, 0], shares, partitions, expected, "Share of each partition")
-    if len(history) > 1:
-        _draw_share_history(grid[1, 0], history, modalities, partitions, expected)
-    return figure
-
-
-def compared_shares(runs: Mapping[str, Mapping[str, Mapping[str, float]]]) -> Figure | None:
-    """Bars as those of :func:`share_bars`, a panel per run. None where no run has a partitioner.
-
-    Args:
-        runs: name of a run -> modality -> share of each partition.
-    """
-    runs = {name: shares for name, shares in runs.items() if shares}
-    if not runs:
-        return None
-    figure, grid = new_figure(_WIDTH, sum(1.1 + 0.42 * len(shares) for shares in runs.values()), rows=len(runs))
-    for axes, (name, shares) in zip(grid[:, 0], runs.items(), strict=True):
-        partitions = list(next(iter(shares.values())))
-        _draw_bars(axes, shares, partitions, None, label_text(name))
-    return figure
-
-
-def _draw_bars(
-    axes: Axes, shares: Mapping[str, Mapping[str, float]], partitions: Sequence[str], expected, title: str
-) -> None:
-    modalities = list(shares)
-    left = np.zeros(len(modalities))
-    rows = np.arange(len(modalities))
-    for partition in partitions:
-        widths = np.array([shares[modality].get(partition, 0.0) for modality in modalities])
-        name = partition.replace("_", " ")
-        axes.barh(rows, widths, left=left, height=0.62, color=_PARTITION_COLOURS.get(partition, GREY), label=name)
-        for row, (start, width) in enumerate(zip(left, widths, strict=True)):
-            if width >= 0.06:
-                colour = INK if partition == "unused" else "white"
-                axes.text(start + width / 2, row, f"{width:.2f}", ha="center", va="center", fontsize=8.5, color=colour)
-        left = left + widths
-    axes.set_xlim(0, max(1.0, left.max()))
-    # Where partitions overlap (uni = paired = h) bars do not end at 1 and there is no line to compare with.
-    if expected is not None and np.allclose(left, 1.0, atol=0.02):
-        for number, edge in enumerate(np.cumsum(expected)[:-1]):
-            style = {"color": INK, "linestyle": (0, (4, 3)), "linewidth": 1.2}
-            axes.axvline(edge, label="random initialisation" if number == 0 else None, **style)
-    axes.set_yticks(rows, [label_text(modality) for modality in modalities])
-    axes.set_ylim(len(modalities) - 0.5, -0.5)
-    finish(axes, title, x="mean gate mass", grid="none")
-    legend_beside(axes)
-
-
-def _draw_share_history(axes: Axes, history, modalities: Sequence[str], partitions: Sequence[str], expected) -> None:
-    """What reaches the paired learner, per modality, epoch by epoch."""
-    reaching = [name for name in partitions if name in ("paired", "paired_only", "shared")]
-    epochs = [record["epoch"] for record in history]
-    for modality, colour in zip(modalities, colours(len(modalities)), strict=True):
-        values = np.sum([series(history, "shares", modality, name) for name in reaching], axis=0)
-        axes.plot(epochs, values, color=colour, label=label_text(modality), linewidth=1.5)
-    if expected is not None:
-        start = sum(value for name, value in zip(partitions, expected, strict=True) if name in reaching)
-        axes.axhline(start, color=INK, linestyle=(0, (4, 3)), linewidth=1.2, label="random initialisation")
-    low, high = axes.get_ylim()
-    # Gates that hardly move are to look as if they hardly moved.
-    spare = max(0.0, 0.1 - (high - low)) / 2
-    axes.set_ylim(low - spare, high + spare)
-    axes.ticklabel_format(axis="y", useOffset=False)
-    finish(axes, "Share that reaches the paired learner", x="epoch", y=" + ".join(reaching).replace("_", " "))
-    epoch_axis(axes, history)
-    legend_beside(axes)
 
 
 def epoch_axis(axes: Axes, records: Sequence[Mapping[str, Any]]) -> None:
