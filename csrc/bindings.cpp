@@ -1,4 +1,5 @@
-// Thin: hands addresses to kernels. Checks nothing but the CPU, decides nothing. Compiled for the baseline instruction set.
+// Thin: hands addresses to kernels. Checks nothing but the CPU, decides nothing. Compiled for the baseline instruction
+// set.
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
@@ -16,7 +17,8 @@ PYBIND11_MODULE(_native, m) {
   m.doc() = "CPU kernels of pgm_fast. Addresses in, nothing checked: call pgm_fast.ops instead.";
   const std::string built_for = PGM_FAST_INSTRUCTION_SET;
   if (!cpu::cpu_has(built_for)) {
-    throw py::import_error("was built for " + built_for + ", which this CPU lacks; install pgm_fast again on this machine");
+    throw py::import_error("was built for " + built_for +
+                           ", which this CPU lacks; install pgm_fast again on this machine");
   }
   m.attr("instruction_set") = built_for;
   const auto without_gil = py::call_guard<py::gil_scoped_release>();
@@ -43,5 +45,6 @@ PYBIND11_MODULE(_native, m) {
       without_gil);
   m.def(
       "multi_rate_step",
-      [](uintptr_t launch, int threads) { cpu::multi_rate_step(*reinterpret_cast<const Launch*>(launch), threads); }, without_gil);
+      [](uintptr_t launch, int threads) { cpu::multi_rate_step(*reinterpret_cast<const Launch*>(launch), threads); },
+      without_gil);
 }

@@ -1,5 +1,5 @@
-// One step of many tensors at many rates: the tables that say what to update, and the arithmetic of the update. The one source of
-// truth for CPU vectors and CUDA threads; kernels/multi_rate_rules.py follows it for Triton programs.
+// One step of many tensors at many rates: the tables that say what to update, and the arithmetic of the update. The one
+// source of truth for CPU vectors and CUDA threads; kernels/multi_rate_rules.py follows it for Triton programs.
 //
 // V is anything with + - * /, multiply_add, square_root and larger: float, double, or a CPU vector of them.
 //   AdamW (Loshchilov & Hutter 2019; amsgrad: Reddi et al. 2018), t = steps with this one, f = gradient_factor:
@@ -8,8 +8,8 @@
 //   SGD (Sutskever et al. 2013 as torch.optim.SGD writes it):
 //     g = f grad + wd p;  b = first ? g : mu b + (1 - damp) g;  p -= lr (momentum ? (nesterov ? g + mu b : b) : g)
 //
-// A launch reads `step` in every chunk and must raise it once: whoever finishes last (the last block; on the CPU the caller) calls
-// advance() for every tensor. Until then nobody writes it.
+// A launch reads `step` in every chunk and must raise it once: whoever finishes last (the last block; on the CPU the
+// caller) calls advance() for every tensor. Until then nobody writes it.
 #pragma once
 
 #include <cmath>
@@ -24,7 +24,7 @@
 
 namespace pgm_fast::multi_rate {
 
-// ---- tables ----------------------------------------------------------------------------------------------------------------------
+// ---- tables ----
 
 enum class Dtype : int64_t { float32 = 0, float64 = 1, bfloat16 = 2, float16 = 3 };  // as common/matrix.h
 // What holds the precise parameter of a 16-bit one: nothing, a float, or the 16 bits that a bfloat16 lacks of a float.
@@ -47,7 +47,7 @@ struct TensorRow {
   uint64_t waited;          // float: steps since the last update, for groups that update every k-th step only
   uint64_t rate;            // the learning rate where it is a tensor on this device, else 0 and the group's holds
   int64_t numel;
-  int64_t group;            // row of the groups' table
+  int64_t group;  // row of the groups' table
   int64_t flags;
 };
 static_assert(sizeof(TensorRow) == 11 * 8, "launch.py and multi_rate_tables.py count eleven words");
@@ -80,14 +80,15 @@ static_assert(sizeof(GroupRow<float>) == 13 * 4, "launch.py and multi_rate_table
 // What one launch takes. Tensors of one launch share dtypes and device.
 struct Launch {
   const TensorRow* tensors;
-  const uint64_t* gradients;  // of each tensor, same strides as the parameter and dense; 0: none, the tensor stays as it is
+  // of each tensor, same strides as the parameter and dense; 0: none, the tensor stays as it is
+  const uint64_t* gradients;
   const Chunk* chunks;
   const void* groups;  // GroupRow<T>
   int64_t num_tensors;
   int64_t num_chunks;
   int64_t num_groups;
   int64_t num_elements;  // of all chunks
-  int64_t chunk_size;  // a power of two
+  int64_t chunk_size;    // a power of two
   Algorithm algorithm;
   Dtype param_dtype;
   Dtype gradient_dtype;  // param_dtype or float32
@@ -96,11 +97,12 @@ struct Launch {
   int64_t check_finite;     // whether a sum of squares that is not finite skips the step
   const float* grad_scale;  // gradients are this times too large; nullptr: they are not
   const float* found_inf;   // a value other than 0 skips the step; nullptr: never
-  const double* sums;       // of the squares of all gradients as they are in memory: of each group, then of all; nullptr: unknown
-  float* skipped;           // raised by a step that is skipped; nullptr: not counted here
+  // of the squares of all gradients as they are in memory: of each group, then of all; nullptr: unknown
+  const double* sums;
+  float* skipped;  // raised by a step that is skipped; nullptr: not counted here
 };
 
-// ---- scalars of a chunk ------------------------------------------------------------------------------------------------------------
+// ---- scalars of a chunk ----
 
 PGM_FAST_HD float multiply_add(float a, float b, float c) { return fmaf(a, b, c); }
 PGM_FAST_HD double multiply_add(double a, double b, double c) { return fma(a, b, c); }
@@ -132,7 +134,8 @@ PGM_FAST_HD bool is_due(const TensorRow& tensor, const GroupRow<T>& group) {
   return tensor.waited == 0 || T(*at<const float>(tensor.waited)) + T(1) >= group.update_every;
 }
 
-// min(1, max_norm / (norm + 1e-6)), the rule of torch.nn.utils.clip_grad_norm_, from a sum of squares of scaled gradients.
+// min(1, max_norm / (norm + 1e-6)), the rule of torch.nn.utils.clip_grad_norm_, from a sum of squares of scaled
+// gradients.
 PGM_FAST_HD double clip_coefficient(double sum, double max_norm, double scale) {
   const double coefficient = max_norm / (sqrt(sum) / scale + 1e-6);
   return coefficient < 1.0 ? coefficient : 1.0;
@@ -153,7 +156,8 @@ PGM_FAST_HD T gradient_factor(const Launch& launch, const GroupRow<T>& group, in
 template <class T>
 PGM_FAST_HD T learning_rate(const TensorRow& tensor, const GroupRow<T>& group) {
   if (tensor.rate == 0) return group.rate;
-  return tensor.flags & kRateIsDouble ? static_cast<T>(*at<const double>(tensor.rate)) : static_cast<T>(*at<const float>(tensor.rate));
+  return tensor.flags & kRateIsDouble ? static_cast<T>(*at<const double>(tensor.rate))
+                                      : static_cast<T>(*at<const float>(tensor.rate));
 }
 
 // Numbers that all elements of a tensor share.
@@ -193,7 +197,7 @@ PGM_FAST_HD Sgd<T> sgd_scalars(const TensorRow& tensor, const GroupRow<T>& group
   return s;
 }
 
-// ---- one element, or a vector of them ------------------------------------------------------------------------------------------------
+// ---- one element, or a vector of them ----
 
 template <class V>
 PGM_FAST_HD void adamw_update(V& p, V grad, V& m, V& v, const AdamW<V>& s) {
@@ -233,7 +237,7 @@ PGM_FAST_HD void advance(const TensorRow& tensor, const GroupRow<T>& group) {
   if (due && tensor.step != 0) *at<float>(tensor.step) += 1.0f;
 }
 
-// ---- 16-bit storage ------------------------------------------------------------------------------------------------------------------
+// ---- 16-bit storage ----
 
 PGM_FAST_HD uint32_t bits_of(float x) {
   uint32_t u;
@@ -253,8 +257,8 @@ PGM_FAST_HD uint16_t to_bfloat16(float x) {
   return x == x ? static_cast<uint16_t>((u + 0x7fffu + ((u >> 16) & 1u)) >> 16) : uint16_t{0x7fc0};
 }
 
-// A float as a bfloat16, its nearest with ties away from zero, and the signed 16-bit distance of their bit patterns: together they are
-// the float, bit by bit. Ties to even would need one distance more than 16 bits hold.
+// A float as a bfloat16, its nearest with ties away from zero, and the signed 16-bit distance of their bit patterns:
+// together they are the float, bit by bit. Ties to even would need one distance more than 16 bits hold.
 PGM_FAST_HD float join_remainder(uint16_t high, int16_t low) {
   return value_of((static_cast<uint32_t>(high) << 16) + static_cast<uint32_t>(static_cast<int32_t>(low)));
 }

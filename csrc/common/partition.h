@@ -4,9 +4,11 @@
 //   single gate: g = cumsoftmax(z), c = 1 - g (its own scan);   uni = c h, paired = g h
 //   dual gate:   e = 1 - cumsoftmax(z_uni), r = cumsoftmax(z_paired), ne = 1 - e, nr = 1 - r (own scans)
 //                uni_only = e nr h, paired_only = r ne h, shared = e r h; nobody takes ne nr
-//   boundaries:  the dual gate of z_j = -(x_j - center)^2 / 2 width^2, x_j = (j + 1/2) / d, with center = b_uni and 1 - b_paired;
+//   boundaries:  the dual gate of z_j = -(x_j - center)^2 / 2 width^2, x_j = (j + 1/2) / d, with
+//                center = b_uni and 1 - b_paired;
 //                uni = (floor + (1 - floor) e) h, paired = (floor + (1 - floor) r) h
-// The share of a partition is the mean over a row's gates of what it takes. It adds a constant to the gradient of what is taken.
+// The share of a partition is the mean over a row's gates of what it takes. It adds a constant to the gradient of what
+// is taken.
 #pragma once
 
 #include <cmath>
@@ -54,8 +56,8 @@ PGM_FAST_HOST_DEVICE V dual_grad_h(V e, V ne, V r, V nr, V grad_uni, V grad_pair
   return e * (nr * grad_uni + r * grad_shared) + (r * ne) * grad_paired;
 }
 
-// What the gradient of a row's share adds to those with respect to the first three masses of each of its gates: the fourth is what they
-// leave of 1.
+// What the gradient of a row's share adds to those with respect to the first three masses of each of its gates: the
+// fourth is what they leave of 1.
 template <class T>
 PGM_FAST_HOST_DEVICE void spread_grad_share(const T (&grad)[4], T gates, T (&by_mass)[3]) {
   for (int n = 0; n < 3; ++n) by_mass[n] = (grad[n] - grad[3]) / gates;
@@ -79,8 +81,9 @@ PGM_FAST_HOST_DEVICE V open_at_least(V gate, V floor, V above) {
   return floor + above * gate;
 }
 
-// A boundary's logits from the largest of them, that of place `peak`, in powers of two: u (tilt - curve u) at place peak + u. Distances
-// from the boundary, which may lie far outside of the row, would lose the digits that tell one place from the next.
+// A boundary's logits from the largest of them, that of place `peak`, in powers of two: u (tilt - curve u) at place
+// peak + u. Distances from the boundary, which may lie far outside of the row, would lose the digits that tell one
+// place from the next.
 template <class T>
 struct Bump {
   T peak, tilt;
@@ -89,7 +92,9 @@ struct Bump {
 // A sharper edge than this is a step all the same, a boundary further out too, and products of both stay in order.
 constexpr double kSharpest = 1e30;
 
-inline double bump_curve(double width, double d) { return std::fmin(kLog2OfE / (2 * width * width * d * d), kSharpest); }
+inline double bump_curve(double width, double d) {
+  return std::fmin(kLog2OfE / (2 * width * width * d * d), kSharpest);
+}
 
 template <class T>
 PGM_FAST_HOST_DEVICE T no_steeper(T x) {
@@ -114,7 +119,8 @@ PGM_FAST_HOST_DEVICE V bump_exponent(V u, V curve, V tilt) {
   return u * (tilt - curve * u);
 }
 
-// From the sum over a row of u times the logits' gradients, the factor that makes the gradient of its center: 1 / width^2 d.
+// From the sum over a row of u times the logits' gradients, the factor that makes the gradient of its center: 1 /
+// width^2 d.
 inline double bump_gradient_factor(double curve, double d) { return 2 * curve * d / kLog2OfE; }
 
 }  // namespace pgm_fast

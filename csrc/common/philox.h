@@ -1,7 +1,8 @@
-// Philox4x32-10 (Salmon et al., SC 2011): a block of four 32-bit words per counter, for CPU vectors and CUDA threads alike.
+// Philox4x32-10 (Salmon et al., SC 2011): a block of four 32-bit words per counter, for CPU vectors and CUDA threads
+// alike.
 //
-// W is 32-bit words with ^ and multiply(x, m, high, low): a CPU vector of them, or one word. How counters and words become the normals
-// of a matrix is said in pgm_fast/ops/philox.py.
+// W is 32-bit words with ^ and multiply(x, m, high, low): a CPU vector of them, or one word. How counters and words
+// become the normals of a matrix is said in pgm_fast/ops/philox.py.
 #pragma once
 
 #include <cstdint>
@@ -15,7 +16,7 @@
 namespace pgm_fast {
 
 constexpr int kPhiloxRounds = 10;
-constexpr int64_t kNoiseLanes = 16;                // neighbouring columns that come from neighbouring blocks
+constexpr int64_t kNoiseLanes = 16;               // neighbouring columns that come from neighbouring blocks
 constexpr int64_t kNoiseGroup = 4 * kNoiseLanes;  // columns that 16 blocks give
 
 struct Word {

@@ -34,7 +34,7 @@ uint16_t float_to_half(float x) {
   const uint32_t magnitude = u & 0x7fffffffu;
   if (magnitude > 0x7f800000u) return sign | 0x7e00u;   // NaN
   if (magnitude >= 0x477ff000u) return sign | 0x7c00u;  // rounds past the largest half
-  if (magnitude < 0x38800000u) {                         // subnormal: let a float addition round it
+  if (magnitude < 0x38800000u) {                        // subnormal: let a float addition round it
     return sign | static_cast<uint16_t>(bits(value(magnitude) + 0.5f) - bits(0.5f));
   }
   return sign | static_cast<uint16_t>((magnitude + 0xfffu + ((magnitude >> 13) & 1u) - 0x38000000u) >> 13);

@@ -21,7 +21,8 @@ struct Gates {
 
 template <class V, class Exponents = Logits<V>>
 struct DualGate {
-  DualGate(const Exponents& uni, const Exponents& paired, int64_t begin, int64_t end) : softmax({uni, paired}, begin, end) {}
+  DualGate(const Exponents& uni, const Exponents& paired, int64_t begin, int64_t end)
+      : softmax({uni, paired}, begin, end) {}
 
   // Where there is a gate per dimension: calls body(k, part, gates) from the right.
   template <class Body, class... Sums>

@@ -1,5 +1,6 @@
-// What is left of the contrastive loss on chosen dimensions around its matrix products (csrc/torch/duc_loss.cpp): a block of rows,
-// whose products with all teachers are l[i][j] * factor, pair `first + i` being row i's own. Pairs of weight 0 are left out.
+// What is left of the contrastive loss on chosen dimensions around its matrix products (csrc/torch/duc_loss.cpp): a
+// block of rows, whose products with all teachers are l[i][j] * factor, pair `first + i` being row i's own. Pairs of
+// weight 0 are left out.
 #include <limits>
 
 #include "gates.h"
@@ -37,8 +38,8 @@ typename V::value scale_and_hide(typename V::value* x, const typename V::value* 
 
 }  // namespace
 
-void duc_log_sum_exp(int64_t rows, Matrix products, const void* weight, int64_t first, double factor, void* lse, double* losses,
-                     int threads) {
+void duc_log_sum_exp(int64_t rows, Matrix products, const void* weight, int64_t first, double factor, void* lse,
+                     double* losses, int threads) {
   const int64_t n = products.width;
   dispatch(products.dtype, [&](auto vector) {
     using V = decltype(vector);
@@ -65,8 +66,8 @@ void duc_log_sum_exp(int64_t rows, Matrix products, const void* weight, int64_t 
   });
 }
 
-void duc_teacher_weights(int64_t rows, Matrix products, const void* weight, int64_t first, double factor, const void* lse, bool scaled,
-                         int threads) {
+void duc_teacher_weights(int64_t rows, Matrix products, const void* weight, int64_t first, double factor,
+                         const void* lse, bool scaled, int threads) {
   const int64_t n = products.width;
   dispatch(products.dtype, [&](auto vector) {
     using V = decltype(vector);

@@ -1,5 +1,5 @@
-// Predictions mixed by a softmaxed gate, with the cross-entropies of the mixture and of each. A row at a time, probabilities recomputed
-// in backward.
+// Predictions mixed by a softmaxed gate, with the cross-entropies of the mixture and of each. A row at a time,
+// probabilities recomputed in backward.
 #include <cmath>
 #include <limits>
 
@@ -31,8 +31,8 @@ typename V::value softmax(const typename V::value* x, int64_t n, typename V::val
 
 // to = sum_k weights[k] logits[k]
 template <class V>
-void mix(const typename V::value* weights, const std::vector<const typename V::value*>& logits, int64_t mixed, int64_t classes,
-         typename V::value* to) {
+void mix(const typename V::value* weights, const std::vector<const typename V::value*>& logits, int64_t mixed,
+         int64_t classes, typename V::value* to) {
   for_each_vector<V>(classes, [&](int64_t at, auto part) {
     V total = V::set(0);
     for (int64_t k = 0; k < mixed; ++k) total = total + V::set(weights[k]) * part.load(logits[k] + at);
@@ -48,8 +48,8 @@ T cross_entropy(T log_sum, const T* x, int64_t label, int64_t classes) {
 
 }  // namespace
 
-void gated_mixture(int64_t rows, Matrix gate, const std::vector<Matrix>& logits, uintptr_t labels, Matrix fused, uintptr_t weights,
-                   uintptr_t losses, int threads) {
+void gated_mixture(int64_t rows, Matrix gate, const std::vector<Matrix>& logits, uintptr_t labels, Matrix fused,
+                   uintptr_t weights, uintptr_t losses, int threads) {
   const int64_t mixed = gate.width, scored = static_cast<int64_t>(logits.size()), classes = fused.width;
   const auto* label = reinterpret_cast<const int64_t*>(labels);
   dispatch(fused.dtype, [&](auto vector) {

@@ -1,7 +1,7 @@
-// The cumulative softmax of one row and its derivative, as scans that the kernels run in two passes: from the left, which forms the
-// exponentials and their prefix sums, and from the right, in which complement gates, outputs and gradients are formed together. What
-// passes between them lives in scratch rows that stay in the first-level cache. The pass over one row from the right and that over the
-// next row from the left run side by side.
+// The cumulative softmax of one row and its derivative, as scans that the kernels run in two passes: from the left,
+// which forms the exponentials and their prefix sums, and from the right, in which complement gates, outputs and
+// gradients are formed together. What passes between them lives in scratch rows that stay in the first-level cache. The
+// pass over one row from the right and that over the next row from the left run side by side.
 #pragma once
 
 #include <array>
@@ -14,8 +14,8 @@
 
 namespace pgm_fast::cpu {
 
-// A running sum whose rounding errors do not grow with the row: plain over kBlock vectors, whose sum is small beside that of the row,
-// and from block to block with the rounding error kept (Knuth's two-sum).
+// A running sum whose rounding errors do not grow with the row: plain over kBlock vectors, whose sum is small beside
+// that of the row, and from block to block with the rounding error kept (Knuth's two-sum).
 template <class V>
 struct RunningSum {
   static constexpr int64_t kBlock = 16;
@@ -32,7 +32,8 @@ struct RunningSum {
   typename V::value total() const { return (high + low).sum(); }
 };
 
-// Sums up to and with each element, for vectors that come from the left, and from each element on, for vectors from the right.
+// Sums up to and with each element, for vectors that come from the left, and from each element on, for vectors from the
+// right.
 template <class V>
 struct PrefixSum : RunningSum<V> {
   V step(V x) {
@@ -76,8 +77,8 @@ PGM_FAST_INLINE inline void from_right(int64_t size, Body&& body, Sums&... sums)
   }
 }
 
-// Calls left(k, part) from the left and right(k, part) from the right, in turn, so that one's latencies are hidden behind the other's
-// arithmetic; `sums` belong to either.
+// Calls left(k, part) from the left and right(k, part) from the right, in turn, so that one's latencies are hidden
+// behind the other's arithmetic; `sums` belong to either.
 template <class V, class Left, class Right, class... Sums>
 PGM_FAST_INLINE inline void from_both(int64_t size, Left&& left, Right&& right, Sums&... sums) {
   constexpr int64_t block = RunningSum<V>::kBlock * V::width;
@@ -111,7 +112,8 @@ inline typename V::value largest(const typename V::value* x, int64_t size) {
   return top;
 }
 
-// Where the exponents of a softmax come from, in powers of two from a row's largest: logits in memory, over a temperature.
+// Where the exponents of a softmax come from, in powers of two from a row's largest: logits in memory, over a
+// temperature.
 template <class V>
 class Logits {
   using T = typename V::value;
@@ -161,7 +163,8 @@ struct Exponentials {
   }
 };
 
-// 1 - gate: the sum of what follows. It has its own scan, because 1 - gate has no correct digit where the gate is near 1.
+// 1 - gate: the sum of what follows. It has its own scan, because 1 - gate has no correct digit where the gate is
+// near 1.
 template <class V>
 struct Complement : SuffixSum<V> {
   template <class Part>
@@ -277,8 +280,7 @@ inline void gate_row(const Exponentials<V>& softmax, int64_t m, typename V::valu
 template <class V>
 inline void complement_row(const Exponentials<V>& softmax, int64_t m, typename V::value* complement) {
   Complement<V> scan;
-  from_right<V>(
-      m, [&](int64_t k, auto part) { part.store(scan.step(softmax, k, part), complement + k); }, scan);
+  from_right<V>(m, [&](int64_t k, auto part) { part.store(scan.step(softmax, k, part), complement + k); }, scan);
 }
 
 // One value per chunk [gates] to one per dimension [d].

@@ -1,5 +1,5 @@
-// Reparameterised sample of a diagonal Gaussian and its KL divergence per row, forward and backward. One pass over each row; the noise
-// is made anew from its counters in backward and exists as one row in scratch.
+// Reparameterised sample of a diagonal Gaussian and its KL divergence per row, forward and backward. One pass over each
+// row; the noise is made anew from its counters in backward and exists as one row in scratch.
 #include <type_traits>
 
 #include "gates.h"
@@ -24,8 +24,8 @@ int64_t padded(int64_t d) { return (d + kNoiseGroup - 1) / kNoiseGroup * kNoiseG
 
 }  // namespace
 
-void gaussian_sample_kl(int64_t rows, int64_t d, int64_t layers, Matrix mu, Matrix logvar, Matrix prior_mu, Matrix prior_logvar,
-                        uintptr_t seed, Matrix z, uintptr_t kl, int threads) {
+void gaussian_sample_kl(int64_t rows, int64_t d, int64_t layers, Matrix mu, Matrix logvar, Matrix prior_mu,
+                        Matrix prior_logvar, uintptr_t seed, Matrix z, uintptr_t kl, int threads) {
   const int64_t each = d / layers;
   const uint64_t key = seed ? *reinterpret_cast<const uint64_t*>(seed) : 0;
   const bool bypass = seed && each % 16 == 0 && bypasses_cache(rows, {mu, logvar, z});
@@ -87,9 +87,9 @@ void gaussian_sample_kl(int64_t rows, int64_t d, int64_t layers, Matrix mu, Matr
   });
 }
 
-void gaussian_sample_kl_backward(int64_t rows, int64_t d, int64_t layers, Matrix grad_kl, Matrix grad_z, Matrix mu, Matrix logvar,
-                                 Matrix prior_mu, Matrix prior_logvar, uintptr_t seed, Matrix grad_mu, Matrix grad_logvar,
-                                 Matrix grad_prior_mu, Matrix grad_prior_logvar, int threads) {
+void gaussian_sample_kl_backward(int64_t rows, int64_t d, int64_t layers, Matrix grad_kl, Matrix grad_z, Matrix mu,
+                                 Matrix logvar, Matrix prior_mu, Matrix prior_logvar, uintptr_t seed, Matrix grad_mu,
+                                 Matrix grad_logvar, Matrix grad_prior_mu, Matrix grad_prior_logvar, int threads) {
   const int64_t each = d / layers;
   const uint64_t key = seed ? *reinterpret_cast<const uint64_t*>(seed) : 0;
   const bool bypass = each % 16 == 0 && bypasses_cache(rows, {mu, logvar, grad_mu, grad_logvar});

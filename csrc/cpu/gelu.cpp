@@ -1,5 +1,6 @@
-// The exact GELU of hidden features and its derivative, with what dropout keeps of them: hidden = keep * x * Phi(x). Operands in float or
-// double. (torch's own goes through oneDNN, which sets up a primitive in every call: half of the time for a block of a small batch.)
+// The exact GELU of hidden features and its derivative, with what dropout keeps of them: hidden = keep * x * Phi(x).
+// Operands in float or double. (torch's own goes through oneDNN, which sets up a primitive in every call: half of the
+// time for a block of a small batch.)
 #include <cmath>
 
 #include "gates.h"
@@ -21,15 +22,16 @@ Normal<Lane<T>> normal(Lane<T> x) {
 }
 
 #if defined(__AVX512F__) || defined(__AVX2__)
-// 1 - Phi(|x|) = e^(-x^2 / 2) t p(t) with t = 1 / (1 + 0.35 |x|): p is fitted to relative error on |x| <= 14 (3e-8 before rounding), past
-// which floats are 0. Taken from 1 only where that loses nothing, so that small values of Phi keep their digits.
+// 1 - Phi(|x|) = e^(-x^2 / 2) t p(t) with t = 1 / (1 + 0.35 |x|): p is fitted to relative error on |x| <= 14 (3e-8
+// before rounding), past which floats are 0. Taken from 1 only where that loses nothing, so that small values of Phi
+// keep their digits.
 Normal<Simd> normal(Simd x) {
   const Simd zero = Simd::set(0), one = Simd::set(1);
   const Simd size = Simd::max(x, zero - x), bell = Simd::exp(x * x * Simd::set(-0.5f));
   const Simd t = one / Simd::fma(size, Simd::set(0.35f), one);
   Simd p = Simd::set(-0.0291459233f);
-  for (const float coefficient :
-       {0.143971664f, -0.255714184f, 0.15917408f, -0.0231097808f, 0.105507982f, 0.119832873f, 0.139861869f, 0.139621404f}) {
+  for (const float coefficient : {0.143971664f, -0.255714184f, 0.15917408f, -0.0231097808f, 0.105507982f, 0.119832873f,
+                                  0.139861869f, 0.139621404f}) {
     p = Simd::fma(p, t, Simd::set(coefficient));
   }
   const Simd above_size = bell * t * p;
@@ -51,7 +53,8 @@ void add_bias(int64_t rows, Matrix x, Matrix bias) {
     const T* b = numbers<T>(bias);
     for (int64_t row = 0; row < rows; ++row) {
       T* to = numbers<T>(x) + row * x.width;
-      for_each_vector<V>(x.width, [&](int64_t k, auto part) { part.store(part.load(to + k) + part.load(b + k), to + k); });
+      for_each_vector<V>(x.width,
+                         [&](int64_t k, auto part) { part.store(part.load(to + k) + part.load(b + k), to + k); });
     }
   });
 }

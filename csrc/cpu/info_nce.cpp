@@ -1,6 +1,6 @@
-// What the symmetric contrastive loss needs around its matrix products (csrc/torch/info_nce.cpp): rows of unit length, the log-sum-exps
-// of rows and columns of products that are l[i][j] * factor, their gradient. Pairs of weight 0 are left out. Formulas in
-// pgm_fast/ops/info_nce.py.
+// What the symmetric contrastive loss needs around its matrix products (csrc/torch/info_nce.cpp): rows of unit length,
+// the log-sum-exps of rows and columns of products that are l[i][j] * factor, their gradient. Pairs of weight 0 are
+// left out. Formulas in pgm_fast/ops/info_nce.py.
 #include <limits>
 
 #include "gates.h"
@@ -12,7 +12,8 @@ namespace {
 template <class T>
 constexpr T kNone = -std::numeric_limits<T>::infinity();  // a log-sum-exp of nothing
 constexpr double kShortest = 1e-12;                       // rows are divided by this length at least
-constexpr int64_t kColumns = 64;                          // columns whose maxima and sums wait in registers and the first-level cache
+// columns whose maxima and sums wait in registers and the first-level cache
+constexpr int64_t kColumns = 64;
 
 template <class V>
 typename V::value dot(const typename V::value* x, const typename V::value* y, int64_t n) {
@@ -95,8 +96,8 @@ void info_nce_normalize(int64_t rows, Matrix x, void* norms, Matrix unit, int th
   });
 }
 
-void info_nce_log_sum_exps(int64_t n, Matrix products, const void* weight, double factor, void* rows, void* columns, double* losses,
-                           int threads) {
+void info_nce_log_sum_exps(int64_t n, Matrix products, const void* weight, double factor, void* rows, void* columns,
+                           double* losses, int threads) {
   dispatch(products.dtype, [&](auto vector) {
     using V = decltype(vector);
     using T = typename V::value;
@@ -125,12 +126,13 @@ void info_nce_log_sum_exps(int64_t n, Matrix products, const void* weight, doubl
   });
 }
 
-void info_nce_gradient(int64_t n, Matrix products, const void* weight, double factor, const void* rows, const void* columns, double scale,
-                       int threads) {
+void info_nce_gradient(int64_t n, Matrix products, const void* weight, double factor, const void* rows,
+                       const void* columns, double scale, int threads) {
   dispatch(products.dtype, [&](auto vector) {
     using V = decltype(vector);
     using T = typename V::value;
-    const T *w = static_cast<const T*>(weight), *of_rows = static_cast<const T*>(rows), *of_columns = static_cast<const T*>(columns);
+    const T *w = static_cast<const T*>(weight), *of_rows = static_cast<const T*>(rows),
+            *of_columns = static_cast<const T*>(columns);
     Scratch<T> hidden(1, n);
     hide(w, n, hidden[0]);
     parallel_rows(n, 2 * n, threads, [&](int64_t begin, int64_t end) {
@@ -155,7 +157,8 @@ void info_nce_gradient(int64_t n, Matrix products, const void* weight, double fa
   });
 }
 
-void info_nce_normalize_backward(int64_t rows, Matrix grad_unit, Matrix unit, const void* norms, Matrix grad, int threads) {
+void info_nce_normalize_backward(int64_t rows, Matrix grad_unit, Matrix unit, const void* norms, Matrix grad,
+                                 int threads) {
   const int64_t d = unit.width;
   dispatch(unit.dtype, [&](auto vector) {
     using V = decltype(vector);

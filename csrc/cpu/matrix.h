@@ -53,8 +53,8 @@ class Scratch {
   T* first_;
 };
 
-// Calls body(k, n) for k = 0, width, 2 width, ...: n is a compile-time `Full` for whole vectors and the number of lanes for the rest.
-// Lanes past the end are loaded as zeros; clear() makes them zeros.
+// Calls body(k, n) for k = 0, width, 2 width, ...: n is a compile-time `Full` for whole vectors and the number of lanes
+// for the rest. Lanes past the end are loaded as zeros; clear() makes them zeros.
 template <class V>
 struct Full {
   static V load(const typename V::value* from) { return V::load(from); }

@@ -23,9 +23,12 @@ constexpr int kChunksAtATime = 4;
 
 int64_t size_of(multi_rate::Dtype dtype) {
   switch (dtype) {
-    case multi_rate::Dtype::float64: return 8;
-    case multi_rate::Dtype::float32: return 4;
-    default: return 2;
+    case multi_rate::Dtype::float64:
+      return 8;
+    case multi_rate::Dtype::float32:
+      return 4;
+    default:
+      return 2;
   }
 }
 
@@ -34,13 +37,16 @@ void* offset(uint64_t address, int64_t elements, int64_t size) { return at<char>
 Matrix matrix(void* data, multi_rate::Dtype dtype, int64_t n) { return {data, static_cast<Dtype>(dtype), n}; }
 
 // n elements as T: themselves where they are stored so, else converted into buffer.
-const float* values(void* data, multi_rate::Dtype dtype, int64_t n, float* buffer) { return read(matrix(data, dtype, n), 0, buffer); }
+const float* values(void* data, multi_rate::Dtype dtype, int64_t n, float* buffer) {
+  return read(matrix(data, dtype, n), 0, buffer);
+}
 const double* values(void* data, multi_rate::Dtype, int64_t, double*) { return static_cast<const double*>(data); }
 
 template <class Body>
 void for_each_chunk(const Launch& launch, int threads, Body&& body) {
   const int64_t useful = std::max<int64_t>(1, launch.num_elements / kElementsPerThread);
-  const int parts = static_cast<int>(std::min<int64_t>({static_cast<int64_t>(threads), useful, std::max<int64_t>(launch.num_chunks, 1)}));
+  const int parts = static_cast<int>(
+      std::min<int64_t>({static_cast<int64_t>(threads), useful, std::max<int64_t>(launch.num_chunks, 1)}));
   if (parts == 1) {
     for (int64_t c = 0; c < launch.num_chunks; ++c) body(c);
     return;
@@ -49,7 +55,7 @@ void for_each_chunk(const Launch& launch, int threads, Body&& body) {
   for (int64_t c = 0; c < launch.num_chunks; ++c) body(c);
 }
 
-// ---- update ------------------------------------------------------------------------------------------------------------------------
+// ---- update ----
 
 // Where the elements of one block are; pointers of state may be null.
 template <class T>
@@ -135,7 +141,8 @@ void store_parameter(const Launch& launch, const float* from, void* data, void* 
 
 // Elements [start, start + n) of a tensor, T = float, in blocks where something has to be converted.
 template <class S>
-void update_part(const Launch& launch, const TensorRow& row, uint64_t gradient, int64_t start, int64_t n, const S& scalars) {
+void update_part(const Launch& launch, const TensorRow& row, uint64_t gradient, int64_t start, int64_t n,
+                 const S& scalars) {
   const int64_t param_size = size_of(launch.param_dtype), gradient_size = size_of(launch.gradient_dtype);
   const bool direct = launch.param_dtype == multi_rate::Dtype::float32;
   const int64_t block = direct && gradient_size == 4 ? n : kBlock;
@@ -155,7 +162,8 @@ void update_part(const Launch& launch, const TensorRow& row, uint64_t gradient, 
     }
     const float* g = values(offset(gradient, k, gradient_size), launch.gradient_dtype, count, gradients);
     const auto state = [&](uint64_t address) { return address == 0 ? nullptr : at<float>(address) + k; };
-    update<Simd>(Block<float>{p, g, state(row.exp_avg), state(row.exp_avg_sq), state(row.max_exp_avg_sq), count}, vectors, row.flags);
+    update<Simd>(Block<float>{p, g, state(row.exp_avg), state(row.exp_avg_sq), state(row.max_exp_avg_sq), count},
+                 vectors, row.flags);
     if (!direct) store_parameter(launch, p, stored, master, count);
   }
 }
@@ -197,7 +205,7 @@ void step(const Launch& launch, int threads) {
   }
 }
 
-// ---- sums of squares -----------------------------------------------------------------------------------------------------------------
+// ---- sums of squares ----
 
 double sum_of_squares(const double* x, int64_t n) {
   double sum[4] = {0.0, 0.0, 0.0, 0.0};

@@ -31,14 +31,15 @@ struct WordsOf<Simd> {
   static Words count_from(uint32_t first) { return Words::count_from(first); }
 };
 
-// ln x for x normal and in (0, 1]: x = m 2^e with m in [sqrt 1/2, sqrt 2), ln m by the degree-8 polynomial of Cephes logf (Moshier).
+// ln x for x normal and in (0, 1]: x = m 2^e with m in [sqrt 1/2, sqrt 2), ln m by the degree-8 polynomial of Cephes
+// logf (Moshier).
 inline Simd log_of_uniform(Simd x) {
   const Words bits = Words::of(x);
   const Words e = (bits - Words::set(0x3f3504f3u)).arithmetic_shift_right<23>();
   const Simd m = (bits - e.shift_left<23>()).as_float() - Simd::set(1.0f), n = e.to_float(), square = m * m;
   Simd y = Simd::set(7.0376836292e-2f);
-  for (const float c : {-1.1514610310e-1f, 1.1676998740e-1f, -1.2420140846e-1f, 1.4249322787e-1f, -1.6668057665e-1f, 2.0000714765e-1f,
-                        -2.4999993993e-1f, 3.3333331174e-1f}) {
+  for (const float c : {-1.1514610310e-1f, 1.1676998740e-1f, -1.2420140846e-1f, 1.4249322787e-1f, -1.6668057665e-1f,
+                        2.0000714765e-1f, -2.4999993993e-1f, 3.3333331174e-1f}) {
     y = Simd::fma(y, m, Simd::set(c));
   }
   y = y * m * square;
@@ -47,12 +48,13 @@ inline Simd log_of_uniform(Simd x) {
   return Simd::fma(n, Simd::set(0.693359375f), m + y);
 }
 
-// The angle is a quarter turn times (two highest bits + place), place in [-1/2, 1/2): no reduction, and polynomials of Cephes sinf and
-// cosf on [-pi/4, pi/4].
+// The angle is a quarter turn times (two highest bits + place), place in [-1/2, 1/2): no reduction, and polynomials of
+// Cephes sinf and cosf on [-pi/4, pi/4].
 inline void box_muller(Words radial, Words angular, Simd& first, Simd& second) {
   const Simd uniform = Simd::fma(radial.shift_right<9>().to_float(), Simd::set(0x1p-23f), Simd::set(0x1p-24f));
   const Simd radius = Simd::sqrt(log_of_uniform(uniform) * Simd::set(-2.0f));
-  const Simd place = Simd::fma((angular.shift_right<7>() & Words::set(0x7fffffu)).to_float(), Simd::set(0x1p-23f), Simd::set(-0.5f));
+  const Simd place =
+      Simd::fma((angular.shift_right<7>() & Words::set(0x7fffffu)).to_float(), Simd::set(0x1p-23f), Simd::set(-0.5f));
   const Simd x = place * Simd::set(1.57079632679489661923f), square = x * x;
   Simd sine = Simd::fma(square, Simd::set(-1.9515295891e-4f), Simd::set(8.3321608736e-3f));
   sine = Simd::fma(sine, square, Simd::set(-1.6666654611e-1f));
@@ -76,7 +78,8 @@ inline void box_muller(Words radial, Words angular, Simd& first, Simd& second) {
 template <class V>
 inline void noise_row(uint64_t seed, int64_t row, int64_t d, typename V::value* to) {
   using W = typename WordsOf<V>::type;
-  const W row_low = W::set(static_cast<uint32_t>(row)), row_high = W::set(static_cast<uint32_t>(static_cast<uint64_t>(row) >> 32));
+  const W row_low = W::set(static_cast<uint32_t>(row)),
+          row_high = W::set(static_cast<uint32_t>(static_cast<uint64_t>(row) >> 32));
   for (int64_t column = 0; column < d; column += kNoiseGroup, to += kNoiseGroup) {
     for (int64_t lane = 0; lane < kNoiseLanes; lane += V::width) {
       W block[4] = {WordsOf<V>::count_from(static_cast<uint32_t>(column / 4 + lane)), row_low, row_high, W::set(0)};

@@ -1,5 +1,5 @@
-// Single-gate partition, forward and backward: gates recomputed in backward and never stored. One gate per dimension takes two passes
-// over a row; one gate per chunk takes a third, over the expanded gates.
+// Single-gate partition, forward and backward: gates recomputed in backward and never stored. One gate per dimension
+// takes two passes over a row; one gate per chunk takes a third, over the expanded gates.
 #include "../common/partition.h"
 
 #include "gates.h"
@@ -10,7 +10,8 @@ namespace pgm_fast::cpu {
 namespace {
 
 template <class V, class Share>
-void split_rows(int64_t rows, Matrix h, Matrix z, double temperature, Matrix uni, Matrix paired, Matrix share, int threads) {
+void split_rows(int64_t rows, Matrix h, Matrix z, double temperature, Matrix uni, Matrix paired, Matrix share,
+                int threads) {
   using T = typename V::value;
   const int64_t d = h.width, gates = z.width;
   const bool bypass = bypasses_cache(rows, {h, z, uni, paired});
@@ -43,10 +44,14 @@ void split_rows(int64_t rows, Matrix h, Matrix z, double temperature, Matrix uni
           complement_row<V>(softmax[0], gates, not_narrow);
           gate_row<V>(softmax[0], gates, narrow);
           from_left<V>(
-              gates, [&](int64_t k, auto part) PGM_FAST_INLINE { taken.add({part.load(not_narrow + k), part.load(narrow + k)}); }, taken);
+              gates,
+              [&](int64_t k, auto part)
+                  PGM_FAST_INLINE { taken.add({part.load(not_narrow + k), part.load(narrow + k)}); },
+              taken);
           expand(not_narrow, gates, d, not_gate);
           expand(narrow, gates, d, gate);
-          for_each_vector<V>(d, [&](int64_t k, auto part) { split(k, part, part.load(gate + k), part.load(not_gate + k)); });
+          for_each_vector<V>(
+              d, [&](int64_t k, auto part) { split(k, part, part.load(gate + k), part.load(not_gate + k)); });
         }
         taken.store(share, row, gates);
       });
@@ -58,8 +63,8 @@ void split_rows(int64_t rows, Matrix h, Matrix z, double temperature, Matrix uni
 }
 
 template <class V, class Share>
-void gradient_rows(int64_t rows, Matrix grad_uni, Matrix grad_paired, Matrix grad_share, Matrix h, Matrix z, double temperature,
-                   Matrix grad_h, Matrix grad_z, int threads) {
+void gradient_rows(int64_t rows, Matrix grad_uni, Matrix grad_paired, Matrix grad_share, Matrix h, Matrix z,
+                   double temperature, Matrix grad_h, Matrix grad_z, int threads) {
   using T = typename V::value;
   const int64_t d = h.width, gates = z.width;
   const bool bypass = bypasses_cache(rows, {grad_uni, grad_paired, h, z, grad_h, grad_z});
@@ -101,10 +106,12 @@ void gradient_rows(int64_t rows, Matrix grad_uni, Matrix grad_paired, Matrix gra
           expand(by_gate, gates, d, not_gate);
           gate_row<V>(softmax[0], gates, by_gate);
           expand(by_gate, gates, d, gate);
-          for_each_vector<V>(
-              d, [&](int64_t k, auto part) { part.store(step(k, part, part.load(gate + k), part.load(not_gate + k)), by_gate + k); });
+          for_each_vector<V>(d, [&](int64_t k, auto part) {
+            part.store(step(k, part, part.load(gate + k), part.load(not_gate + k)), by_gate + k);
+          });
           chunk_sum(by_gate, gates, d);
-          softmax.from_right([&](int64_t k, auto part) PGM_FAST_INLINE { scan(k, part, part.load(by_gate + k)); }, gradient);
+          softmax.from_right([&](int64_t k, auto part) PGM_FAST_INLINE { scan(k, part, part.load(by_gate + k)); },
+                             gradient);
         }
         gradient.finish(suffix, softmax[0], gates, T(temperature), store, dz);
       });
@@ -124,18 +131,20 @@ void partition(int64_t rows, Matrix h, Matrix z, double temperature, Matrix uni,
   });
 }
 
-void partition_with_share(int64_t rows, Matrix h, Matrix z, double temperature, Matrix uni, Matrix paired, Matrix share, int threads) {
+void partition_with_share(int64_t rows, Matrix h, Matrix z, double temperature, Matrix uni, Matrix paired, Matrix share,
+                          int threads) {
   dispatch(h.dtype, [&](auto vector) {
     using V = decltype(vector);
     split_rows<V, RowShare<V, 2>>(rows, h, z, temperature, uni, paired, share, threads);
   });
 }
 
-void partition_backward(int64_t rows, Matrix grad_uni, Matrix grad_paired, Matrix grad_share, Matrix h, Matrix z, double temperature,
-                        Matrix grad_h, Matrix grad_z, int threads) {
+void partition_backward(int64_t rows, Matrix grad_uni, Matrix grad_paired, Matrix grad_share, Matrix h, Matrix z,
+                        double temperature, Matrix grad_h, Matrix grad_z, int threads) {
   dispatch(h.dtype, [&](auto vector) {
     using V = decltype(vector);
-    const auto run = grad_share.data == nullptr ? gradient_rows<V, NoGradShare<V, 2, 1>> : gradient_rows<V, GradShare<V, 2, 1>>;
+    const auto run =
+        grad_share.data == nullptr ? gradient_rows<V, NoGradShare<V, 2, 1>> : gradient_rows<V, GradShare<V, 2, 1>>;
     run(rows, grad_uni, grad_paired, grad_share, h, z, temperature, grad_h, grad_z, threads);
   });
 }

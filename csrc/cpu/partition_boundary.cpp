@@ -25,7 +25,11 @@ class Bumps {
 
  public:
   Bumps(const Matrix& boundaries, bool from_right, int64_t d, double width)
-      : boundaries_(boundaries), from_right_(from_right), d_(d), in_double_(bump_curve(width, d)), curve_(V::set(static_cast<T>(in_double_))) {}
+      : boundaries_(boundaries),
+        from_right_(from_right),
+        d_(d),
+        in_double_(bump_curve(width, d)),
+        curve_(V::set(static_cast<T>(in_double_))) {}
 
   int64_t width() const { return d_; }
   void start(int64_t row, T* scratch) {
@@ -49,13 +53,14 @@ class Bumps {
 };
 
 template <class V>
-DualGate<V, Bumps<V>> gates_of(const Matrix& b_uni, const Matrix& b_paired, int64_t begin, int64_t end, int64_t d, double width) {
+DualGate<V, Bumps<V>> gates_of(const Matrix& b_uni, const Matrix& b_paired, int64_t begin, int64_t end, int64_t d,
+                               double width) {
   return {{b_uni, false, d, width}, {b_paired, true, d, width}, begin, end};
 }
 
 template <class V, class Share>
-void split_rows(int64_t rows, Matrix h, Matrix b_uni, Matrix b_paired, double width, double floor, Matrix uni, Matrix paired, Matrix share,
-                int threads) {
+void split_rows(int64_t rows, Matrix h, Matrix b_uni, Matrix b_paired, double width, double floor, Matrix uni,
+                Matrix paired, Matrix share, int threads) {
   using T = typename V::value;
   const int64_t d = h.width;
   const bool bypass = bypasses_cache(rows, {h, uni, paired});
@@ -118,8 +123,9 @@ void store_number(double x, const Matrix& to, int64_t row, T* scratch) {
 }
 
 template <class V, bool kShare, bool kDetached>
-void gradient_rows(int64_t rows, Matrix grad_uni, Matrix grad_paired, Matrix grad_share, Matrix h, Matrix b_uni, Matrix b_paired,
-                   double width, double floor, Matrix grad_h, Matrix grad_b_uni, Matrix grad_b_paired, int threads) {
+void gradient_rows(int64_t rows, Matrix grad_uni, Matrix grad_paired, Matrix grad_share, Matrix h, Matrix b_uni,
+                   Matrix b_paired, double width, double floor, Matrix grad_h, Matrix grad_b_uni, Matrix grad_b_paired,
+                   int threads) {
   using T = typename V::value;
   using Share = std::conditional_t<kShare, GradShare<V, 4, 3>, NoGradShare<V, 4, 3>>;
   const int64_t d = h.width;
@@ -172,31 +178,32 @@ void gradient_rows(int64_t rows, Matrix grad_uni, Matrix grad_paired, Matrix gra
 
 }  // namespace
 
-void partition_boundary(int64_t rows, Matrix h, Matrix b_uni, Matrix b_paired, double width, double floor, bool, Matrix uni, Matrix paired,
-                        int threads) {
+void partition_boundary(int64_t rows, Matrix h, Matrix b_uni, Matrix b_paired, double width, double floor, bool,
+                        Matrix uni, Matrix paired, int threads) {
   dispatch(h.dtype, [&](auto vector) {
     using V = decltype(vector);
     split_rows<V, NoShare<V, 4>>(rows, h, b_uni, b_paired, width, floor, uni, paired, {}, threads);
   });
 }
 
-void partition_boundary_with_share(int64_t rows, Matrix h, Matrix b_uni, Matrix b_paired, double width, double floor, bool, Matrix uni,
-                                   Matrix paired, Matrix share, int threads) {
+void partition_boundary_with_share(int64_t rows, Matrix h, Matrix b_uni, Matrix b_paired, double width, double floor,
+                                   bool, Matrix uni, Matrix paired, Matrix share, int threads) {
   dispatch(h.dtype, [&](auto vector) {
     using V = decltype(vector);
     split_rows<V, RowShare<V, 4>>(rows, h, b_uni, b_paired, width, floor, uni, paired, share, threads);
   });
 }
 
-void partition_boundary_backward(int64_t rows, Matrix grad_uni, Matrix grad_paired, Matrix grad_share, Matrix h, Matrix b_uni,
-                                 Matrix b_paired, double width, double floor, bool detach_gates, Matrix grad_h, Matrix grad_b_uni,
-                                 Matrix grad_b_paired, int threads) {
+void partition_boundary_backward(int64_t rows, Matrix grad_uni, Matrix grad_paired, Matrix grad_share, Matrix h,
+                                 Matrix b_uni, Matrix b_paired, double width, double floor, bool detach_gates,
+                                 Matrix grad_h, Matrix grad_b_uni, Matrix grad_b_paired, int threads) {
   dispatch(h.dtype, [&](auto vector) {
     using V = decltype(vector);
     const bool share = grad_share.data != nullptr;
     const auto run = detach_gates ? (share ? gradient_rows<V, true, true> : gradient_rows<V, false, true>)
                                   : (share ? gradient_rows<V, true, false> : gradient_rows<V, false, false>);
-    run(rows, grad_uni, grad_paired, grad_share, h, b_uni, b_paired, width, floor, grad_h, grad_b_uni, grad_b_paired, threads);
+    run(rows, grad_uni, grad_paired, grad_share, h, b_uni, b_paired, width, floor, grad_h, grad_b_uni, grad_b_paired,
+        threads);
   });
 }
 

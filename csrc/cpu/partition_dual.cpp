@@ -1,5 +1,5 @@
-// Dual-gate partition, forward and backward: gates recomputed in backward and never stored. One gate per dimension takes two passes
-// over a row; one gate per chunk takes a third, over the expanded gates.
+// Dual-gate partition, forward and backward: gates recomputed in backward and never stored. One gate per dimension
+// takes two passes over a row; one gate per chunk takes a third, over the expanded gates.
 #include "../common/partition.h"
 
 #include "dual_gate.h"
@@ -39,8 +39,8 @@ struct DualGateRows : DualGate<V> {
 };
 
 template <class V, class Share>
-void split_rows(int64_t rows, Matrix h, Matrix z_uni, Matrix z_paired, double temperature, Matrix uni_only, Matrix paired_only,
-                Matrix shared, Matrix share, int threads) {
+void split_rows(int64_t rows, Matrix h, Matrix z_uni, Matrix z_paired, double temperature, Matrix uni_only,
+                Matrix paired_only, Matrix shared, Matrix share, int threads) {
   using T = typename V::value;
   const int64_t d = h.width, gates = z_uni.width;
   const bool bypass = bypasses_cache(rows, {h, z_uni, z_paired, uni_only, paired_only, shared});
@@ -85,8 +85,9 @@ void split_rows(int64_t rows, Matrix h, Matrix z_uni, Matrix z_paired, double te
 }
 
 template <class V, class Share>
-void gradient_rows(int64_t rows, Matrix grad_uni, Matrix grad_paired, Matrix grad_shared, Matrix grad_share, Matrix h, Matrix z_uni,
-                   Matrix z_paired, double temperature, Matrix grad_h, Matrix grad_z_uni, Matrix grad_z_paired, int threads) {
+void gradient_rows(int64_t rows, Matrix grad_uni, Matrix grad_paired, Matrix grad_shared, Matrix grad_share, Matrix h,
+                   Matrix z_uni, Matrix z_paired, double temperature, Matrix grad_h, Matrix grad_z_uni,
+                   Matrix grad_z_paired, int threads) {
   using T = typename V::value;
   const int64_t d = h.width, gates = z_uni.width;
   const bool bypass =
@@ -158,29 +159,31 @@ void gradient_rows(int64_t rows, Matrix grad_uni, Matrix grad_paired, Matrix gra
 
 }  // namespace
 
-void partition_dual(int64_t rows, Matrix h, Matrix z_uni, Matrix z_paired, double temperature, Matrix uni_only, Matrix paired_only,
-                    Matrix shared, int threads) {
+void partition_dual(int64_t rows, Matrix h, Matrix z_uni, Matrix z_paired, double temperature, Matrix uni_only,
+                    Matrix paired_only, Matrix shared, int threads) {
   dispatch(h.dtype, [&](auto vector) {
     using V = decltype(vector);
     split_rows<V, NoShare<V, 4>>(rows, h, z_uni, z_paired, temperature, uni_only, paired_only, shared, {}, threads);
   });
 }
 
-void partition_dual_with_share(int64_t rows, Matrix h, Matrix z_uni, Matrix z_paired, double temperature, Matrix uni_only,
-                               Matrix paired_only, Matrix shared, Matrix share, int threads) {
+void partition_dual_with_share(int64_t rows, Matrix h, Matrix z_uni, Matrix z_paired, double temperature,
+                               Matrix uni_only, Matrix paired_only, Matrix shared, Matrix share, int threads) {
   dispatch(h.dtype, [&](auto vector) {
     using V = decltype(vector);
     split_rows<V, RowShare<V, 4>>(rows, h, z_uni, z_paired, temperature, uni_only, paired_only, shared, share, threads);
   });
 }
 
-void partition_dual_backward(int64_t rows, Matrix grad_uni, Matrix grad_paired, Matrix grad_shared, Matrix grad_share, Matrix h,
-                             Matrix z_uni, Matrix z_paired, double temperature, Matrix grad_h, Matrix grad_z_uni, Matrix grad_z_paired,
-                             int threads) {
+void partition_dual_backward(int64_t rows, Matrix grad_uni, Matrix grad_paired, Matrix grad_shared, Matrix grad_share,
+                             Matrix h, Matrix z_uni, Matrix z_paired, double temperature, Matrix grad_h,
+                             Matrix grad_z_uni, Matrix grad_z_paired, int threads) {
   dispatch(h.dtype, [&](auto vector) {
     using V = decltype(vector);
-    const auto run = grad_share.data == nullptr ? gradient_rows<V, NoGradShare<V, 4, 3>> : gradient_rows<V, GradShare<V, 4, 3>>;
-    run(rows, grad_uni, grad_paired, grad_shared, grad_share, h, z_uni, z_paired, temperature, grad_h, grad_z_uni, grad_z_paired, threads);
+    const auto run =
+        grad_share.data == nullptr ? gradient_rows<V, NoGradShare<V, 4, 3>> : gradient_rows<V, GradShare<V, 4, 3>>;
+    run(rows, grad_uni, grad_paired, grad_shared, grad_share, h, z_uni, z_paired, temperature, grad_h, grad_z_uni,
+        grad_z_paired, threads);
   });
 }
 

@@ -1,5 +1,5 @@
-// What the decoder does beside its matrix products: bias, residual and squared error in one pass over the product, and the gradient of
-// both outputs in one pass. The residual is decoded - target and is formed again in backward.
+// What the decoder does beside its matrix products: bias, residual and squared error in one pass over the product, and
+// the gradient of both outputs in one pass. The residual is decoded - target and is formed again in backward.
 #include "gates.h"
 #include "kernels.h"
 
@@ -13,7 +13,8 @@ T weight_of(const void* row_weight, int64_t row, int64_t rows) {
 
 }  // namespace
 
-void reconstruction_loss(int64_t rows, Matrix decoded, Matrix bias, Matrix target, const void* row_weight, double* loss, int threads) {
+void reconstruction_loss(int64_t rows, Matrix decoded, Matrix bias, Matrix target, const void* row_weight, double* loss,
+                         int threads) {
   const int64_t d = decoded.width;
   dispatch(decoded.dtype, [&](auto vector) {
     using V = decltype(vector);
@@ -25,7 +26,8 @@ void reconstruction_loss(int64_t rows, Matrix decoded, Matrix bias, Matrix targe
         if (b != nullptr) {
           const T* product = read(decoded, row, scratch[1]);
           T* sum = cpu::target(decoded, row, scratch[2]);
-          for_each_vector<V>(d, [&](int64_t k, auto part) { part.store(part.load(product + k) + part.load(b + k), sum + k); });
+          for_each_vector<V>(
+              d, [&](int64_t k, auto part) { part.store(part.load(product + k) + part.load(b + k), sum + k); });
           finish(decoded, row, sum);
         }
         // measured on what is returned, after its rounding
@@ -44,8 +46,8 @@ void reconstruction_loss(int64_t rows, Matrix decoded, Matrix bias, Matrix targe
   });
 }
 
-void reconstruction_gradient(int64_t rows, Matrix grad_decoded, Matrix decoded, Matrix target, const void* row_weight, double grad_loss,
-                             Matrix grad, Matrix grad_target, int threads) {
+void reconstruction_gradient(int64_t rows, Matrix grad_decoded, Matrix decoded, Matrix target, const void* row_weight,
+                             double grad_loss, Matrix grad, Matrix grad_target, int threads) {
   const int64_t d = decoded.width;
   dispatch(decoded.dtype, [&](auto vector) {
     using V = decltype(vector);

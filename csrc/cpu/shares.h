@@ -1,5 +1,6 @@
-// The share of each partition in a row, the mean over the row's gates of what it takes, summed up as the gates form; and its gradient,
-// added as theirs form. Kernels are compiled with and without, so that who asks for no share pays for none.
+// The share of each partition in a row, the mean over the row's gates of what it takes, summed up as the gates form;
+// and its gradient, added as theirs form. Kernels are compiled with and without, so that who asks for no share pays for
+// none.
 #pragma once
 
 #include "../common/partition.h"

@@ -1,7 +1,9 @@
-// Vectors of float for the instruction set that this file is compiled for, and a one-lane stand-in for float and double.
+// Vectors of float for the instruction set that this file is compiled for, and a one-lane stand-in for float and
+// double.
 //
-// Beyond arithmetic the kernels need three things: scans inside a vector, loads and stores of the first n lanes, and stores that
-// bypass the cache. The instruction set is a compile-time choice; bindings.cpp refuses to load on a CPU that lacks it.
+// Beyond arithmetic the kernels need three things: scans inside a vector, loads and stores of the first n lanes, and
+// stores that bypass the cache. The instruction set is a compile-time choice; bindings.cpp refuses to load on a CPU
+// that lacks it.
 #pragma once
 
 #include <algorithm>
@@ -12,8 +14,8 @@
 #include <immintrin.h>
 #endif
 
-// For functions and lambdas that carry sums from vector to vector, which stay in registers only if all of it is one function. Compilers
-// stop inlining by themselves where a file grows large.
+// For functions and lambdas that carry sums from vector to vector, which stay in registers only if all of it is one
+// function. Compilers stop inlining by themselves where a file grows large.
 #if defined(__GNUC__)
 #define PGM_FAST_INLINE __attribute__((always_inline))
 #else
@@ -58,8 +60,8 @@ struct Lane {
   T largest() const { return static_cast<T>(v); }
 };
 
-// Asks for a cache line that will be read soon. The address need not be valid. A call that is not inlined is dropped: it has no effect that
-// a compiler knows of.
+// Asks for a cache line that will be read soon. The address need not be valid. A call that is not inlined is dropped:
+// it has no effect that a compiler knows of.
 PGM_FAST_INLINE inline void prefetch([[maybe_unused]] const void* address) {
 #if defined(__GNUC__)
   __builtin_prefetch(address);
@@ -126,7 +128,9 @@ struct Simd {
   }
   static Simd sqrt(Simd a) { return {_mm512_sqrt_ps(a.v)}; }
   // a in lanes below zero, b elsewhere
-  Simd pick_below_zero(Simd a, Simd b) const { return {_mm512_mask_blend_ps(_mm512_movepi32_mask(_mm512_castps_si512(v)), b.v, a.v)}; }
+  Simd pick_below_zero(Simd a, Simd b) const {
+    return {_mm512_mask_blend_ps(_mm512_movepi32_mask(_mm512_castps_si512(v)), b.v, a.v)};
+  }
   float sum() const { return _mm512_reduce_add_ps(v); }
   float largest() const { return _mm512_reduce_max_ps(v); }
   static Simd exp(Simd a);
@@ -303,7 +307,7 @@ using Simd = Lane<float>;
 // is past e^89 to infinity.
 inline Simd Simd::exp(Simd a) {
   const Simd x = min(set(104.0f), max(set(-104.0f), a));  // this order keeps a NaN
-  const Simd to_integer = set(12582912.0f);  // 1.5 * 2^23: adding it leaves no bit for a fraction
+  const Simd to_integer = set(12582912.0f);               // 1.5 * 2^23: adding it leaves no bit for a fraction
   const Simd n = fma(x, set(1.44269504088896341f), to_integer) - to_integer;
   Simd r = fma(n, set(-0.693359375f), x);
   r = fma(n, set(2.12194440e-4f), r);
@@ -317,7 +321,8 @@ inline Simd Simd::exp(Simd a) {
   return scale(y, n);
 }
 
-// 2^a for a <= 127 by a polynomial fitted to relative error on [0, 1) (2e-9 before rounding); within 0.95 ulp. Cheaper than exp.
+// 2^a for a <= 127 by a polynomial fitted to relative error on [0, 1) (2e-9 before rounding); within 0.95 ulp. Cheaper
+// than exp.
 inline Simd Simd::exp2(Simd a) {
   const Simd r = fraction(a);
   Simd y = set(2.17022554e-04f);

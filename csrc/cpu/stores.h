@@ -7,8 +7,9 @@
 
 namespace pgm_fast::cpu {
 
-// A store that bypasses the cache saves reading the line first, a third of a copy's traffic, and costs a miss to whoever reads the
-// output next. It pays once the operands of a call are far larger than what a core's cache keeps for that reader.
+// A store that bypasses the cache saves reading the line first, a third of a copy's traffic, and costs a miss to
+// whoever reads the output next. It pays once the operands of a call are far larger than what a core's cache keeps for
+// that reader.
 constexpr int64_t kBypassBytes = int64_t{16} << 20;
 
 inline bool bypasses_cache(int64_t rows, std::initializer_list<Matrix> operands) {

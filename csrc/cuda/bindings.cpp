@@ -1,5 +1,5 @@
-// Thin: hands addresses to kernels, on the device and stream that it is told. Checks nothing but CUDA's own errors, decides nothing.
-// Loading it touches no device.
+// Thin: hands addresses to kernels, on the device and stream that it is told. Checks nothing but CUDA's own errors,
+// decides nothing. Loading it touches no device.
 #include <pybind11/pybind11.h>
 
 #include <stdexcept>
@@ -22,7 +22,8 @@ struct CannotStart : std::runtime_error {
 
 void check(cudaError_t error) {
   if (error == cudaSuccess) return;
-  std::string message = std::string("CUDA kernel of pgm_fast: ") + cudaGetErrorName(error) + ", " + cudaGetErrorString(error);
+  std::string message =
+      std::string("CUDA kernel of pgm_fast: ") + cudaGetErrorName(error) + ", " + cudaGetErrorString(error);
   if (error == cudaErrorNoKernelImageForDevice || error == cudaErrorUnsupportedPtxVersion) {
     message += "; built for " PGM_FAST_CUDA_ARCHITECTURES
                ": set TORCH_CUDA_ARCH_LIST to this device's compute capability and install pgm_fast again";
@@ -65,22 +66,26 @@ PYBIND11_MODULE(_cuda, m) {
   m.attr("architectures") = PGM_FAST_CUDA_ARCHITECTURES;
   py::register_exception<CannotStart>(m, "CannotStart", PyExc_RuntimeError);
   m.def("partition", on_stream<int64_t, Matrix, Matrix, double, Matrix, Matrix>(&cuda::partition));
-  m.def("partition_with_share", on_stream<int64_t, Matrix, Matrix, double, Matrix, Matrix, Matrix>(&cuda::partition_with_share));
+  m.def("partition_with_share",
+        on_stream<int64_t, Matrix, Matrix, double, Matrix, Matrix, Matrix>(&cuda::partition_with_share));
   m.def("partition_backward",
         on_stream<int64_t, Matrix, Matrix, Matrix, Matrix, Matrix, double, Matrix, Matrix>(&cuda::partition_backward));
-  m.def("partition_dual", on_stream<int64_t, Matrix, Matrix, Matrix, double, Matrix, Matrix, Matrix>(&cuda::partition_dual));
-  m.def("partition_dual_with_share",
-        on_stream<int64_t, Matrix, Matrix, Matrix, double, Matrix, Matrix, Matrix, Matrix>(&cuda::partition_dual_with_share));
+  m.def("partition_dual",
+        on_stream<int64_t, Matrix, Matrix, Matrix, double, Matrix, Matrix, Matrix>(&cuda::partition_dual));
+  m.def("partition_dual_with_share", on_stream<int64_t, Matrix, Matrix, Matrix, double, Matrix, Matrix, Matrix, Matrix>(
+                                         &cuda::partition_dual_with_share));
   m.def("partition_dual_backward",
         on_stream<int64_t, Matrix, Matrix, Matrix, Matrix, Matrix, Matrix, Matrix, double, Matrix, Matrix, Matrix>(
             &cuda::partition_dual_backward));
   m.def("partition_boundary",
         on_stream<int64_t, Matrix, Matrix, Matrix, double, double, bool, Matrix, Matrix>(&cuda::partition_boundary));
   m.def("partition_boundary_with_share",
-        on_stream<int64_t, Matrix, Matrix, Matrix, double, double, bool, Matrix, Matrix, Matrix>(&cuda::partition_boundary_with_share));
-  m.def("partition_boundary_backward",
-        on_stream<int64_t, Matrix, Matrix, Matrix, Matrix, Matrix, Matrix, double, double, bool, Matrix, Matrix, Matrix>(
-            &cuda::partition_boundary_backward));
+        on_stream<int64_t, Matrix, Matrix, Matrix, double, double, bool, Matrix, Matrix, Matrix>(
+            &cuda::partition_boundary_with_share));
+  m.def(
+      "partition_boundary_backward",
+      on_stream<int64_t, Matrix, Matrix, Matrix, Matrix, Matrix, Matrix, double, double, bool, Matrix, Matrix, Matrix>(
+          &cuda::partition_boundary_backward));
   // a launch is the address of its words
   m.def("multi_rate_squares", [](uintptr_t launch, uintptr_t partials, uintptr_t sums, int device, uintptr_t stream) {
     const OnDevice scope(device);

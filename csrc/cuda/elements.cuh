@@ -1,4 +1,5 @@
-// Elements of any floating dtype in memory, float (double for float64) in registers: single ones, and 16 bytes at a time.
+// Elements of any floating dtype in memory, float (double for float64) in registers: single ones, and 16 bytes at a
+// time.
 #pragma once
 
 #include <cuda_bf16.h>
@@ -73,8 +74,8 @@ struct Sixteen {
   }
 };
 
-// Elements k to k + size of the row that begins at element `row`; at multiples of 16 bytes. The two offsets are apart because the
-// row's is the same for a whole block and then takes no registers.
+// Elements k to k + size of the row that begins at element `row`; at multiples of 16 bytes. The two offsets are apart
+// because the row's is the same for a whole block and then takes no registers.
 template <class S>
 __device__ __forceinline__ Sixteen<S> load_sixteen(const void* base, int64_t row, unsigned k) {
   return {*reinterpret_cast<const uint4*>(static_cast<const S*>(base) + row + k)};
@@ -92,8 +93,12 @@ __device__ __forceinline__ void load_floats(const void* from, float (&x)[2]) {
   x[0] = pair.x;
   x[1] = pair.y;
 }
-__device__ __forceinline__ void load_floats(const void* from, float (&x)[4]) { Sixteen<float>{*static_cast<const uint4*>(from)}.unpack(x); }
-__device__ __forceinline__ void store_floats(const float (&x)[2], void* to) { *static_cast<float2*>(to) = make_float2(x[0], x[1]); }
+__device__ __forceinline__ void load_floats(const void* from, float (&x)[4]) {
+  Sixteen<float>{*static_cast<const uint4*>(from)}.unpack(x);
+}
+__device__ __forceinline__ void store_floats(const float (&x)[2], void* to) {
+  *static_cast<float2*>(to) = make_float2(x[0], x[1]);
+}
 __device__ __forceinline__ void store_floats(const float (&x)[4], void* to) {
   Sixteen<float> sixteen;
   sixteen.pack(x);

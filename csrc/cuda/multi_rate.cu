@@ -1,8 +1,8 @@
-// A multi-rate optimizer step and the sums of squares it clips by: one block per chunk of a tensor, whatever the tensor, its group
-// and its rate. Formulas and tables: common/multi_rate.h.
+// A multi-rate optimizer step and the sums of squares it clips by: one block per chunk of a tensor, whatever the
+// tensor, its group and its rate. Formulas and tables: common/multi_rate.h.
 //
-// Mutated: parameters, their masters and their state; step, waited and skipped, by the block that finishes last; `finished`, which is
-// 0 before and after every launch.
+// Mutated: parameters, their masters and their state; step, waited and skipped, by the block that finishes last;
+// `finished`, which is 0 before and after every launch.
 #include "../common/multi_rate.h"
 
 #include <limits>
@@ -23,12 +23,13 @@ using multi_rate::Master;
 using multi_rate::TensorRow;
 
 constexpr int kThreads = 256;
-// Elements of a thread at a time: 16 bytes of the state, which is most of the traffic; 8 bytes of a 16-bit parameter beside it, so
-// that a warp's accesses to either have no gap.
+// Elements of a thread at a time: 16 bytes of the state, which is most of the traffic; 8 bytes of a 16-bit parameter
+// beside it, so that a warp's accesses to either have no gap.
 template <class T>
 constexpr int kAtATime = 16 / sizeof(T);
 
-// N neighbours in one access. The addresses come as numbers, so the compiler has to be told that they are of device memory.
+// N neighbours in one access. The addresses come as numbers, so the compiler has to be told that they are of device
+// memory.
 template <class S, int N>
 struct alignas(N * sizeof(S)) Pack {
   S element[N];
@@ -214,7 +215,8 @@ __device__ __forceinline__ bool accessible_in_packs(const TensorRow& row, uint64
   return addresses % 16 == 0;
 }
 
-// Whether this is the block of the grid that finishes last; all its threads get the same answer, and see what the others wrote.
+// Whether this is the block of the grid that finishes last; all its threads get the same answer, and see what the
+// others wrote.
 __device__ __forceinline__ bool finishes_last(unsigned* finished) {
   __shared__ bool last;
   __syncthreads();
@@ -228,7 +230,8 @@ __device__ __forceinline__ bool finishes_last(unsigned* finished) {
 }
 
 template <template <class, class, class, Master> class Update, class T, class P, class G, Master kMaster>
-__global__ void __launch_bounds__(kThreads) multi_rate_update(const __grid_constant__ Launch launch, unsigned* finished) {
+__global__ void __launch_bounds__(kThreads)
+    multi_rate_update(const __grid_constant__ Launch launch, unsigned* finished) {
   using Block = Update<T, P, G, kMaster>;
   __shared__ typename Block::Scalars scalars;
   __shared__ bool skipped, due;
@@ -284,7 +287,8 @@ __device__ __forceinline__ double block_sum(double x) {
 
 // partials[c]: the sum of the squares of a chunk's gradients.
 template <class T, class G>
-__global__ void __launch_bounds__(kThreads) multi_rate_chunk_squares(const __grid_constant__ Launch launch, double* partials) {
+__global__ void __launch_bounds__(kThreads)
+    multi_rate_chunk_squares(const __grid_constant__ Launch launch, double* partials) {
   for (int64_t c = blockIdx.x; c < launch.num_chunks; c += gridDim.x) {
     const Chunk chunk = launch.chunks[c];
     const int64_t rest = launch.tensors[chunk.tensor].numel - chunk.start;
@@ -300,15 +304,18 @@ __global__ void __launch_bounds__(kThreads) multi_rate_chunk_squares(const __gri
 #pragma unroll
       for (int j = 0; j < kN; ++j) sum = multi_rate::multiply_add(x[j], x[j], sum);
     }
-    for (int k = whole + thread; k < n; k += kThreads) sum = multi_rate::multiply_add(widened(g[k]), widened(g[k]), sum);
+    for (int k = whole + thread; k < n; k += kThreads)
+      sum = multi_rate::multiply_add(widened(g[k]), widened(g[k]), sum);
     double exact = sum;
     if (!(sum - sum == T(0))) {
       // the squares overflow in float, and perhaps not in double
       exact = 0;
       for (int k = thread * kN; k < whole; k += kThreads * kN) {
-        for (int j = 0; j < kN; ++j) exact += static_cast<double>(widened(g[k + j])) * static_cast<double>(widened(g[k + j]));
+        for (int j = 0; j < kN; ++j)
+          exact += static_cast<double>(widened(g[k + j])) * static_cast<double>(widened(g[k + j]));
       }
-      for (int k = whole + thread; k < n; k += kThreads) exact += static_cast<double>(widened(g[k])) * static_cast<double>(widened(g[k]));
+      for (int k = whole + thread; k < n; k += kThreads)
+        exact += static_cast<double>(widened(g[k])) * static_cast<double>(widened(g[k]));
     }
     exact = block_sum(exact);
     if (thread == 0) partials[c] = exact;
@@ -345,7 +352,8 @@ cudaError_t launch_update(const Launch& launch, unsigned* finished, cudaStream_t
 
 template <class P, Master kMaster>
 cudaError_t launch_sixteen_bit(const Launch& launch, unsigned* finished, cudaStream_t stream) {
-  if (launch.gradient_dtype == multi_rate::Dtype::float32) return launch_update<float, P, float, kMaster>(launch, finished, stream);
+  if (launch.gradient_dtype == multi_rate::Dtype::float32)
+    return launch_update<float, P, float, kMaster>(launch, finished, stream);
   return launch_update<float, P, P, kMaster>(launch, finished, stream);
 }
 
@@ -361,10 +369,18 @@ cudaError_t multi_rate_squares(const Launch& launch, double* partials, double* s
   if (launch.num_chunks > 0) {
     cudaError_t error = cudaErrorInvalidValue;
     switch (launch.gradient_dtype) {
-      case multi_rate::Dtype::float32: error = launch_chunk_squares<float, float>(launch, partials, stream); break;
-      case multi_rate::Dtype::float64: error = launch_chunk_squares<double, double>(launch, partials, stream); break;
-      case multi_rate::Dtype::bfloat16: error = launch_chunk_squares<float, __nv_bfloat16>(launch, partials, stream); break;
-      case multi_rate::Dtype::float16: error = launch_chunk_squares<float, __half>(launch, partials, stream); break;
+      case multi_rate::Dtype::float32:
+        error = launch_chunk_squares<float, float>(launch, partials, stream);
+        break;
+      case multi_rate::Dtype::float64:
+        error = launch_chunk_squares<double, double>(launch, partials, stream);
+        break;
+      case multi_rate::Dtype::bfloat16:
+        error = launch_chunk_squares<float, __nv_bfloat16>(launch, partials, stream);
+        break;
+      case multi_rate::Dtype::float16:
+        error = launch_chunk_squares<float, __half>(launch, partials, stream);
+        break;
     }
     if (error != cudaSuccess) return error;
   }
@@ -376,14 +392,18 @@ cudaError_t multi_rate_step(const Launch& launch, unsigned* finished, cudaStream
   if (launch.num_tensors == 0) return cudaSuccess;
   const Master master = launch.master;
   switch (launch.param_dtype) {
-    case multi_rate::Dtype::float32: return launch_update<float, float, float, Master::none>(launch, finished, stream);
-    case multi_rate::Dtype::float64: return launch_update<double, double, double, Master::none>(launch, finished, stream);
+    case multi_rate::Dtype::float32:
+      return launch_update<float, float, float, Master::none>(launch, finished, stream);
+    case multi_rate::Dtype::float64:
+      return launch_update<double, double, double, Master::none>(launch, finished, stream);
     case multi_rate::Dtype::float16:
       if (master == Master::float32) return launch_sixteen_bit<__half, Master::float32>(launch, finished, stream);
       return launch_sixteen_bit<__half, Master::none>(launch, finished, stream);
     case multi_rate::Dtype::bfloat16:
-      if (master == Master::float32) return launch_sixteen_bit<__nv_bfloat16, Master::float32>(launch, finished, stream);
-      if (master == Master::remainder) return launch_sixteen_bit<__nv_bfloat16, Master::remainder>(launch, finished, stream);
+      if (master == Master::float32)
+        return launch_sixteen_bit<__nv_bfloat16, Master::float32>(launch, finished, stream);
+      if (master == Master::remainder)
+        return launch_sixteen_bit<__nv_bfloat16, Master::remainder>(launch, finished, stream);
       return launch_sixteen_bit<__nv_bfloat16, Master::none>(launch, finished, stream);
   }
   return cudaErrorInvalidValue;

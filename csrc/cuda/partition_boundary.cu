@@ -16,7 +16,10 @@ struct Boundary : BumpLogits<T> {
 
   template <class U>
   Boundary<U> to() const {
-    return {{static_cast<U>(this->curve), static_cast<U>(this->factor)}, static_cast<U>(floor), static_cast<U>(above), detached};
+    return {{static_cast<U>(this->curve), static_cast<U>(this->factor)},
+            static_cast<U>(floor),
+            static_cast<U>(above),
+            detached};
   }
   __device__ __forceinline__ void split(const T (&gate)[2], const T (&complement)[2], T h, T (&part)[2]) const {
     part[0] = open_at_least(complement[0], floor, above) * h;
@@ -53,22 +56,30 @@ Boundary<double> boundary(double width, double floor, bool detached, int64_t d) 
 
 }  // namespace
 
-cudaError_t partition_boundary(int64_t rows, Matrix h, Matrix b_uni, Matrix b_paired, double width, double floor, bool detach_gates,
-                               Matrix uni, Matrix paired, cudaStream_t stream) {
+cudaError_t partition_boundary(int64_t rows, Matrix h, Matrix b_uni, Matrix b_paired, double width, double floor,
+                               bool detach_gates, Matrix uni, Matrix paired, cudaStream_t stream) {
   return partition_boundary_with_share(rows, h, b_uni, b_paired, width, floor, detach_gates, uni, paired, {}, stream);
 }
 
-cudaError_t partition_boundary_with_share(int64_t rows, Matrix h, Matrix b_uni, Matrix b_paired, double width, double floor,
-                                          bool detach_gates, Matrix uni, Matrix paired, Matrix share, cudaStream_t stream) {
+cudaError_t partition_boundary_with_share(int64_t rows, Matrix h, Matrix b_uni, Matrix b_paired, double width,
+                                          double floor, bool detach_gates, Matrix uni, Matrix paired, Matrix share,
+                                          cudaStream_t stream) {
   const auto split = boundary(width, floor, detach_gates, h.width);
-  return launch_partition<false>(Call<Boundary>{split, rows, h, {b_uni, b_paired}, {uni, paired}, share, {}, {}}, stream);
+  return launch_partition<false>(Call<Boundary>{split, rows, h, {b_uni, b_paired}, {uni, paired}, share, {}, {}},
+                                 stream);
 }
 
-cudaError_t partition_boundary_backward(int64_t rows, Matrix grad_uni, Matrix grad_paired, Matrix grad_share, Matrix h, Matrix b_uni,
-                                        Matrix b_paired, double width, double floor, bool detach_gates, Matrix grad_h,
-                                        Matrix grad_b_uni, Matrix grad_b_paired, cudaStream_t stream) {
-  const Call<Boundary> call{boundary(width, floor, detach_gates, h.width), rows, h, {b_uni, b_paired}, {grad_uni, grad_paired}, grad_share,
-                            grad_h, {grad_b_uni, grad_b_paired}};
+cudaError_t partition_boundary_backward(int64_t rows, Matrix grad_uni, Matrix grad_paired, Matrix grad_share, Matrix h,
+                                        Matrix b_uni, Matrix b_paired, double width, double floor, bool detach_gates,
+                                        Matrix grad_h, Matrix grad_b_uni, Matrix grad_b_paired, cudaStream_t stream) {
+  const Call<Boundary> call{boundary(width, floor, detach_gates, h.width),
+                            rows,
+                            h,
+                            {b_uni, b_paired},
+                            {grad_uni, grad_paired},
+                            grad_share,
+                            grad_h,
+                            {grad_b_uni, grad_b_paired}};
   return launch_partition<true>(call, stream);
 }
 

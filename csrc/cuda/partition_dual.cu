@@ -29,7 +29,8 @@ struct Dual : LoadedLogits<T> {
   static __device__ __forceinline__ T grad_h(const T (&gate)[2], const T (&complement)[2], const T (&grad)[3]) {
     return dual_grad_h(complement[0], gate[0], gate[1], complement[1], grad[0], grad[1], grad[2]);
   }
-  // What is summed over the neighbours of a gate, and the gates' gradients from that and from what the share gives to each mass.
+  // What is summed over the neighbours of a gate, and the gates' gradients from that and from what the share gives to
+  // each mass.
   static __device__ __forceinline__ void products(T h, const T (&grad)[3], T (&product)[3]) {
     for (int n = 0; n < 3; ++n) product[n] = grad[n] * h;
   }
@@ -53,17 +54,19 @@ cudaError_t partition_dual(int64_t rows, Matrix h, Matrix z_uni, Matrix z_paired
   return partition_dual_with_share(rows, h, z_uni, z_paired, temperature, uni_only, paired_only, shared, {}, stream);
 }
 
-cudaError_t partition_dual_with_share(int64_t rows, Matrix h, Matrix z_uni, Matrix z_paired, double temperature, Matrix uni_only,
-                                      Matrix paired_only, Matrix shared, Matrix share, cudaStream_t stream) {
-  const Call<Dual> call{{logits_over(temperature)}, rows, h, {z_uni, z_paired}, {uni_only, paired_only, shared}, share, {}, {}};
+cudaError_t partition_dual_with_share(int64_t rows, Matrix h, Matrix z_uni, Matrix z_paired, double temperature,
+                                      Matrix uni_only, Matrix paired_only, Matrix shared, Matrix share,
+                                      cudaStream_t stream) {
+  const Call<Dual> call{{logits_over(temperature)},      rows,  h,  {z_uni, z_paired},
+                        {uni_only, paired_only, shared}, share, {}, {}};
   return launch_partition<false>(call, stream);
 }
 
-cudaError_t partition_dual_backward(int64_t rows, Matrix grad_uni, Matrix grad_paired, Matrix grad_shared, Matrix grad_share, Matrix h,
-                                    Matrix z_uni, Matrix z_paired, double temperature, Matrix grad_h, Matrix grad_z_uni,
-                                    Matrix grad_z_paired, cudaStream_t stream) {
-  const Call<Dual> call{{logits_over(temperature)}, rows, h, {z_uni, z_paired}, {grad_uni, grad_paired, grad_shared}, grad_share, grad_h,
-                        {grad_z_uni, grad_z_paired}};
+cudaError_t partition_dual_backward(int64_t rows, Matrix grad_uni, Matrix grad_paired, Matrix grad_shared,
+                                    Matrix grad_share, Matrix h, Matrix z_uni, Matrix z_paired, double temperature,
+                                    Matrix grad_h, Matrix grad_z_uni, Matrix grad_z_paired, cudaStream_t stream) {
+  const Call<Dual> call{{logits_over(temperature)},           rows,       h,      {z_uni, z_paired},
+                        {grad_uni, grad_paired, grad_shared}, grad_share, grad_h, {grad_z_uni, grad_z_paired}};
   return launch_partition<true>(call, stream);
 }
 

@@ -6,7 +6,8 @@
 
 namespace pgm_fast::cuda {
 
-// The tensors of a call: `part` are outputs forward and gradients backward. Split<double> becomes Split<float> where that serves.
+// The tensors of a call: `part` are outputs forward and gradients backward. Split<double> becomes Split<float> where
+// that serves.
 template <template <class> class Split>
 struct Call {
   Split<double> split;
@@ -29,13 +30,15 @@ inline bool aligned_share(const Matrix& m) {
   return m.data == nullptr || (m.dtype == Dtype::float32 && reinterpret_cast<uintptr_t>(m.data) % (m.width * 4) == 0);
 }
 
-// Whether every tensor but boundaries is like h and can be read 16 bytes at a time, and a row fits the registers of a block.
+// Whether every tensor but boundaries is like h and can be read 16 bytes at a time, and a row fits the registers of a
+// block.
 template <bool kBackward, template <class> class Split>
 bool fits_registers(const Call<Split>& call) {
   const auto alike = [&](const Matrix& m) {
     return m.dtype == call.h.dtype && m.width == call.h.width && sixteen_bytes_apart(m);
   };
-  bool fits = call.h.dtype != Dtype::float64 && call.h.width <= kMaxRegisterWidth && alike(call.h) && aligned_share(call.share);
+  bool fits =
+      call.h.dtype != Dtype::float64 && call.h.width <= kMaxRegisterWidth && alike(call.h) && aligned_share(call.share);
   for (const Matrix& m : call.part) fits = fits && alike(m);
   if (kBackward) fits = fits && alike(call.grad_h);
   if constexpr (Split<float>::kLoaded) {
@@ -50,8 +53,19 @@ bool fits_registers(const Call<Split>& call) {
 template <bool kBackward, bool kShare, class T, template <class> class Split>
 cudaError_t launch_tiles(const Call<Split>& call, cudaStream_t stream) {
   const int64_t gates = Split<T>::kLoaded ? call.logits[0].width : call.h.width;
-  TileTensors<Split<T>> t{call.split.template to<T>(), call.rows, call.h.width, gates, 0, 0, 0, call.h, {}, {}, call.share,
-                          call.grad_h, {}};
+  TileTensors<Split<T>> t{call.split.template to<T>(),
+                          call.rows,
+                          call.h.width,
+                          gates,
+                          0,
+                          0,
+                          0,
+                          call.h,
+                          {},
+                          {},
+                          call.share,
+                          call.grad_h,
+                          {}};
   for (int n = 0; n < Split<T>::kGates; ++n) {
     t.logits[n] = call.logits[n];
     t.grad_logits[n] = call.grad_logits[n];
@@ -65,8 +79,15 @@ cudaError_t launch_for(const Call<Split>& call, cudaStream_t stream) {
   if (call.h.dtype == Dtype::float64) return launch_tiles<kBackward, kShare, double>(call, stream);
   if (!fits_registers<kBackward>(call)) return launch_tiles<kBackward, kShare, float>(call, stream);
   using Rows = Split<float>;
-  RowTensors<Rows> t{call.split.template to<float>(), call.rows, static_cast<int>(call.h.width), call.h.data, {}, {},
-                     static_cast<float*>(call.share.data), call.grad_h.data, {}};
+  RowTensors<Rows> t{call.split.template to<float>(),
+                     call.rows,
+                     static_cast<int>(call.h.width),
+                     call.h.data,
+                     {},
+                     {},
+                     static_cast<float*>(call.share.data),
+                     call.grad_h.data,
+                     {}};
   for (int n = 0; n < Rows::kGates; ++n) {
     t.logits[n] = call.logits[n];
     t.grad_logits[n] = call.grad_logits[n];
@@ -80,7 +101,8 @@ cudaError_t launch_for(const Call<Split>& call, cudaStream_t stream) {
 template <bool kBackward, template <class> class Split>
 cudaError_t launch_partition(const Call<Split>& call, cudaStream_t stream) {
   if (call.rows == 0) return cudaSuccess;
-  return call.share.data == nullptr ? launch_for<kBackward, false>(call, stream) : launch_for<kBackward, true>(call, stream);
+  return call.share.data == nullptr ? launch_for<kBackward, false>(call, stream)
+                                    : launch_for<kBackward, true>(call, stream);
 }
 
 }  // namespace pgm_fast::cuda

@@ -1,5 +1,5 @@
-// Where the logits of a row's gates come from: from memory, or from a boundary around which they are formed. A split is derived from
-// one of them; both give exponentials and the factor of their gradient in Number, float or double.
+// Where the logits of a row's gates come from: from memory, or from a boundary around which they are formed. A split is
+// derived from one of them; both give exponentials and the factor of their gradient in Number, float or double.
 #pragma once
 
 #include <cmath>
@@ -38,7 +38,8 @@ struct LoadedLogits {
 template <class T>
 LoadedLogits<T> loaded_logits(double scale) {
   using Limits = std::numeric_limits<T>;
-  const double kept = std::fmin(std::fmax(scale, static_cast<double>(Limits::min())), static_cast<double>(Limits::max()));
+  const double kept =
+      std::fmin(std::fmax(scale, static_cast<double>(Limits::min())), static_cast<double>(Limits::max()));
   return {static_cast<T>(kept), static_cast<T>(kept / kLog2OfE)};
 }
 inline LoadedLogits<double> logits_over(double temperature) { return loaded_logits<double>(kLog2OfE / temperature); }
@@ -55,7 +56,9 @@ struct BumpLogits {
   __device__ __forceinline__ Bump<T> start(int gate, const Matrix& boundaries, int64_t row, T d) const {
     return bump(load_one<T>(boundaries, row), gate == 1, d, curve);
   }
-  __device__ __forceinline__ T exponential(T u, const Bump<T>& of) const { return power_of_two(bump_exponent(u, curve, of.tilt)); }
+  __device__ __forceinline__ T exponential(T u, const Bump<T>& of) const {
+    return power_of_two(bump_exponent(u, curve, of.tilt));
+  }
   __device__ __forceinline__ void store_gradient(int gate, T of_center, const Matrix& to, int64_t row) const {
     store_one(gate == 1 ? -of_center : of_center, to, row);
   }

@@ -1,8 +1,8 @@
 // Partition kernels that keep a whole row in registers: every tensor is read and written once, 16 bytes per access.
 //
-// Formulas: common/partition.h. A narrow row belongs to one warp of a block, a wide one to a block whose warps own consecutive
-// stretches of it. Thread t of a warp holds the vectors t, t + 32, ... of its warp's stretch. Nothing is mutated but the outputs.
-// Sums are formed in a fixed order; softmax and gates in float.
+// Formulas: common/partition.h. A narrow row belongs to one warp of a block, a wide one to a block whose warps own
+// consecutive stretches of it. Thread t of a warp holds the vectors t, t + 32, ... of its warp's stretch. Nothing is
+// mutated but the outputs. Sums are formed in a fixed order; softmax and gates in float.
 #pragma once
 
 #include <cmath>
@@ -14,8 +14,8 @@
 
 namespace pgm_fast::cuda {
 
-// Values of a row that a thread holds. With 16 both gradients of a dual gate still fit the 128 registers that a thread of the
-// largest block has.
+// Values of a row that a thread holds. With 16 both gradients of a dual gate still fit the 128 registers that a thread
+// of the largest block has.
 constexpr int kNarrow = 8, kWide = 16;
 constexpr int kNarrowRowsPerBlock = 4;
 constexpr int kMaxWarpsPerRow = 16;
@@ -70,10 +70,12 @@ struct RowThreads {
   }
 };
 
-// From the sum of each of a thread's vectors: the sums of all vectors of the row before it, after it, and of the whole row.
+// From the sum of each of a thread's vectors: the sums of all vectors of the row before it, after it, and of the whole
+// row.
 template <bool kBlock, int N, int ITEMS>
-__device__ __forceinline__ void scan_row(const RowThreads<kBlock>& row, const float (&own)[N][ITEMS], float (&before)[N][ITEMS],
-                                         float (&after)[N][ITEMS], float (&total)[N], int slot) {
+__device__ __forceinline__ void scan_row(const RowThreads<kBlock>& row, const float (&own)[N][ITEMS],
+                                         float (&before)[N][ITEMS], float (&after)[N][ITEMS], float (&total)[N],
+                                         int slot) {
 #pragma unroll
   for (int n = 0; n < N; ++n) {
     float left = 0, right = 0;
@@ -156,7 +158,8 @@ struct RowGates {
   typename Split::Start start[kGates];
   float inverse_total[kGates];
 
-  __device__ __forceinline__ void compute(const RowTensors<Split>& t, const RowThreads<kBlock>& threads, int64_t row, int first) {
+  __device__ __forceinline__ void compute(const RowTensors<Split>& t, const RowThreads<kBlock>& threads, int64_t row,
+                                          int first) {
     if constexpr (Split::kLoaded) {
 #pragma unroll
       for (int n = 0; n < kGates; ++n) load(t, n, row, first);
@@ -254,7 +257,7 @@ struct RowGates {
 };
 
 template <class Split, class S, bool kBlock, bool kShare>
-__global__ void __launch_bounds__(kBlock ? kMaxWarpsPerRow* kWarp : kNarrowRowsPerBlock* kWarp)
+__global__ void __launch_bounds__(kBlock ? kMaxWarpsPerRow * kWarp : kNarrowRowsPerBlock * kWarp)
     partition_row_forward(const __grid_constant__ RowTensors<Split> t) {
   constexpr int kSize = Sixteen<S>::size, kItems = (kBlock ? kWide : kNarrow) / kSize, kShares = Split::kShares;
   __shared__ float board[2 * Split::kGates + (kShare ? kShares : 0)][kWarp];
@@ -262,7 +265,8 @@ __global__ void __launch_bounds__(kBlock ? kMaxWarpsPerRow* kWarp : kNarrowRowsP
   const RowThreads<kBlock> threads{kBlock ? warp : 0, kBlock ? warps : 1, board};
   const int first = (threads.warp * kItems * kWarp + lane_index()) * kSize;
   const int64_t step = kBlock ? gridDim.x : int64_t{gridDim.x} * kNarrowRowsPerBlock;
-  for (int64_t row = kBlock ? blockIdx.x : int64_t{blockIdx.x} * kNarrowRowsPerBlock + warp; row < t.rows; row += step) {
+  for (int64_t row = kBlock ? blockIdx.x : int64_t{blockIdx.x} * kNarrowRowsPerBlock + warp; row < t.rows;
+       row += step) {
     const int64_t base = row * t.width;
     Sixteen<S> h[kItems];
 #pragma unroll
@@ -310,15 +314,17 @@ __global__ void __launch_bounds__(kBlock ? kMaxWarpsPerRow* kWarp : kNarrowRowsP
 }
 
 template <class Split, class S, bool kBlock, bool kShare>
-__global__ void __launch_bounds__(kBlock ? kMaxWarpsPerRow* kWarp : kNarrowRowsPerBlock* kWarp)
+__global__ void __launch_bounds__(kBlock ? kMaxWarpsPerRow * kWarp : kNarrowRowsPerBlock * kWarp)
     partition_row_backward(const __grid_constant__ RowTensors<Split> t) {
-  constexpr int kSize = Sixteen<S>::size, kItems = (kBlock ? kWide : kNarrow) / kSize, kGates = Split::kGates, kParts = Split::kParts;
+  constexpr int kSize = Sixteen<S>::size, kItems = (kBlock ? kWide : kNarrow) / kSize, kGates = Split::kGates,
+                kParts = Split::kParts;
   __shared__ float board[4 * kGates][kWarp];
   const int warp = static_cast<int>(threadIdx.x) / kWarp, warps = static_cast<int>(blockDim.x) / kWarp;
   const RowThreads<kBlock> threads{kBlock ? warp : 0, kBlock ? warps : 1, board};
   const int first = (threads.warp * kItems * kWarp + lane_index()) * kSize;
   const int64_t step = kBlock ? gridDim.x : int64_t{gridDim.x} * kNarrowRowsPerBlock;
-  for (int64_t row = kBlock ? blockIdx.x : int64_t{blockIdx.x} * kNarrowRowsPerBlock + warp; row < t.rows; row += step) {
+  for (int64_t row = kBlock ? blockIdx.x : int64_t{blockIdx.x} * kNarrowRowsPerBlock + warp; row < t.rows;
+       row += step) {
     const int64_t base = row * t.width;
     RowGates<Split, S, kItems, kBlock> held;
     held.compute(t, threads, row, first);

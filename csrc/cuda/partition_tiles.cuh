@@ -1,9 +1,9 @@
-// Partition kernels for what does not fit partition_rows.cuh: any width and alignment, one gate for several neighbours, h and z of
-// different dtypes, double. They go over a row of gates in tiles of 32, three times forward and four times backward; all but the
-// first time it comes from the cache.
+// Partition kernels for what does not fit partition_rows.cuh: any width and alignment, one gate for several neighbours,
+// h and z of different dtypes, double. They go over a row of gates in tiles of 32, three times forward and four times
+// backward; all but the first time it comes from the cache.
 //
-// A row belongs to one warp or to all of a block's; each tile to one warp of them. Sums of tiles wait in shared memory. Formulas in
-// common/partition.h; sums are formed in a fixed order, in T (float, double for float64).
+// A row belongs to one warp or to all of a block's; each tile to one warp of them. Sums of tiles wait in shared memory.
+// Formulas in common/partition.h; sums are formed in a fixed order, in T (float, double for float64).
 #pragma once
 
 #include <cmath>
@@ -163,7 +163,8 @@ struct TileRow {
 
   // visit(element, gate, complement) for the elements of a tile, neighbours by neighbouring lanes.
   template <class Visit>
-  __device__ void for_each_element(int tile, const T (&gate)[kGates], const T (&complement)[kGates], Visit&& visit) const {
+  __device__ void for_each_element(int tile, const T (&gate)[kGates], const T (&complement)[kGates],
+                                   Visit&& visit) const {
     const int64_t begin = int64_t{tile} * kWarp * t.chunk;
     for (int at = 0; at < kWarp * t.chunk && begin + at < t.width; at += kWarp) {
       const int owner = (at + lane_index()) / t.chunk;
@@ -210,7 +211,8 @@ struct TileRow {
 
   // The gradient of this lane's gate of a tile: the sum over its neighbours, and what the share adds.
   template <bool kShare>
-  __device__ void grad_gates(int tile, const T (&gate)[kGates], const T (&complement)[kGates], T (&of_gate)[kGates]) const {
+  __device__ void grad_gates(int tile, const T (&gate)[kGates], const T (&complement)[kGates],
+                             T (&of_gate)[kGates]) const {
     const int64_t k = int64_t{tile} * kWarp + lane_index();
     for (int n = 0; n < kGates; ++n) of_gate[n] = 0;
     if (k >= t.gates) return;
@@ -228,9 +230,9 @@ struct TileRow {
 
 // Which warp of which row this is. A block's rows, 1 or kTileWarps, each have their own stretch of the shared memory.
 template <class Split>
-__device__ __forceinline__ TileRow<Split> tile_row(const TileTensors<Split>& t,
-                                                   typename Split::Number (*boards)[TileRow<Split>::kBoards][kTileWarps],
-                                                   unsigned char* memory, int arrays) {
+__device__ __forceinline__ TileRow<Split> tile_row(
+    const TileTensors<Split>& t, typename Split::Number (*boards)[TileRow<Split>::kBoards][kTileWarps],
+    unsigned char* memory, int arrays) {
   using T = typename Split::Number;
   const int warp = static_cast<int>(threadIdx.x) / kWarp;
   const int slot = t.warps_per_row == 1 ? warp : 0;
@@ -248,7 +250,8 @@ __device__ __forceinline__ int64_t row_step(const TileTensors<Split>& t) {
 }
 
 template <class Split, bool kShare>
-__global__ void __launch_bounds__(kTileWarps* kWarp, 1) partition_tile_forward(const __grid_constant__ TileTensors<Split> t) {
+__global__ void __launch_bounds__(kTileWarps* kWarp, 1)
+    partition_tile_forward(const __grid_constant__ TileTensors<Split> t) {
   constexpr int kGates = Split::kGates, kParts = Split::kParts, kShares = Split::kShares;
   using T = typename Split::Number;
   __shared__ T boards[kTileWarps][TileRow<Split>::kBoards][kTileWarps];
@@ -277,7 +280,8 @@ __global__ void __launch_bounds__(kTileWarps* kWarp, 1) partition_tile_forward(c
 }
 
 template <class Split, bool kShare>
-__global__ void __launch_bounds__(kTileWarps* kWarp, 1) partition_tile_backward(const __grid_constant__ TileTensors<Split> t) {
+__global__ void __launch_bounds__(kTileWarps* kWarp, 1)
+    partition_tile_backward(const __grid_constant__ TileTensors<Split> t) {
   constexpr int kGates = Split::kGates, kParts = Split::kParts;
   using T = typename Split::Number;
   __shared__ T boards[kTileWarps][TileRow<Split>::kBoards][kTileWarps];
@@ -315,7 +319,8 @@ __global__ void __launch_bounds__(kTileWarps* kWarp, 1) partition_tile_backward(
       if (r.warp == 0) r.scan_from_right(by_tile + n * t.tiles, by_tile + n * t.tiles);
     }
     r.wait();
-    // grad_z = p (s - <p, s>) times a factor, s_k the sum of the gates' gradients from k on; <p, s> = <gate, its gradient>
+    // grad_z = p (s - <p, s>) times a factor, s_k the sum of the gates' gradients from k on; <p, s> = <gate, its
+    // gradient>
     T by_center[kGates];
     for (int n = 0; n < kGates; ++n) by_center[n] = 0;
     for (int tile = r.warp; tile < t.tiles; tile += t.warps_per_row) {
@@ -352,7 +357,8 @@ cudaError_t launch_tile_kernel(TileTensors<Split> t, cudaStream_t stream) {
   t.warps_per_row = t.tiles <= kTilesOfOneWarp ? 1 : kTileWarps;
   const int64_t rows_per_block = kTileWarps / t.warps_per_row;
   const int64_t blocks = (t.rows + rows_per_block - 1) / rows_per_block;
-  const unsigned grid = static_cast<unsigned>(blocks < std::numeric_limits<int>::max() ? blocks : std::numeric_limits<int>::max());
+  const unsigned grid =
+      static_cast<unsigned>(blocks < std::numeric_limits<int>::max() ? blocks : std::numeric_limits<int>::max());
   const size_t bytes = rows_per_block * (kBackward ? 3 : 2) * Split::kGates * t.tiles * sizeof(T);
   constexpr int kThreads = kTileWarps * kWarp;
   if constexpr (kBackward) {

@@ -32,7 +32,8 @@ __device__ __forceinline__ T suffix_sum(T x) {
   return x;
 }
 
-// An inclusive scan's value of the lane before (0 for lane 0), or after (0 for lane 31): the exclusive scan with no subtraction.
+// An inclusive scan's value of the lane before (0 for lane 0), or after (0 for lane 31): the exclusive scan with no
+// subtraction.
 template <class T>
 __device__ __forceinline__ T of_lane_before(T scanned) {
   const T other = __shfl_up_sync(kAllLanes, scanned, 1);

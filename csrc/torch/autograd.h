@@ -37,8 +37,8 @@ bool has_tangent(const Other&) {
   return false;
 }
 
-// In a backward pass: its ops go straight to their kernels, except where a second derivative is recorded, which they refuse, or where
-// gradients may have derivatives of forward mode.
+// In a backward pass: its ops go straight to their kernels, except where a second derivative is recorded, which they
+// refuse, or where gradients may have derivatives of forward mode.
 class BelowAutogradUnlessRecorded {
  public:
   BelowAutogradUnlessRecorded() {
@@ -49,8 +49,11 @@ class BelowAutogradUnlessRecorded {
   std::optional<at::AutoDispatchBelowADInplaceOrView> guard_;
 };
 
-// Ops with a share do without gradients of zeros where an output is not used: the share's is left out, those of the parts are made here.
-inline at::Tensor or_zeros(const at::Tensor& grad, const at::Tensor& h) { return grad.defined() ? grad : at::zeros_like(h); }
+// Ops with a share do without gradients of zeros where an output is not used: the share's is left out, those of the
+// parts are made here.
+inline at::Tensor or_zeros(const at::Tensor& grad, const at::Tensor& h) {
+  return grad.defined() ? grad : at::zeros_like(h);
+}
 inline std::optional<at::Tensor> or_none(const at::Tensor& grad) {
   return grad.defined() ? std::optional<at::Tensor>(grad) : std::nullopt;
 }

@@ -1,5 +1,5 @@
-// duc_loss: torch's matrix products of a block of students with the teachers, the kernels of csrc/cpu/duc_loss.cpp around them, and the
-// derivative. Formulas in pgm_fast/ops/duc_loss.py.
+// duc_loss: torch's matrix products of a block of students with the teachers, the kernels of csrc/cpu/duc_loss.cpp
+// around them, and the derivative. Formulas in pgm_fast/ops/duc_loss.py.
 #include <ATen/ops/empty.h>
 #include <ATen/ops/index_select.h>
 #include <ATen/ops/mm.h>
@@ -28,20 +28,31 @@ using Three = std::tuple<Tensor, Tensor, Tensor>;
 
 Op forward_op("duc_loss"), backward_op("duc_loss_backward");
 
-// Products held at once, and gathered features of teachers: 1 and 4 MiB in float. Fewer products per block make the matrix product
-// slower, gathering teachers anew for every block costs more the smaller a block is.
+// Products held at once, and gathered features of teachers: 1 and 4 MiB in float. Fewer products per block make the
+// matrix product slower, gathering teachers anew for every block costs more the smaller a block is.
 constexpr int64_t kProducts = int64_t{1} << 18;
 constexpr int64_t kGathered = int64_t{1} << 20;
 
-Tensor numbers(const Tensor& dims) { return dims.scalar_type() == at::kBool ? at::nonzero(dims).squeeze(-1) : dims.contiguous(); }
+Tensor numbers(const Tensor& dims) {
+  return dims.scalar_type() == at::kBool ? at::nonzero(dims).squeeze(-1) : dims.contiguous();
+}
 
 // One direction: the rows [begin, end) of student against all of teacher, block by block.
 class OneWay {
  public:
-  OneWay(const Tensor& student, const Tensor& teacher, const Tensor& dims, const Tensor& weight, int64_t begin, int64_t end,
-         double temperature)
-      : student_(student), teacher_(teacher), dims_(dims), weight_(weight), begin_(begin), rows_(end - begin), all_(student.size(0)),
-        count_(dims.size(0)), dtype_(accumulation(student)), factor_(1.0 / temperature), threads_(at::get_num_threads()) {
+  OneWay(const Tensor& student, const Tensor& teacher, const Tensor& dims, const Tensor& weight, int64_t begin,
+         int64_t end, double temperature)
+      : student_(student),
+        teacher_(teacher),
+        dims_(dims),
+        weight_(weight),
+        begin_(begin),
+        rows_(end - begin),
+        all_(student.size(0)),
+        count_(dims.size(0)),
+        dtype_(accumulation(student)),
+        factor_(1.0 / temperature),
+        threads_(at::get_num_threads()) {
     block_ = std::clamp<int64_t>(kProducts / std::max<int64_t>(all_, 1), 16, std::max<int64_t>(rows_, 16));
     chunk_ = all_ * count_ <= kGathered ? std::max<int64_t>(all_, 1) : std::max<int64_t>(16, kGathered / (8 * count_));
   }
@@ -60,8 +71,8 @@ class OneWay {
     std::vector<double> losses(rows_);
     for_blocks([&](int64_t first, int64_t n, Tensor& products) {
       Tensor sums = lse.narrow(0, first, n);
-      cpu::duc_log_sum_exp(n, output(products, n), weight_.const_data_ptr(), begin_ + first, factor_, sums.mutable_data_ptr(),
-                           losses.data() + first, threads_);
+      cpu::duc_log_sum_exp(n, output(products, n), weight_.const_data_ptr(), begin_ + first, factor_,
+                           sums.mutable_data_ptr(), losses.data() + first, threads_);
       if (keep_gradient) gradient(first, n, products, sums, true, kept.narrow(0, first, n));
     });
     loss.fill_(std::accumulate(losses.begin(), losses.end(), 0.0));
@@ -70,7 +81,8 @@ class OneWay {
 
   Tensor backward(const Tensor& kept, double grad) {
     const bool whole = begin_ == 0 && rows_ == all_ && count_ > 0;
-    Tensor result = whole ? at::empty(student_.sizes(), student_.options()) : at::zeros(student_.sizes(), student_.options());
+    Tensor result =
+        whole ? at::empty(student_.sizes(), student_.options()) : at::zeros(student_.sizes(), student_.options());
     if (rows_ == 0 || count_ == 0) return result;
     const auto* dims = dims_.const_data_ptr<int64_t>();
     if (kept.dim() == 2) {
@@ -117,8 +129,8 @@ class OneWay {
   }
 
   void gradient(int64_t first, int64_t n, Tensor& products, const Tensor& lse, bool scaled, Tensor to) {
-    cpu::duc_teacher_weights(n, output(products, n), weight_.const_data_ptr(), begin_ + first, factor_, lse.const_data_ptr(), scaled,
-                             threads_);
+    cpu::duc_teacher_weights(n, output(products, n), weight_.const_data_ptr(), begin_ + first, factor_,
+                             lse.const_data_ptr(), scaled, threads_);
     for_teachers([&](int64_t at, int64_t size, const Tensor& teachers) {
       if (at == 0) {
         at::mm_out(to, products.narrow(1, at, size), teachers);
@@ -148,8 +160,8 @@ Tensor by_number(const Tensor& kept, const Tensor& dims, const Tensor& chosen) {
   return dims.scalar_type() != at::kBool || kept.dim() != 2 ? kept : at::index_select(kept, 1, chosen);
 }
 
-Three forward(const Tensor& student, const Tensor& teacher, const Tensor& dims, const MaybeTensor& reverse_dims, const MaybeTensor& weight,
-              int64_t begin, int64_t end, double temperature, bool keep_gradient) {
+Three forward(const Tensor& student, const Tensor& teacher, const Tensor& dims, const MaybeTensor& reverse_dims,
+              const MaybeTensor& weight, int64_t begin, int64_t end, double temperature, bool keep_gradient) {
   const Tensor w = weights_or_mean(weight, student), chosen = numbers(dims);
   end = end_of(end, student);
   auto [loss, kept] = OneWay(student, teacher, chosen, w, begin, end, temperature).forward(keep_gradient);
@@ -160,8 +172,9 @@ Three forward(const Tensor& student, const Tensor& teacher, const Tensor& dims, 
   return {loss.add_(back), kept, by_mask(back_kept, *reverse_dims, back_chosen)};
 }
 
-Two backward(const Tensor& grad, const Tensor& student, const Tensor& teacher, const Tensor& dims, const MaybeTensor& reverse_dims,
-             const MaybeTensor& weight, const Tensor& kept, const Tensor& reverse_kept, int64_t begin, int64_t end, double temperature) {
+Two backward(const Tensor& grad, const Tensor& student, const Tensor& teacher, const Tensor& dims,
+             const MaybeTensor& reverse_dims, const MaybeTensor& weight, const Tensor& kept, const Tensor& reverse_kept,
+             int64_t begin, int64_t end, double temperature) {
   const Tensor w = weights_or_mean(weight, student), chosen = numbers(dims);
   const double scale = grad.item<double>();
   end = end_of(end, student);
@@ -169,23 +182,25 @@ Two backward(const Tensor& grad, const Tensor& student, const Tensor& teacher, c
       OneWay(student, teacher, chosen, w, begin, end, temperature).backward(by_number(kept, dims, chosen), scale);
   if (!reverse_dims) return {by_student, at::empty({0}, student.options())};
   const Tensor back = numbers(*reverse_dims);
-  return {by_student,
-          OneWay(teacher, student, back, w, begin, end, temperature).backward(by_number(reverse_kept, *reverse_dims, back), scale)};
+  return {by_student, OneWay(teacher, student, back, w, begin, end, temperature)
+                          .backward(by_number(reverse_kept, *reverse_dims, back), scale)};
 }
 
 Three forward_cpu(const Tensor& student, const Tensor& teacher, const Tensor& dims, const MaybeTensor& reverse_dims,
                   const MaybeTensor& weight, int64_t begin, int64_t end, double temperature, bool keep_gradient) {
   if (!forward_op.serves(student, teacher, weight)) {
-    return forward_op.in_python<Three>(student, teacher, dims, reverse_dims, weight, begin, end, temperature, keep_gradient);
+    return forward_op.in_python<Three>(student, teacher, dims, reverse_dims, weight, begin, end, temperature,
+                                       keep_gradient);
   }
   return forward(student, teacher, dims, reverse_dims, weight, begin, end, temperature, keep_gradient);
 }
 
-Two backward_cpu(const Tensor& grad, const Tensor& student, const Tensor& teacher, const Tensor& dims, const MaybeTensor& reverse_dims,
-                 const MaybeTensor& weight, const Tensor& kept, const Tensor& reverse_kept, int64_t begin, int64_t end,
-                 double temperature) {
+Two backward_cpu(const Tensor& grad, const Tensor& student, const Tensor& teacher, const Tensor& dims,
+                 const MaybeTensor& reverse_dims, const MaybeTensor& weight, const Tensor& kept,
+                 const Tensor& reverse_kept, int64_t begin, int64_t end, double temperature) {
   if (!backward_op.serves(grad, student, teacher, weight)) {
-    return backward_op.in_python<Two>(grad, student, teacher, dims, reverse_dims, weight, kept, reverse_kept, begin, end, temperature);
+    return backward_op.in_python<Two>(grad, student, teacher, dims, reverse_dims, weight, kept, reverse_kept, begin,
+                                      end, temperature);
   }
   return backward(grad, student, teacher, dims, reverse_dims, weight, kept, reverse_kept, begin, end, temperature);
 }
@@ -203,13 +218,13 @@ struct DucLoss : torch::autograd::Function<DucLoss> {
   static constexpr bool is_traceable = true;
 
   static variable_list forward(AutogradContext* ctx, const Tensor& student, const Tensor& teacher, const Tensor& dims,
-                               const MaybeTensor& reverse_dims, const MaybeTensor& weight, int64_t begin, int64_t end, double temperature,
-                               bool keep_gradient) {
+                               const MaybeTensor& reverse_dims, const MaybeTensor& weight, int64_t begin, int64_t end,
+                               double temperature, bool keep_gradient) {
     const at::AutoDispatchBelowADInplaceOrView below;
     auto [loss, kept, reverse_kept] =
         dispatched().call(student, teacher, dims, reverse_dims, weight, begin, end, temperature, keep_gradient);
-    ctx->save_for_backward({student, teacher, dims, reverse_dims ? *reverse_dims : Tensor(), weight ? *weight : Tensor(), kept,
-                            reverse_kept});
+    ctx->save_for_backward({student, teacher, dims, reverse_dims ? *reverse_dims : Tensor(),
+                            weight ? *weight : Tensor(), kept, reverse_kept});
     ctx->saved_data["begin"] = begin;
     ctx->saved_data["end"] = end;
     ctx->saved_data["temperature"] = temperature;
@@ -221,8 +236,8 @@ struct DucLoss : torch::autograd::Function<DucLoss> {
     const BelowAutogradUnlessRecorded below;
     const auto maybe = [](const Tensor& x) { return x.defined() ? MaybeTensor(x) : MaybeTensor(); };
     auto [by_student, by_teacher] = dispatched_backward().call(
-        grads[0], saved[0], saved[1], saved[2], maybe(saved[3]), maybe(saved[4]), saved[5], saved[6], ctx->saved_data["begin"].toInt(),
-        ctx->saved_data["end"].toInt(), ctx->saved_data["temperature"].toDouble());
+        grads[0], saved[0], saved[1], saved[2], maybe(saved[3]), maybe(saved[4]), saved[5], saved[6],
+        ctx->saved_data["begin"].toInt(), ctx->saved_data["end"].toInt(), ctx->saved_data["temperature"].toDouble());
     variable_list result(9);
     result[0] = by_student;
     if (saved[3].defined()) result[1] = by_teacher;
@@ -230,13 +245,15 @@ struct DucLoss : torch::autograd::Function<DucLoss> {
   }
 };
 
-Three forward_autograd(const Tensor& student, const Tensor& teacher, const Tensor& dims, const MaybeTensor& reverse_dims,
-                       const MaybeTensor& weight, int64_t begin, int64_t end, double temperature, bool keep_gradient) {
+Three forward_autograd(const Tensor& student, const Tensor& teacher, const Tensor& dims,
+                       const MaybeTensor& reverse_dims, const MaybeTensor& weight, int64_t begin, int64_t end,
+                       double temperature, bool keep_gradient) {
   if (!recorded(student, teacher)) {
     const at::AutoDispatchBelowADInplaceOrView below;
     return dispatched().call(student, teacher, dims, reverse_dims, weight, begin, end, temperature, keep_gradient);
   }
-  const auto made = DucLoss::apply(student, teacher, dims, reverse_dims, weight, begin, end, temperature, keep_gradient);
+  const auto made =
+      DucLoss::apply(student, teacher, dims, reverse_dims, weight, begin, end, temperature, keep_gradient);
   return {made[0], made[1], made[2]};
 }
 

@@ -55,18 +55,19 @@ Three forward_cpu(const Tensor& gate_, at::TensorList logits_, const MaybeTensor
   Three result(at::empty_like(logits[0]), at::empty(gate.sizes(), options),
                labels.defined() ? at::empty({rows, 1 + scored}, options) : at::empty({0}, options));
   const auto& [fused, weights, losses] = result;
-  cpu::gated_mixture(rows, mixed, read, labels.defined() ? address(labels) : 0, output(fused, rows), address(weights), address(losses),
-                     at::get_num_threads());
+  cpu::gated_mixture(rows, mixed, read, labels.defined() ? address(labels) : 0, output(fused, rows), address(weights),
+                     address(losses), at::get_num_threads());
   return result;
 }
 
-Two backward_cpu(const Tensor& grad_fused_, const Tensor& grad_weights_, const Tensor& grad_losses_, const Tensor& gate_,
-                 at::TensorList logits_, const MaybeTensor& labels_) {
+Two backward_cpu(const Tensor& grad_fused_, const Tensor& grad_weights_, const Tensor& grad_losses_,
+                 const Tensor& gate_, at::TensorList logits_, const MaybeTensor& labels_) {
   if (!backward_op.serves(grad_fused_, gate_)) {
     return backward_op.in_python<Two>(grad_fused_, grad_weights_, grad_losses_, gate_, logits_.vec(), labels_);
   }
   const Tensor gate = gate_.contiguous(), labels = labels_ ? labels_->contiguous() : Tensor();
-  const Tensor grad_fused = grad_fused_.contiguous(), grad_weights = grad_weights_.contiguous(), grad_losses = grad_losses_.contiguous();
+  const Tensor grad_fused = grad_fused_.contiguous(), grad_weights = grad_weights_.contiguous(),
+               grad_losses = grad_losses_.contiguous();
   const auto logits = contiguous(logits_);
   const int64_t rows = gate.size(0), scored = static_cast<int64_t>(logits.size()), classes = logits[0].size(1);
   Two result(at::empty_like(gate), at::empty({scored, rows, classes}, logits[0].options()));
@@ -76,9 +77,9 @@ Two backward_cpu(const Tensor& grad_fused_, const Tensor& grad_weights_, const T
   char* const begin = static_cast<char*>(grad_logits.mutable_data_ptr());
   const int64_t bytes = rows * classes * grad_logits.element_size();
   for (int64_t k = 0; k < scored; ++k) written.push_back({begin + k * bytes, dtype_of(grad_logits), classes});
-  cpu::gated_mixture_backward(rows, input(grad_fused, rows), address(grad_weights), address(grad_losses), input(gate, rows),
-                              matrices(logits, rows), labels.defined() ? address(labels) : 0, output(grad_gate, rows), written,
-                              at::get_num_threads());
+  cpu::gated_mixture_backward(rows, input(grad_fused, rows), address(grad_weights), address(grad_losses),
+                              input(gate, rows), matrices(logits, rows), labels.defined() ? address(labels) : 0,
+                              output(grad_gate, rows), written, at::get_num_threads());
   return result;
 }
 
@@ -94,7 +95,8 @@ const auto& dispatched_backward() {
 struct GatedMixture : torch::autograd::Function<GatedMixture> {
   static constexpr bool is_traceable = true;
 
-  static variable_list forward(AutogradContext* ctx, const Tensor& gate, at::TensorList logits, const MaybeTensor& labels) {
+  static variable_list forward(AutogradContext* ctx, const Tensor& gate, at::TensorList logits,
+                               const MaybeTensor& labels) {
     const at::AutoDispatchBelowADInplaceOrView below;
     auto [fused, weights, losses] = dispatched().call(gate, logits, labels);
     variable_list saved{gate, labels.value_or(Tensor())};
@@ -107,8 +109,8 @@ struct GatedMixture : torch::autograd::Function<GatedMixture> {
     const auto saved = ctx->get_saved_variables();
     const BelowAutogradUnlessRecorded below;
     const auto logits = at::TensorList(saved).slice(2);
-    auto [grad_gate, grad_logits] = dispatched_backward().call(grads[0], grads[1], grads[2], saved[0], logits,
-                                                               saved[1].defined() ? MaybeTensor(saved[1]) : MaybeTensor());
+    auto [grad_gate, grad_logits] = dispatched_backward().call(
+        grads[0], grads[1], grads[2], saved[0], logits, saved[1].defined() ? MaybeTensor(saved[1]) : MaybeTensor());
     variable_list result{grad_gate};
     for (const Tensor& grad : grad_logits.unbind(0)) result.push_back(grad);
     result.emplace_back();

@@ -1,4 +1,5 @@
-// gaussian_sample_kl: the CPU kernel behind the dispatcher, and its derivative. Formulas in pgm_fast/ops/gaussian_sample_kl.py.
+// gaussian_sample_kl: the CPU kernel behind the dispatcher, and its derivative. Formulas in
+// pgm_fast/ops/gaussian_sample_kl.py.
 #include <ATen/ops/empty.h>
 #include <ATen/ops/zeros.h>
 #include <torch/library.h>
@@ -20,7 +21,8 @@ using Four = std::tuple<Tensor, Tensor, Tensor, Tensor>;
 
 Op forward_op("gaussian_sample_kl"), backward_op("gaussian_sample_kl_backward");
 
-// Rows as the kernel reads them: whole, but they may lie apart (halves of a wider matrix), except where they are converted.
+// Rows as the kernel reads them: whole, but they may lie apart (halves of a wider matrix), except where they are
+// converted.
 class Rows {
  public:
   explicit Rows(const MaybeTensor& x) {
@@ -33,7 +35,8 @@ class Rows {
     if (!held_.defined()) return {nullptr, dtype_of(like), 0};
     TORCH_CHECK(held_.sizes() == like.sizes(), "pgm_fast's kernels take operands of one shape here");
     // the stride of a dimension of size 1 means nothing
-    return {const_cast<void*>(held_.const_data_ptr()), dtype_of(held_), held_.size(0) > 1 ? held_.stride(0) : held_.size(1)};
+    return {const_cast<void*>(held_.const_data_ptr()), dtype_of(held_),
+            held_.size(0) > 1 ? held_.stride(0) : held_.size(1)};
   }
 
  private:
@@ -61,26 +64,27 @@ Two forward_cpu(const Tensor& mu, const Tensor& logvar, const MaybeTensor& prior
   const auto accumulation = mu.scalar_type() == at::kDouble ? at::kDouble : at::kFloat;
   Two result(empty_or_none(mu, seed.has_value()), at::empty({rows, layers}, mu.options().dtype(accumulation)));
   const auto& [z, kl] = result;
-  cpu::gaussian_sample_kl(rows, d, layers, m.matrix(mu), l.matrix(mu), pm.matrix(mu), pl.matrix(mu), address(seed), made(z, mu),
-                          reinterpret_cast<uintptr_t>(kl.mutable_data_ptr()), at::get_num_threads());
+  cpu::gaussian_sample_kl(rows, d, layers, m.matrix(mu), l.matrix(mu), pm.matrix(mu), pl.matrix(mu), address(seed),
+                          made(z, mu), reinterpret_cast<uintptr_t>(kl.mutable_data_ptr()), at::get_num_threads());
   return result;
 }
 
-Four backward_cpu(const Tensor& grad_z, const Tensor& grad_kl_, const Tensor& mu, const Tensor& logvar, const MaybeTensor& prior_mu,
-                  const MaybeTensor& prior_logvar, const MaybeTensor& seed) {
+Four backward_cpu(const Tensor& grad_z, const Tensor& grad_kl_, const Tensor& mu, const Tensor& logvar,
+                  const MaybeTensor& prior_mu, const MaybeTensor& prior_logvar, const MaybeTensor& seed) {
   if (!backward_op.serves(grad_z, grad_kl_, mu, logvar, prior_mu, prior_logvar)) {
     return backward_op.in_python<Four>(grad_z, grad_kl_, mu, logvar, prior_mu, prior_logvar, seed);
   }
   const int64_t rows = mu.size(0), d = mu.size(1), layers = grad_kl_.size(1);
   const Rows gz(seed ? MaybeTensor(grad_z) : std::nullopt), m(mu), l(logvar), pm(prior_mu), pl(prior_logvar);
   const Tensor grad_kl = layers > 1 && grad_kl_.stride(1) != 1 ? grad_kl_.contiguous() : grad_kl_;
-  const cpu::Matrix by_kl{const_cast<void*>(grad_kl.const_data_ptr()), dtype_of(grad_kl), rows > 1 ? grad_kl.stride(0) : layers};
+  const cpu::Matrix by_kl{const_cast<void*>(grad_kl.const_data_ptr()), dtype_of(grad_kl),
+                          rows > 1 ? grad_kl.stride(0) : layers};
   const bool given = prior_mu.has_value();
   Four result(empty_or_none(mu, true), empty_or_none(mu, true), empty_or_none(mu, given), empty_or_none(mu, given));
   const auto& [grad_mu, grad_logvar, grad_prior_mu, grad_prior_logvar] = result;
-  cpu::gaussian_sample_kl_backward(rows, d, layers, by_kl, gz.matrix(mu), m.matrix(mu), l.matrix(mu), pm.matrix(mu), pl.matrix(mu),
-                                   address(seed), made(grad_mu, mu), made(grad_logvar, mu), made(grad_prior_mu, mu),
-                                   made(grad_prior_logvar, mu), at::get_num_threads());
+  cpu::gaussian_sample_kl_backward(rows, d, layers, by_kl, gz.matrix(mu), m.matrix(mu), l.matrix(mu), pm.matrix(mu),
+                                   pl.matrix(mu), address(seed), made(grad_mu, mu), made(grad_logvar, mu),
+                                   made(grad_prior_mu, mu), made(grad_prior_logvar, mu), at::get_num_threads());
   return result;
 }
 
@@ -96,11 +100,13 @@ const auto& dispatched_backward() {
 struct GaussianSampleKl : torch::autograd::Function<GaussianSampleKl> {
   static constexpr bool is_traceable = true;
 
-  static variable_list forward(AutogradContext* ctx, const Tensor& mu, const Tensor& logvar, const MaybeTensor& prior_mu,
-                               const MaybeTensor& prior_logvar, const MaybeTensor& seed, int64_t layers) {
+  static variable_list forward(AutogradContext* ctx, const Tensor& mu, const Tensor& logvar,
+                               const MaybeTensor& prior_mu, const MaybeTensor& prior_logvar, const MaybeTensor& seed,
+                               int64_t layers) {
     const at::AutoDispatchBelowADInplaceOrView below;
     auto [z, kl] = dispatched().call(mu, logvar, prior_mu, prior_logvar, seed, layers);
-    ctx->save_for_backward({mu, logvar, prior_mu.value_or(Tensor()), prior_logvar.value_or(Tensor()), seed.value_or(Tensor())});
+    ctx->save_for_backward(
+        {mu, logvar, prior_mu.value_or(Tensor()), prior_logvar.value_or(Tensor()), seed.value_or(Tensor())});
     ctx->saved_data["layers"] = layers;
     ctx->set_materialize_grads(false);
     return {z, kl};
@@ -127,8 +133,8 @@ struct GaussianSampleKl : torch::autograd::Function<GaussianSampleKl> {
   }
 };
 
-Two forward_autograd(const Tensor& mu, const Tensor& logvar, const MaybeTensor& prior_mu, const MaybeTensor& prior_logvar,
-                     const MaybeTensor& seed, int64_t layers) {
+Two forward_autograd(const Tensor& mu, const Tensor& logvar, const MaybeTensor& prior_mu,
+                     const MaybeTensor& prior_logvar, const MaybeTensor& seed, int64_t layers) {
   if (!recorded(mu, logvar, prior_mu, prior_logvar)) {
     const at::AutoDispatchBelowADInplaceOrView below;
     return dispatched().call(mu, logvar, prior_mu, prior_logvar, seed, layers);

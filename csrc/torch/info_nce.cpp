@@ -44,8 +44,8 @@ struct Views {
     if (!normalized) return grad_unit.to(x.scalar_type());
     const int64_t rows = rows_of(x);
     const Tensor grad = at::empty(x.sizes(), x.options());
-    cpu::info_nce_normalize_backward(rows, input(grad_unit, rows), input(unit, rows), norms.const_data_ptr(), output(grad, rows),
-                                     at::get_num_threads());
+    cpu::info_nce_normalize_backward(rows, input(grad_unit, rows), input(unit, rows), norms.const_data_ptr(),
+                                     output(grad, rows), at::get_num_threads());
     return grad;
   }
 
@@ -67,7 +67,8 @@ Three forward(const Tensor& a, const Tensor& b, const MaybeTensor& weight, doubl
   const bool alone = a.dim() == 2;
   const int64_t n = a.size(-2), losses = alone ? 1 : a.size(0);
   const auto options = a.options().dtype(accumulation(a));
-  Tensor loss = at::zeros({losses}, options), rows = at::empty({losses, n}, options), columns = at::empty({losses, n}, options);
+  Tensor loss = at::zeros({losses}, options), rows = at::empty({losses, n}, options),
+         columns = at::empty({losses, n}, options);
   if (n > 0 && losses > 0) {
     const Views first(stacked(a, alone), normalize), second(stacked(b, alone), normalize);
     const Tensor w = weights(weight, first.x, alone);
@@ -76,16 +77,16 @@ Three forward(const Tensor& a, const Tensor& b, const MaybeTensor& weight, doubl
     for (int64_t p = 0; p < losses; ++p) {
       at::mm_out(products, first.unit.select(0, p), second.unit.select(0, p).t());
       cpu::info_nce_log_sum_exps(n, output(products, n), w.select(0, p).const_data_ptr(), 1.0 / temperature,
-                                 rows.select(0, p).mutable_data_ptr(), columns.select(0, p).mutable_data_ptr(), per_pair.data(),
-                                 at::get_num_threads());
+                                 rows.select(0, p).mutable_data_ptr(), columns.select(0, p).mutable_data_ptr(),
+                                 per_pair.data(), at::get_num_threads());
       loss.select(0, p).fill_(std::accumulate(per_pair.begin(), per_pair.end(), 0.0));
     }
   }
   return {unstacked(loss, alone), unstacked(rows, alone), unstacked(columns, alone)};
 }
 
-Two backward(const Tensor& grad, const Tensor& a, const Tensor& b, const MaybeTensor& weight, const Tensor& rows, const Tensor& columns,
-             double temperature, bool normalize) {
+Two backward(const Tensor& grad, const Tensor& a, const Tensor& b, const MaybeTensor& weight, const Tensor& rows,
+             const Tensor& columns, double temperature, bool normalize) {
   const bool alone = a.dim() == 2;
   const int64_t n = a.size(-2), losses = alone ? 1 : a.size(0);
   if (n == 0 || losses == 0) return {at::zeros(a.sizes(), a.options()), at::zeros(b.sizes(), b.options())};
@@ -132,8 +133,8 @@ const auto& dispatched_backward() {
 struct InfoNce : torch::autograd::Function<InfoNce> {
   static constexpr bool is_traceable = true;
 
-  static variable_list forward(AutogradContext* ctx, const Tensor& a, const Tensor& b, const MaybeTensor& weight, double temperature,
-                               bool normalize) {
+  static variable_list forward(AutogradContext* ctx, const Tensor& a, const Tensor& b, const MaybeTensor& weight,
+                               double temperature, bool normalize) {
     const at::AutoDispatchBelowADInplaceOrView below;
     auto [loss, rows, columns] = dispatched().call(a, b, weight, temperature, normalize);
     ctx->save_for_backward({a, b, weight ? *weight : Tensor(), rows, columns});
@@ -146,8 +147,9 @@ struct InfoNce : torch::autograd::Function<InfoNce> {
     const auto saved = ctx->get_saved_variables();
     const BelowAutogradUnlessRecorded below;
     const MaybeTensor weight = saved[2].defined() ? MaybeTensor(saved[2]) : MaybeTensor();
-    auto [by_a, by_b] = dispatched_backward().call(grads[0], saved[0], saved[1], weight, saved[3], saved[4],
-                                                   ctx->saved_data["temperature"].toDouble(), ctx->saved_data["normalize"].toBool());
+    auto [by_a, by_b] =
+        dispatched_backward().call(grads[0], saved[0], saved[1], weight, saved[3], saved[4],
+                                   ctx->saved_data["temperature"].toDouble(), ctx->saved_data["normalize"].toBool());
     variable_list result(5);
     result[0] = by_a;
     result[1] = by_b;
@@ -155,7 +157,8 @@ struct InfoNce : torch::autograd::Function<InfoNce> {
   }
 };
 
-Three forward_autograd(const Tensor& a, const Tensor& b, const MaybeTensor& weight, double temperature, bool normalize) {
+Three forward_autograd(const Tensor& a, const Tensor& b, const MaybeTensor& weight, double temperature,
+                       bool normalize) {
   if (!recorded(a, b)) {
     const at::AutoDispatchBelowADInplaceOrView below;
     return dispatched().call(a, b, weight, temperature, normalize);

@@ -32,7 +32,8 @@ Two forward(const Tensor& x_, const Tensor& w_in_, const Tensor& b_in_, const Te
   check_vector(b_in, w_in.size(0));
   check_vector(b_out, w_out.size(0));
   if (keep) check_same_width(input(*keep, x.size(0)), cpu::Matrix{nullptr, dtype_of(x), w_in.size(0)});
-  const Tensor pre = at::empty({x.size(0), w_in.size(0)}, x.options()), y = at::empty({x.size(0), w_out.size(0)}, x.options());
+  const Tensor pre = at::empty({x.size(0), w_in.size(0)}, x.options()),
+               y = at::empty({x.size(0), w_out.size(0)}, x.options());
   const Tensor in_columns = w_in.t(), out_columns = w_out.t();
   const RowBlocks blocks(x.size(0));
   blocks.each([&](int64_t first, int64_t last) {
@@ -64,8 +65,8 @@ Five backward(const Tensor& grad_, const Tensor& x_, const Tensor& pre_, const T
       const Tensor at_pre_n = blocks.part(at_pre, block);
       // hidden holds its gradient until that is used up
       at::mm_out(hidden_n, blocks.part(grad, block), w_out);
-      cpu::gelu_backward(n, input(hidden_n, n), input(blocks.part(pre, block), n), blocks.kept(keep, block), output(at_pre_n, n),
-                         output(hidden_n, n));
+      cpu::gelu_backward(n, input(hidden_n, n), input(blocks.part(pre, block), n), blocks.kept(keep, block),
+                         output(at_pre_n, n), output(hidden_n, n));
       if (x_grad) {
         Tensor grad_x_n = blocks.part(grad_x, block);
         at::mm_out(grad_x_n, at_pre_n, w_in);
@@ -93,8 +94,8 @@ Two forward_cpu(const Tensor& x, const Tensor& w_in, const Tensor& b_in, const T
   return forward(x, w_in, b_in, w_out, b_out, keep);
 }
 
-Five backward_cpu(const Tensor& grad, const Tensor& x, const Tensor& pre, const Tensor& w_in, const Tensor& w_out, const MaybeTensor& keep,
-                  bool x_grad) {
+Five backward_cpu(const Tensor& grad, const Tensor& x, const Tensor& pre, const Tensor& w_in, const Tensor& w_out,
+                  const MaybeTensor& keep, bool x_grad) {
   if (!backward_op.serves(grad)) return backward_op.in_python<Five>(grad, x, pre, w_in, w_out, keep, x_grad);
   return backward(grad, x, pre, w_in, w_out, keep, x_grad);
 }
@@ -111,8 +112,8 @@ const auto& dispatched_backward() {
 struct MLP : torch::autograd::Function<MLP> {
   static constexpr bool is_traceable = true;
 
-  static variable_list forward(AutogradContext* ctx, const Tensor& x, const Tensor& w_in, const Tensor& b_in, const Tensor& w_out,
-                               const Tensor& b_out, const MaybeTensor& keep) {
+  static variable_list forward(AutogradContext* ctx, const Tensor& x, const Tensor& w_in, const Tensor& b_in,
+                               const Tensor& w_out, const Tensor& b_out, const MaybeTensor& keep) {
     const at::AutoDispatchBelowADInplaceOrView below;
     auto [y, pre] = dispatched().call(x, w_in, b_in, w_out, b_out, keep);
     ctx->save_for_backward({x, pre, w_in, w_out, keep.value_or(Tensor())});

@@ -1,5 +1,6 @@
-// What a multi-rate optimizer has to look at before every step, without a Python loop: where the gradients are now, and whether a rate, a
-// parameter, its state or the set of those that have a gradient changed. The same in Python: pgm_fast/optim/watch.py, which says more.
+// What a multi-rate optimizer has to look at before every step, without a Python loop: where the gradients are now, and
+// whether a rate, a parameter, its state or the set of those that have a gradient changed. The same in Python:
+// pgm_fast/optim/watch.py, which says more.
 #include <ATen/core/Tensor.h>
 #include <torch/csrc/autograd/python_variable.h>
 #include <torch/csrc/utils/pybind.h>
@@ -42,7 +43,8 @@ class Entries {
     }
   }
 
-  // changed(key, old, new) says whether it could take the new value in; false where it could not, or the keys are not the same.
+  // changed(key, old, new) says whether it could take the new value in; false where it could not, or the keys are not
+  // the same.
   template <class Changed>
   bool follow(Changed&& changed) {
     const uint64_t version = version_of(dict_.ptr());
@@ -91,7 +93,9 @@ class Members {
 };
 
 // A plain number or one of numpy's, not a tensor: its value may be on another device.
-bool is_number(PyObject* x) { return PyFloat_Check(x) || PyLong_Check(x) || (PyNumber_Check(x) && !THPVariable_Check(x)); }
+bool is_number(PyObject* x) {
+  return PyFloat_Check(x) || PyLong_Check(x) || (PyNumber_Check(x) && !THPVariable_Check(x));
+}
 
 // Two numbers in a tuple or list.
 std::optional<std::array<double, 2>> pair_of(PyObject* x) {
@@ -120,13 +124,14 @@ bool same_strides(const at::Tensor& a, const at::Tensor& b) {
 }
 
 struct Watched {
-  // Python's objects, not their tensors: torch.utils.swap_tensors, by which modules move, refuses those that C++ holds too
+  // Python's objects, not their tensors: torch.utils.swap_tensors, by which modules move, refuses those that C++ holds
+  // too
   py::object param;  // whose grad it is
   bool sharded;      // a DTensor, whose memory here is its _local_tensor
   const void* data;
-  bool dense;    // whether a kernel walks that memory itself
-  int64_t slot;  // of the gradients' table, 0 there while there is none; -1 where the parameter never had one
-  bool copied;   // a copy of the gradient is at that address, made by whoever asks
+  bool dense;      // whether a kernel walks that memory itself
+  int64_t slot;    // of the gradients' table, 0 there while there is none; -1 where the parameter never had one
+  bool copied;     // a copy of the gradient is at that address, made by whoever asks
   bool versioned;  // whether a write by anybody else takes new tables: a copy of the parameter is kept, master weights
   at::ScalarType gradient_dtype;
   uint32_t version = 0;
@@ -134,10 +139,11 @@ struct Watched {
 
 class Watch {
  public:
-  // params: (parameter, its local tensor, slot, copied, versioned, gradient or None, for its dtype) each; groups: the optimizer's own list;
-  // columns: name of a number -> its column, and "betas" -> the first of the five that are derived of them; addresses of the tables.
-  Watch(const py::list& params, const py::dict& state, const py::list& groups, const py::dict& columns, uintptr_t gradients, uintptr_t rows,
-        uintptr_t rows_double)
+  // params: (parameter, its local tensor, slot, copied, versioned, gradient or None, for its dtype) each; groups: the
+  // optimizer's own list; columns: name of a number -> its column, and "betas" -> the first of the five that are
+  // derived of them; addresses of the tables.
+  Watch(const py::list& params, const py::dict& state, const py::list& groups, const py::dict& columns,
+        uintptr_t gradients, uintptr_t rows, uintptr_t rows_double)
       : state_(state.ptr()),
         group_list_(groups.ptr()),
         gradients_(reinterpret_cast<uint64_t*>(gradients)),
@@ -148,8 +154,14 @@ class Watch {
       const py::object handle = entry[0], local = entry[1];
       const py::object gradient = entry[5];
       const at::Tensor& memory = THPVariable_Unpack(local.ptr());
-      Watched w{handle, !handle.is(local), memory.const_data_ptr(), memory.is_non_overlapping_and_dense(), entry[2].cast<int64_t>(),
-                entry[3].cast<bool>(), entry[4].cast<bool>(), at::kFloat};
+      Watched w{handle,
+                !handle.is(local),
+                memory.const_data_ptr(),
+                memory.is_non_overlapping_and_dense(),
+                entry[2].cast<int64_t>(),
+                entry[3].cast<bool>(),
+                entry[4].cast<bool>(),
+                at::kFloat};
       if (!gradient.is_none()) w.gradient_dtype = THPVariable_Unpack(gradient.ptr()).scalar_type();
       w.version = version_of(w);
       params_.push_back(std::move(w));
@@ -167,7 +179,8 @@ class Watch {
     }
   }
 
-  // What changed since the last call, as a sum of Change; addresses and rates are in the tables by then, unless it says kRebuild.
+  // What changed since the last call, as a sum of Change; addresses and rates are in the tables by then, unless it says
+  // kRebuild.
   int refresh() {
     int changes = kNone;
     if (!state_.unchanged() || !group_list_.unchanged()) return kRebuild;
@@ -183,7 +196,8 @@ class Watch {
     }
     for (auto& w : params_) {
       if (w.versioned && version_of(w) != w.version) return kRebuild;
-      const int change = w.sharded ? look_at_shard(w) : look_at(w, tensor_of(w), tensor_of(w).unsafeGetTensorImpl()->grad(), true);
+      const int change =
+          w.sharded ? look_at_shard(w) : look_at(w, tensor_of(w), tensor_of(w).unsafeGetTensorImpl()->grad(), true);
       if (change == kRebuild) return kRebuild;
       changes |= change;
     }
@@ -259,7 +273,8 @@ class Watch {
       return kGradients;
     }
     if (w.slot < 0 || local.const_data_ptr() != w.data) return kRebuild;
-    if (grad.layout() != at::kStrided || grad.scalar_type() != w.gradient_dtype || grad.device() != local.device()) return kRebuild;
+    if (grad.layout() != at::kStrided || grad.scalar_type() != w.gradient_dtype || grad.device() != local.device())
+      return kRebuild;
     const bool direct = placed && w.dense && same_strides(local, grad);
     if (direct == w.copied) return kRebuild;
     if (w.copied) return kNone;
@@ -286,7 +301,8 @@ class Watch {
 
 void bind_multi_rate(py::module_& m) {
   py::class_<Watch>(m, "Watch")
-      .def(py::init<const py::list&, const py::dict&, const py::list&, const py::dict&, uintptr_t, uintptr_t, uintptr_t>())
+      .def(py::init<const py::list&, const py::dict&, const py::list&, const py::dict&, uintptr_t, uintptr_t,
+                    uintptr_t>())
       .def("refresh", &Watch::refresh)
       .def("bump_versions", &Watch::bump_versions);
 }

@@ -16,11 +16,16 @@ namespace pgm_fast::host {
 
 inline cpu::Dtype dtype_of(const at::Tensor& x) {
   switch (x.scalar_type()) {
-    case at::kFloat: return cpu::Dtype::float32;
-    case at::kDouble: return cpu::Dtype::float64;
-    case at::kBFloat16: return cpu::Dtype::bfloat16;
-    case at::kHalf: return cpu::Dtype::float16;
-    default: TORCH_CHECK(false, "pgm_fast's kernels take float32, float64, bfloat16 and float16, got ", x.scalar_type());
+    case at::kFloat:
+      return cpu::Dtype::float32;
+    case at::kDouble:
+      return cpu::Dtype::float64;
+    case at::kBFloat16:
+      return cpu::Dtype::bfloat16;
+    case at::kHalf:
+      return cpu::Dtype::float16;
+    default:
+      TORCH_CHECK(false, "pgm_fast's kernels take float32, float64, bfloat16 and float16, got ", x.scalar_type());
   }
 }
 
@@ -29,7 +34,9 @@ inline std::optional<at::Tensor> contiguous(const std::optional<at::Tensor>& x) 
 }
 
 // What sums of numbers of this dtype are held in.
-inline at::ScalarType accumulation(const at::Tensor& x) { return x.scalar_type() == at::kDouble ? at::kDouble : at::kFloat; }
+inline at::ScalarType accumulation(const at::Tensor& x) {
+  return x.scalar_type() == at::kDouble ? at::kDouble : at::kFloat;
+}
 
 // Weights of the rows x[B, d] of a loss in that dtype; none are those of a mean.
 inline at::Tensor weights_or_mean(const std::optional<at::Tensor>& weight, const at::Tensor& x) {
@@ -43,10 +50,11 @@ inline int64_t rows_of(const at::Tensor& h) {
   return h.numel() / h.size(-1);
 }
 
-// x[begin : begin + n] of a contiguous tensor, for kernels and for products below autograd: narrow takes ten times as long, which
-// counts where a block of rows is a few microseconds of work.
+// x[begin : begin + n] of a contiguous tensor, for kernels and for products below autograd: narrow takes ten times as
+// long, which counts where a block of rows is a few microseconds of work.
 inline at::Tensor rows_of(const at::Tensor& x, int64_t begin, int64_t n) {
-  auto view = c10::make_intrusive<c10::TensorImpl>(c10::TensorImpl::VIEW, c10::Storage(x.storage()), x.key_set(), x.dtype());
+  auto view =
+      c10::make_intrusive<c10::TensorImpl>(c10::TensorImpl::VIEW, c10::Storage(x.storage()), x.key_set(), x.dtype());
   view->set_storage_offset(x.storage_offset() + begin * x.stride(0));
   at::DimVector sizes(x.sizes());
   sizes[0] = n;
@@ -57,12 +65,14 @@ inline at::Tensor rows_of(const at::Tensor& x, int64_t begin, int64_t n) {
 namespace detail {
 inline cpu::Matrix matrix(const at::Tensor& x, void* data, int64_t rows) {
   const int64_t width = x.dim() == 0 ? 0 : x.size(-1);
-  TORCH_CHECK(width > 0 && x.numel() == rows * width, "pgm_fast's kernels take operands of ", rows, " rows, got ", x.sizes());
+  TORCH_CHECK(width > 0 && x.numel() == rows * width, "pgm_fast's kernels take operands of ", rows, " rows, got ",
+              x.sizes());
   return {data, dtype_of(x), width};
 }
 }  // namespace detail
 
-// A contiguous tensor as [rows, its last dimension], to read and to write. Reading must not copy a lazy clone, hence the cast.
+// A contiguous tensor as [rows, its last dimension], to read and to write. Reading must not copy a lazy clone, hence
+// the cast.
 inline cpu::Matrix input(const at::Tensor& x, int64_t rows) {
   return detail::matrix(x, const_cast<void*>(x.const_data_ptr()), rows);
 }
@@ -77,7 +87,8 @@ void check_same_width(const cpu::Matrix& first, const Others&... others) {
 inline cpu::Matrix input_share(const std::optional<at::Tensor>& grad_share, int64_t rows, int64_t partitions) {
   if (!grad_share) return {};
   const auto found = input(*grad_share, rows);
-  TORCH_CHECK(found.width == partitions, "pgm_fast's kernels take gradients of ", partitions, " shares here, got ", found.width);
+  TORCH_CHECK(found.width == partitions, "pgm_fast's kernels take gradients of ", partitions, " shares here, got ",
+              found.width);
   return found;
 }
 
@@ -93,7 +104,8 @@ inline void check_vector(const at::Tensor& x, int64_t size) {
 }
 
 inline void check_gates(const cpu::Matrix& h, const cpu::Matrix& z) {
-  TORCH_CHECK(h.width % z.width == 0, "pgm_fast's kernels take a number of gates that divides d = ", h.width, ", got ", z.width);
+  TORCH_CHECK(h.width % z.width == 0, "pgm_fast's kernels take a number of gates that divides d = ", h.width, ", got ",
+              z.width);
 }
 
 }  // namespace pgm_fast::host

@@ -1,5 +1,5 @@
-// partition and partition_dual, with and without shares: CPU kernels behind the dispatcher, and their derivatives. Schemas, fakes and
-// everything that is not served here are defined in pgm_fast/ops.
+// partition and partition_dual, with and without shares: CPU kernels behind the dispatcher, and their derivatives.
+// Schemas, fakes and everything that is not served here are defined in pgm_fast/ops.
 #include <torch/library.h>
 
 #include "autograd.h"
@@ -28,7 +28,8 @@ Two partition(const Tensor& h_, const Tensor& z_, double temperature) {
   const auto mh = input(h, rows), mz = input(z, rows);
   check_gates(mh, mz);
   Two made(at::empty_like(h), at::empty_like(h));
-  cpu::partition(rows, mh, mz, temperature, output(std::get<0>(made), rows), output(std::get<1>(made), rows), at::get_num_threads());
+  cpu::partition(rows, mh, mz, temperature, output(std::get<0>(made), rows), output(std::get<1>(made), rows),
+                 at::get_num_threads());
   return made;
 }
 
@@ -40,12 +41,13 @@ Three partition_with_share(const Tensor& h_, const Tensor& z_, double temperatur
   check_gates(mh, mz);
   Three made(at::empty_like(h), at::empty_like(h), empty_share(z, 2));
   const auto& [uni, paired, share] = made;
-  cpu::partition_with_share(rows, mh, mz, temperature, output(uni, rows), output(paired, rows), output(share, rows), at::get_num_threads());
+  cpu::partition_with_share(rows, mh, mz, temperature, output(uni, rows), output(paired, rows), output(share, rows),
+                            at::get_num_threads());
   return made;
 }
 
-Two partition_backward(const Tensor& grad_uni_, const Tensor& grad_paired_, const MaybeTensor& grad_share_, const Tensor& h_,
-                       const Tensor& z_, double temperature) {
+Two partition_backward(const Tensor& grad_uni_, const Tensor& grad_paired_, const MaybeTensor& grad_share_,
+                       const Tensor& h_, const Tensor& z_, double temperature) {
   // served or not by the first argument, as Python selects
   if (!partition_backward_op.serves(grad_uni_, grad_paired_, grad_share_, h_, z_)) {
     return partition_backward_op.in_python<Two>(grad_uni_, grad_paired_, grad_share_, h_, z_, temperature);
@@ -59,8 +61,8 @@ Two partition_backward(const Tensor& grad_uni_, const Tensor& grad_paired_, cons
   check_same_width(mh, mu, mp);
   check_gates(mh, mz);
   Two made(at::empty_like(h), at::empty_like(z));
-  cpu::partition_backward(rows, mu, mp, ms, mh, mz, temperature, output(std::get<0>(made), rows), output(std::get<1>(made), rows),
-                          at::get_num_threads());
+  cpu::partition_backward(rows, mu, mp, ms, mh, mz, temperature, output(std::get<0>(made), rows),
+                          output(std::get<1>(made), rows), at::get_num_threads());
   return made;
 }
 
@@ -73,13 +75,14 @@ Three partition_dual(const Tensor& h_, const Tensor& z_uni_, const Tensor& z_pai
   check_same_width(mu, mp);
   Three made(at::empty_like(h), at::empty_like(h), at::empty_like(h));
   const auto& [uni_only, paired_only, shared] = made;
-  cpu::partition_dual(rows, mh, mu, mp, temperature, output(uni_only, rows), output(paired_only, rows), output(shared, rows),
-                      at::get_num_threads());
+  cpu::partition_dual(rows, mh, mu, mp, temperature, output(uni_only, rows), output(paired_only, rows),
+                      output(shared, rows), at::get_num_threads());
   return made;
 }
 
 Four partition_dual_with_share(const Tensor& h_, const Tensor& z_uni_, const Tensor& z_paired_, double temperature) {
-  if (!dual_share_op.serves(h_, z_uni_, z_paired_)) return dual_share_op.in_python<Four>(h_, z_uni_, z_paired_, temperature);
+  if (!dual_share_op.serves(h_, z_uni_, z_paired_))
+    return dual_share_op.in_python<Four>(h_, z_uni_, z_paired_, temperature);
   const Tensor h = h_.contiguous(), z_uni = z_uni_.contiguous(), z_paired = z_paired_.contiguous();
   const int64_t rows = rows_of(h);
   const auto mh = input(h, rows), mu = input(z_uni, rows), mp = input(z_paired, rows);
@@ -87,18 +90,20 @@ Four partition_dual_with_share(const Tensor& h_, const Tensor& z_uni_, const Ten
   check_same_width(mu, mp);
   Four made(at::empty_like(h), at::empty_like(h), at::empty_like(h), empty_share(z_uni, 4));
   const auto& [uni_only, paired_only, shared, share] = made;
-  cpu::partition_dual_with_share(rows, mh, mu, mp, temperature, output(uni_only, rows), output(paired_only, rows), output(shared, rows),
-                                 output(share, rows), at::get_num_threads());
+  cpu::partition_dual_with_share(rows, mh, mu, mp, temperature, output(uni_only, rows), output(paired_only, rows),
+                                 output(shared, rows), output(share, rows), at::get_num_threads());
   return made;
 }
 
 Three partition_dual_backward(const Tensor& grad_uni_, const Tensor& grad_paired_, const Tensor& grad_shared_,
-                              const MaybeTensor& grad_share_, const Tensor& h_, const Tensor& z_uni_, const Tensor& z_paired_,
-                              double temperature) {
+                              const MaybeTensor& grad_share_, const Tensor& h_, const Tensor& z_uni_,
+                              const Tensor& z_paired_, double temperature) {
   if (!dual_backward_op.serves(grad_uni_, grad_paired_, grad_shared_, grad_share_, h_, z_uni_, z_paired_)) {
-    return dual_backward_op.in_python<Three>(grad_uni_, grad_paired_, grad_shared_, grad_share_, h_, z_uni_, z_paired_, temperature);
+    return dual_backward_op.in_python<Three>(grad_uni_, grad_paired_, grad_shared_, grad_share_, h_, z_uni_, z_paired_,
+                                             temperature);
   }
-  const Tensor grad_uni = grad_uni_.contiguous(), grad_paired = grad_paired_.contiguous(), grad_shared = grad_shared_.contiguous();
+  const Tensor grad_uni = grad_uni_.contiguous(), grad_paired = grad_paired_.contiguous(),
+               grad_shared = grad_shared_.contiguous();
   const MaybeTensor grad_share = contiguous(grad_share_);
   const Tensor h = h_.contiguous(), z_uni = z_uni_.contiguous(), z_paired = z_paired_.contiguous();
   const int64_t rows = rows_of(h);
@@ -110,8 +115,8 @@ Three partition_dual_backward(const Tensor& grad_uni_, const Tensor& grad_paired
   check_same_width(mu, mp);
   Three made(at::empty_like(h), at::empty_like(z_uni), at::empty_like(z_paired));
   const auto& [grad_h, grad_z_uni, grad_z_paired] = made;
-  cpu::partition_dual_backward(rows, gu, gp, gs, by_share, mh, mu, mp, temperature, output(grad_h, rows), output(grad_z_uni, rows),
-                               output(grad_z_paired, rows), at::get_num_threads());
+  cpu::partition_dual_backward(rows, gu, gp, gs, by_share, mh, mu, mp, temperature, output(grad_h, rows),
+                               output(grad_z_uni, rows), output(grad_z_paired, rows), at::get_num_threads());
   return made;
 }
 
@@ -192,7 +197,8 @@ template <bool kShare>
 struct DualFunction : torch::autograd::Function<DualFunction<kShare>> {
   static constexpr bool is_traceable = true;
 
-  static variable_list forward(AutogradContext* ctx, const Tensor& h, const Tensor& z_uni, const Tensor& z_paired, double temperature) {
+  static variable_list forward(AutogradContext* ctx, const Tensor& h, const Tensor& z_uni, const Tensor& z_paired,
+                               double temperature) {
     ctx->save_for_backward({h, z_uni, z_paired});
     ctx->saved_data["temperature"] = temperature;
     const at::AutoDispatchBelowADInplaceOrView below;
@@ -211,8 +217,8 @@ struct DualFunction : torch::autograd::Function<DualFunction<kShare>> {
     const BelowAutogradUnlessRecorded below;
     const Tensor& h = saved[0];
     auto [grad_h, grad_z_uni, grad_z_paired] = dispatched_dual_backward().call(
-        or_zeros(grads[0], h), or_zeros(grads[1], h), or_zeros(grads[2], h), kShare ? or_none(grads[3]) : MaybeTensor(), h, saved[1],
-        saved[2], ctx->saved_data["temperature"].toDouble());
+        or_zeros(grads[0], h), or_zeros(grads[1], h), or_zeros(grads[2], h), kShare ? or_none(grads[3]) : MaybeTensor(),
+        h, saved[1], saved[2], ctx->saved_data["temperature"].toDouble());
     return {grad_h, grad_z_uni, grad_z_paired, Tensor()};
   }
 };
@@ -226,7 +232,8 @@ Three partition_dual_autograd(const Tensor& h, const Tensor& z_uni, const Tensor
   return {made[0], made[1], made[2]};
 }
 
-Four partition_dual_with_share_autograd(const Tensor& h, const Tensor& z_uni, const Tensor& z_paired, double temperature) {
+Four partition_dual_with_share_autograd(const Tensor& h, const Tensor& z_uni, const Tensor& z_paired,
+                                        double temperature) {
   if (!recorded(h, z_uni, z_paired)) {
     const at::AutoDispatchBelowADInplaceOrView below;
     return dispatched_dual_with_share().call(h, z_uni, z_paired, temperature);
@@ -286,10 +293,12 @@ void implement() {
 
 void bind_ops(py::module_& m) {
   m.attr("schemas") = Op::schemas();
-  m.def("implement", &implement, "Puts the kernels behind the ops of these schemas; once, after Python has defined them.");
+  m.def("implement", &implement,
+        "Puts the kernels behind the ops of these schemas; once, after Python has defined them.");
   m.def("serve", &Op::serve, "The kernels take calls of this op whose first tensor has this dtype, until forget().");
   m.def("forget", &Op::forget);
-  m.def("set_python", &Op::set_python, "What computes the calls of this op that the kernels do not take, and its plain formula.");
+  m.def("set_python", &Op::set_python,
+        "What computes the calls of this op that the kernels do not take, and its plain formula.");
   bind_partitioned_linear(m);
   bind_reconstruction(m);
   bind_duc_loss(m);

@@ -16,7 +16,8 @@ using MaybeTensor = std::optional<Tensor>;
 using Two = std::tuple<Tensor, Tensor>;
 using Three = std::tuple<Tensor, Tensor, Tensor>;
 
-Op plain_op("partition_boundary"), share_op("partition_boundary_with_share"), backward_op("partition_boundary_backward");
+Op plain_op("partition_boundary"), share_op("partition_boundary_with_share"),
+    backward_op("partition_boundary_backward");
 
 // A boundary per row.
 cpu::Matrix boundaries(const Tensor& b, int64_t rows) {
@@ -25,34 +26,40 @@ cpu::Matrix boundaries(const Tensor& b, int64_t rows) {
   return found;
 }
 
-Two forward(const Tensor& h_, const Tensor& b_uni_, const Tensor& b_paired_, double width, double floor, bool detach_gates) {
-  if (!plain_op.serves(h_, b_uni_, b_paired_)) return plain_op.in_python<Two>(h_, b_uni_, b_paired_, width, floor, detach_gates);
+Two forward(const Tensor& h_, const Tensor& b_uni_, const Tensor& b_paired_, double width, double floor,
+            bool detach_gates) {
+  if (!plain_op.serves(h_, b_uni_, b_paired_))
+    return plain_op.in_python<Two>(h_, b_uni_, b_paired_, width, floor, detach_gates);
   const Tensor h = h_.contiguous(), b_uni = b_uni_.contiguous(), b_paired = b_paired_.contiguous();
   const int64_t rows = rows_of(h);
   const auto mh = input(h, rows), mu = boundaries(b_uni, rows), mp = boundaries(b_paired, rows);
   Two made(at::empty_like(h), at::empty_like(h));
   const auto& [uni, paired] = made;
-  cpu::partition_boundary(rows, mh, mu, mp, width, floor, detach_gates, output(uni, rows), output(paired, rows), at::get_num_threads());
+  cpu::partition_boundary(rows, mh, mu, mp, width, floor, detach_gates, output(uni, rows), output(paired, rows),
+                          at::get_num_threads());
   return made;
 }
 
-Three forward_with_share(const Tensor& h_, const Tensor& b_uni_, const Tensor& b_paired_, double width, double floor, bool detach_gates) {
-  if (!share_op.serves(h_, b_uni_, b_paired_)) return share_op.in_python<Three>(h_, b_uni_, b_paired_, width, floor, detach_gates);
+Three forward_with_share(const Tensor& h_, const Tensor& b_uni_, const Tensor& b_paired_, double width, double floor,
+                         bool detach_gates) {
+  if (!share_op.serves(h_, b_uni_, b_paired_))
+    return share_op.in_python<Three>(h_, b_uni_, b_paired_, width, floor, detach_gates);
   const Tensor h = h_.contiguous(), b_uni = b_uni_.contiguous(), b_paired = b_paired_.contiguous();
   const int64_t rows = rows_of(h);
   const auto mh = input(h, rows), mu = boundaries(b_uni, rows), mp = boundaries(b_paired, rows);
   Three made(at::empty_like(h), at::empty_like(h), empty_share(b_uni, 4));
   const auto& [uni, paired, share] = made;
-  cpu::partition_boundary_with_share(rows, mh, mu, mp, width, floor, detach_gates, output(uni, rows), output(paired, rows),
-                                     output(share, rows), at::get_num_threads());
+  cpu::partition_boundary_with_share(rows, mh, mu, mp, width, floor, detach_gates, output(uni, rows),
+                                     output(paired, rows), output(share, rows), at::get_num_threads());
   return made;
 }
 
-Three backward(const Tensor& grad_uni_, const Tensor& grad_paired_, const MaybeTensor& grad_share_, const Tensor& h_, const Tensor& b_uni_,
-               const Tensor& b_paired_, double width, double floor, bool detach_gates) {
+Three backward(const Tensor& grad_uni_, const Tensor& grad_paired_, const MaybeTensor& grad_share_, const Tensor& h_,
+               const Tensor& b_uni_, const Tensor& b_paired_, double width, double floor, bool detach_gates) {
   // served or not by the first argument, as Python selects
   if (!backward_op.serves(grad_uni_, grad_paired_, grad_share_, h_, b_uni_, b_paired_)) {
-    return backward_op.in_python<Three>(grad_uni_, grad_paired_, grad_share_, h_, b_uni_, b_paired_, width, floor, detach_gates);
+    return backward_op.in_python<Three>(grad_uni_, grad_paired_, grad_share_, h_, b_uni_, b_paired_, width, floor,
+                                        detach_gates);
   }
   const Tensor grad_uni = grad_uni_.contiguous(), grad_paired = grad_paired_.contiguous();
   const MaybeTensor grad_share = contiguous(grad_share_);
@@ -63,8 +70,9 @@ Three backward(const Tensor& grad_uni_, const Tensor& grad_paired_, const MaybeT
   check_same_width(mh, gu, gp);
   Three made(at::empty_like(h), at::empty_like(b_uni), at::empty_like(b_paired));
   const auto& [grad_h, grad_b_uni, grad_b_paired] = made;
-  cpu::partition_boundary_backward(rows, gu, gp, input_share(grad_share, rows, 4), mh, mu, mp, width, floor, detach_gates,
-                                   output(grad_h, rows), output(grad_b_uni, rows), output(grad_b_paired, rows), at::get_num_threads());
+  cpu::partition_boundary_backward(rows, gu, gp, input_share(grad_share, rows, 4), mh, mu, mp, width, floor,
+                                   detach_gates, output(grad_h, rows), output(grad_b_uni, rows),
+                                   output(grad_b_paired, rows), at::get_num_threads());
   return made;
 }
 
@@ -86,8 +94,8 @@ template <bool kShare>
 struct BoundaryFunction : torch::autograd::Function<BoundaryFunction<kShare>> {
   static constexpr bool is_traceable = true;
 
-  static variable_list forward(AutogradContext* ctx, const Tensor& h, const Tensor& b_uni, const Tensor& b_paired, double width,
-                               double floor, bool detach_gates) {
+  static variable_list forward(AutogradContext* ctx, const Tensor& h, const Tensor& b_uni, const Tensor& b_paired,
+                               double width, double floor, bool detach_gates) {
     ctx->save_for_backward({h, b_uni, b_paired});
     ctx->saved_data["width"] = width;
     ctx->saved_data["floor"] = floor;
@@ -117,7 +125,8 @@ struct BoundaryFunction : torch::autograd::Function<BoundaryFunction<kShare>> {
   }
 };
 
-Two forward_autograd(const Tensor& h, const Tensor& b_uni, const Tensor& b_paired, double width, double floor, bool detach_gates) {
+Two forward_autograd(const Tensor& h, const Tensor& b_uni, const Tensor& b_paired, double width, double floor,
+                     bool detach_gates) {
   if (!recorded(h, b_uni, b_paired)) {
     const at::AutoDispatchBelowADInplaceOrView below;
     return dispatched().call(h, b_uni, b_paired, width, floor, detach_gates);
@@ -126,8 +135,8 @@ Two forward_autograd(const Tensor& h, const Tensor& b_uni, const Tensor& b_paire
   return {made[0], made[1]};
 }
 
-Three forward_with_share_autograd(const Tensor& h, const Tensor& b_uni, const Tensor& b_paired, double width, double floor,
-                                  bool detach_gates) {
+Three forward_with_share_autograd(const Tensor& h, const Tensor& b_uni, const Tensor& b_paired, double width,
+                                  double floor, bool detach_gates) {
   if (!recorded(h, b_uni, b_paired)) {
     const at::AutoDispatchBelowADInplaceOrView below;
     return dispatched_with_share().call(h, b_uni, b_paired, width, floor, detach_gates);

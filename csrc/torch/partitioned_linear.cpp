@@ -1,4 +1,5 @@
-// partitioned_linear: the partition feeding torch's matrix products in blocks of rows that stay in cache, and its derivative.
+// partitioned_linear: the partition feeding torch's matrix products in blocks of rows that stay in cache, and its
+// derivative.
 #include <ATen/ops/addmm.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/gelu.h>
@@ -32,9 +33,10 @@ using Six = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>;
 
 Op forward_op("partitioned_linear"), backward_op("partitioned_linear_backward");
 
-// Rows that are partitioned and multiplied before the next ones. Each product reads, and packs, its weights anew, so that few rows are
-// slow: on one core 4096 rows of d = 512 to 128 take 13 % longer in blocks of 96 than in blocks of 256; to 512 they take 4 % longer, and in
-// blocks of 52 10 %. 256 rows of both operands are 1 MiB there, which stays in the second-level cache.
+// Rows that are partitioned and multiplied before the next ones. Each product reads, and packs, its weights anew, so
+// that few rows are slow: on one core 4096 rows of d = 512 to 128 take 13 % longer in blocks of 96 than in blocks of
+// 256; to 512 they take 4 % longer, and in blocks of 52 10 %. 256 rows of both operands are 1 MiB there, which stays in
+// the second-level cache.
 constexpr int64_t kBlockRows = 256, kLeastBlockRows = 96;
 // What the blocks of all threads may hold, as a part of h, where that leaves the least rows.
 constexpr int64_t kScratchPart = 20;
@@ -49,7 +51,9 @@ struct Blocks {
       : rows(rows_), count(std::max<int64_t>(1, (rows_ + limit - 1) / limit)), size((rows_ + count - 1) / count) {}
 
   int64_t rows_of(int64_t block) const { return std::min(size, rows - block * size); }
-  Tensor part(const Tensor& x, int64_t block) const { return count == 1 ? x : x.narrow(0, block * size, rows_of(block)); }
+  Tensor part(const Tensor& x, int64_t block) const {
+    return count == 1 ? x : x.narrow(0, block * size, rows_of(block));
+  }
 };
 
 // The first rows of a block's memory.
@@ -75,10 +79,11 @@ void activate_out(Tensor& x, Tensor& out, const Activation& activation) {
   }
 }
 
-Four forward(const Tensor& h_, const Tensor& z_, const Tensor& w_uni_, const MaybeTensor& b_uni_, const Tensor& w_paired_,
-             const MaybeTensor& b_paired_, Activation activation, double temperature) {
+Four forward(const Tensor& h_, const Tensor& z_, const Tensor& w_uni_, const MaybeTensor& b_uni_,
+             const Tensor& w_paired_, const MaybeTensor& b_paired_, Activation activation, double temperature) {
   const Tensor h = h_.contiguous(), z = z_.contiguous();
-  TORCH_CHECK(h.dim() == 2 && z.dim() == 2, "partitioned_linear takes h[N, d] and z[N, gates], got ", h.sizes(), " and ", z.sizes());
+  TORCH_CHECK(h.dim() == 2 && z.dim() == 2, "partitioned_linear takes h[N, d] and z[N, gates], got ", h.sizes(),
+              " and ", z.sizes());
   const int64_t rows = h.size(0), d = h.size(1);
   check_gates(input(h, rows), input(z, rows));
   const bool keeps = keeps_pre_activation(activation);
@@ -132,9 +137,9 @@ struct Operands {
   int threads;
 };
 
-// Gradients of h, z and both weights, given those at the pre-activations. The outputs serve as the memory of what comes before them: the
-// partitioned operands, then the gradients that arrive at those, and at last, row by row in place, the gradients of h and z. Every
-// product is one product over all rows.
+// Gradients of h, z and both weights, given those at the pre-activations. The outputs serve as the memory of what comes
+// before them: the partitioned operands, then the gradients that arrive at those, and at last, row by row in place, the
+// gradients of h and z. Every product is one product over all rows.
 Four backward_whole(const Tensor& g_uni, const Tensor& g_paired, const Operands& x) {
   const int64_t rows = x.h.size(0);
   const auto mh = input(x.h, rows), mz = input(x.z, rows);
@@ -145,12 +150,14 @@ Four backward_whole(const Tensor& g_uni, const Tensor& g_paired, const Operands&
   Tensor grad_w_uni = at::mm(g_uni.t(), grad_h), grad_w_paired = at::mm(g_paired.t(), second);
   at::mm_out(grad_h, g_uni, x.w_uni);
   at::mm_out(second, g_paired, x.w_paired);
-  cpu::partition_backward(rows, first_rows, second_rows, {}, mh, mz, x.temperature, first_rows, output(grad_z, rows), x.threads);
+  cpu::partition_backward(rows, first_rows, second_rows, {}, mh, mz, x.temperature, first_rows, output(grad_z, rows),
+                          x.threads);
   return {grad_h, grad_z, grad_w_uni, grad_w_paired};
 }
 
-// The same in blocks of rows, each thread with its own sum of the weights' gradients: what is read and written is h, z and their
-// gradients, once. For weights that stay in cache beside a block: a third faster at 4096 rows of d = 512 to 128.
+// The same in blocks of rows, each thread with its own sum of the weights' gradients: what is read and written is h, z
+// and their gradients, once. For weights that stay in cache beside a block: a third faster at 4096 rows of d = 512 to
+// 128.
 Four backward_in_blocks(const Tensor& g_uni, const Tensor& g_paired, const Operands& x) {
   const Blocks blocks(x.h.size(0), kBlockRows);
   Tensor grad_h = at::empty_like(x.h), grad_z = at::empty_like(x.z);
@@ -184,13 +191,14 @@ Four backward_in_blocks(const Tensor& g_uni, const Tensor& g_paired, const Opera
   return {grad_h, grad_z, total(sums_uni), total(sums_paired)};
 }
 
-Six backward(const Tensor& grad_u, const Tensor& grad_p, const Tensor& saved_u, const Tensor& saved_p, const Tensor& h_, const Tensor& z_,
-             const Tensor& w_uni, const Tensor& w_paired, Activation activation, double temperature) {
+Six backward(const Tensor& grad_u, const Tensor& grad_p, const Tensor& saved_u, const Tensor& saved_p, const Tensor& h_,
+             const Tensor& z_, const Tensor& w_uni, const Tensor& w_paired, Activation activation, double temperature) {
   const Operands x{h_.contiguous(), z_.contiguous(), w_uni, w_paired, temperature, at::get_num_threads()};
-  TORCH_CHECK(x.h.dim() == 2 && x.z.dim() == 2, "partitioned_linear takes h[N, d] and z[N, gates], got ", x.h.sizes(), " and ",
-              x.z.sizes());
+  TORCH_CHECK(x.h.dim() == 2 && x.z.dim() == 2, "partitioned_linear takes h[N, d] and z[N, gates], got ", x.h.sizes(),
+              " and ", x.z.sizes());
   check_gates(input(x.h, x.h.size(0)), input(x.z, x.h.size(0)));
-  const Tensor g_uni = at_pre_activation(grad_u, saved_u, activation), g_paired = at_pre_activation(grad_p, saved_p, activation);
+  const Tensor g_uni = at_pre_activation(grad_u, saved_u, activation),
+               g_paired = at_pre_activation(grad_p, saved_p, activation);
   const bool cached = static_cast<int64_t>(w_uni.nbytes() + w_paired.nbytes()) <= kCachedWeights;
   const bool sums_exactly = h_.scalar_type() == at::kFloat || h_.scalar_type() == at::kDouble;  // from block to block
   auto [grad_h, grad_z, grad_w_uni, grad_w_paired] = cached && sums_exactly && x.h.size(0) > kBlockRows * x.threads
@@ -199,16 +207,17 @@ Six backward(const Tensor& grad_u, const Tensor& grad_p, const Tensor& saved_u, 
   return {grad_h, grad_z, grad_w_uni, g_uni.sum(0), grad_w_paired, g_paired.sum(0)};
 }
 
-Four forward_cpu(const Tensor& h, const Tensor& z, const Tensor& w_uni, const MaybeTensor& b_uni, const Tensor& w_paired,
-                 const MaybeTensor& b_paired, Activation activation, double temperature) {
+Four forward_cpu(const Tensor& h, const Tensor& z, const Tensor& w_uni, const MaybeTensor& b_uni,
+                 const Tensor& w_paired, const MaybeTensor& b_paired, Activation activation, double temperature) {
   if (!forward_op.serves(h, z, w_uni, b_uni, w_paired, b_paired)) {
     return forward_op.in_python<Four>(h, z, w_uni, b_uni, w_paired, b_paired, activation, temperature);
   }
   return forward(h, z, w_uni, b_uni, w_paired, b_paired, activation, temperature);
 }
 
-Six backward_cpu(const Tensor& grad_u, const Tensor& grad_p, const Tensor& saved_u, const Tensor& saved_p, const Tensor& h,
-                 const Tensor& z, const Tensor& w_uni, const Tensor& w_paired, Activation activation, double temperature) {
+Six backward_cpu(const Tensor& grad_u, const Tensor& grad_p, const Tensor& saved_u, const Tensor& saved_p,
+                 const Tensor& h, const Tensor& z, const Tensor& w_uni, const Tensor& w_paired, Activation activation,
+                 double temperature) {
   if (!backward_op.serves(grad_u, grad_p, saved_u, saved_p, h, z, w_uni, w_paired)) {
     return backward_op.in_python<Six>(grad_u, grad_p, saved_u, saved_p, h, z, w_uni, w_paired, activation, temperature);
   }
@@ -227,8 +236,9 @@ const auto& dispatched_backward() {
 struct PartitionedLinear : torch::autograd::Function<PartitionedLinear> {
   static constexpr bool is_traceable = true;
 
-  static variable_list forward(AutogradContext* ctx, const Tensor& h, const Tensor& z, const Tensor& w_uni, const MaybeTensor& b_uni,
-                               const Tensor& w_paired, const MaybeTensor& b_paired, Activation activation, double temperature) {
+  static variable_list forward(AutogradContext* ctx, const Tensor& h, const Tensor& z, const Tensor& w_uni,
+                               const MaybeTensor& b_uni, const Tensor& w_paired, const MaybeTensor& b_paired,
+                               Activation activation, double temperature) {
     const at::AutoDispatchBelowADInplaceOrView below;
     auto [u, p, x_uni, x_paired] = dispatched().call(h, z, w_uni, b_uni, w_paired, b_paired, activation, temperature);
     const bool from_outputs = activation == "relu";  // its mask can be read off its output
@@ -252,21 +262,17 @@ struct PartitionedLinear : torch::autograd::Function<PartitionedLinear> {
     const c10::IValue& name = ctx->saved_data["activation"];
     const Activation activation = name.isNone() ? Activation() : Activation(name.toStringView());
     auto [grad_h, grad_z, grad_w_uni, grad_b_uni, grad_w_paired, grad_b_paired] =
-        dispatched_backward().call(grad(grads[0], w_uni), grad(grads[1], w_paired), saved[0], saved[1], h, saved[3], w_uni, w_paired,
-                                   activation, ctx->saved_data["temperature"].toDouble());
-    return {grad_h,
-            grad_z,
-            grad_w_uni,
-            ctx->saved_data["has_b_uni"].toBool() ? grad_b_uni : Tensor(),
-            grad_w_paired,
-            ctx->saved_data["has_b_paired"].toBool() ? grad_b_paired : Tensor(),
-            Tensor(),
-            Tensor()};
+        dispatched_backward().call(grad(grads[0], w_uni), grad(grads[1], w_paired), saved[0], saved[1], h, saved[3],
+                                   w_uni, w_paired, activation, ctx->saved_data["temperature"].toDouble());
+    return {grad_h,        grad_z,
+            grad_w_uni,    ctx->saved_data["has_b_uni"].toBool() ? grad_b_uni : Tensor(),
+            grad_w_paired, ctx->saved_data["has_b_paired"].toBool() ? grad_b_paired : Tensor(),
+            Tensor(),      Tensor()};
   }
 };
 
-Four forward_autograd(const Tensor& h, const Tensor& z, const Tensor& w_uni, const MaybeTensor& b_uni, const Tensor& w_paired,
-                      const MaybeTensor& b_paired, Activation activation, double temperature) {
+Four forward_autograd(const Tensor& h, const Tensor& z, const Tensor& w_uni, const MaybeTensor& b_uni,
+                      const Tensor& w_paired, const MaybeTensor& b_paired, Activation activation, double temperature) {
   if (!recorded(h, z, w_uni, b_uni, w_paired, b_paired)) {
     const at::AutoDispatchBelowADInplaceOrView below;
     return dispatched().call(h, z, w_uni, b_uni, w_paired, b_paired, activation, temperature);

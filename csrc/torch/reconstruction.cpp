@@ -28,13 +28,14 @@ Op forward_op("reconstruction"), backward_op("reconstruction_backward");
 // [rows] in the type of the computation, undefined for the mean
 Tensor weights(const MaybeTensor& row_weight, int64_t rows, at::ScalarType dtype) {
   if (!row_weight) return {};
-  TORCH_CHECK(row_weight->numel() == rows, "reconstruction takes one weight per row, got ", row_weight->sizes(), " for ", rows, " rows");
+  TORCH_CHECK(row_weight->numel() == rows, "reconstruction takes one weight per row, got ", row_weight->sizes(),
+              " for ", rows, " rows");
   return row_weight->to(dtype).contiguous();
 }
 const void* data_of(const Tensor& x) { return x.defined() ? x.const_data_ptr() : nullptr; }
 
-Two forward(const Tensor& u, const Tensor& p, const Tensor& w_uni, const Tensor& w_paired, const MaybeTensor& bias, const Tensor& target_,
-            const MaybeTensor& row_weight) {
+Two forward(const Tensor& u, const Tensor& p, const Tensor& w_uni, const Tensor& w_paired, const MaybeTensor& bias,
+            const Tensor& target_, const MaybeTensor& row_weight) {
   const Tensor target = target_.contiguous();
   const int64_t rows = u.size(0);
   Tensor decoded = at::mm(u, w_uni.t());
@@ -52,10 +53,11 @@ Two forward(const Tensor& u, const Tensor& p, const Tensor& w_uni, const Tensor&
   return {decoded, loss};
 }
 
-Six backward(const Tensor& grad_decoded_, const Tensor& grad_loss, const Tensor& u, const Tensor& p, const Tensor& w_uni,
-             const Tensor& w_paired, const Tensor& decoded_, const Tensor& target_, const MaybeTensor& row_weight,
-             bool target_grad) {
-  const Tensor grad_decoded = grad_decoded_.contiguous(), decoded = decoded_.contiguous(), target = target_.contiguous();
+Six backward(const Tensor& grad_decoded_, const Tensor& grad_loss, const Tensor& u, const Tensor& p,
+             const Tensor& w_uni, const Tensor& w_paired, const Tensor& decoded_, const Tensor& target_,
+             const MaybeTensor& row_weight, bool target_grad) {
+  const Tensor grad_decoded = grad_decoded_.contiguous(), decoded = decoded_.contiguous(),
+               target = target_.contiguous();
   const int64_t rows = u.size(0);
   const Tensor weight = weights(row_weight, rows, accumulation(u));
   const Tensor grad = at::empty_like(decoded);
@@ -66,7 +68,8 @@ Six backward(const Tensor& grad_decoded_, const Tensor& grad_loss, const Tensor&
                                target_grad ? output(grad_target, rows) : cpu::Matrix{nullptr, mt.dtype, mt.width},
                                at::get_num_threads());
   const Tensor columns = grad.t();
-  return {at::mm(grad, w_uni), at::mm(grad, w_paired), at::mm(columns, u), at::mm(columns, p), grad.sum(0), grad_target};
+  return {at::mm(grad, w_uni), at::mm(grad, w_paired), at::mm(columns, u), at::mm(columns, p), grad.sum(0),
+          grad_target};
 }
 
 Two forward_cpu(const Tensor& u, const Tensor& p, const Tensor& w_uni, const Tensor& w_paired, const MaybeTensor& bias,
@@ -77,11 +80,12 @@ Two forward_cpu(const Tensor& u, const Tensor& p, const Tensor& w_uni, const Ten
   return forward(u, p, w_uni, w_paired, bias, target, row_weight);
 }
 
-Six backward_cpu(const Tensor& grad_decoded, const Tensor& grad_loss, const Tensor& u, const Tensor& p, const Tensor& w_uni,
-                 const Tensor& w_paired, const Tensor& decoded, const Tensor& target, const MaybeTensor& row_weight,
-                 bool target_grad) {
+Six backward_cpu(const Tensor& grad_decoded, const Tensor& grad_loss, const Tensor& u, const Tensor& p,
+                 const Tensor& w_uni, const Tensor& w_paired, const Tensor& decoded, const Tensor& target,
+                 const MaybeTensor& row_weight, bool target_grad) {
   if (!backward_op.serves(grad_decoded, grad_loss, u, p, w_uni, w_paired, decoded, target, row_weight)) {
-    return backward_op.in_python<Six>(grad_decoded, grad_loss, u, p, w_uni, w_paired, decoded, target, row_weight, target_grad);
+    return backward_op.in_python<Six>(grad_decoded, grad_loss, u, p, w_uni, w_paired, decoded, target, row_weight,
+                                      target_grad);
   }
   return backward(grad_decoded, grad_loss, u, p, w_uni, w_paired, decoded, target, row_weight, target_grad);
 }
@@ -98,8 +102,9 @@ const auto& dispatched_backward() {
 struct Reconstruction : torch::autograd::Function<Reconstruction> {
   static constexpr bool is_traceable = true;
 
-  static variable_list forward(AutogradContext* ctx, const Tensor& u, const Tensor& p, const Tensor& w_uni, const Tensor& w_paired,
-                               const MaybeTensor& bias, const Tensor& target, const MaybeTensor& row_weight) {
+  static variable_list forward(AutogradContext* ctx, const Tensor& u, const Tensor& p, const Tensor& w_uni,
+                               const Tensor& w_paired, const MaybeTensor& bias, const Tensor& target,
+                               const MaybeTensor& row_weight) {
     const at::AutoDispatchBelowADInplaceOrView below;
     auto [decoded, loss] = dispatched().call(u, p, w_uni, w_paired, bias, target, row_weight);
     ctx->save_for_backward({u, p, w_uni, w_paired, decoded, target, row_weight ? *row_weight : Tensor()});
@@ -115,12 +120,18 @@ struct Reconstruction : torch::autograd::Function<Reconstruction> {
     const bool target_grad = ctx->needs_input_grad(has_bias ? 5 : 4);  // counts the tensors that were given
     auto [grad_u, grad_p, grad_w_uni, grad_w_paired, grad_bias, grad_target] = dispatched_backward().call(
         grads[0], grads[1], saved[0], saved[1], saved[2], saved[3], saved[4], saved[5], row_weight, target_grad);
-    return {grad_u, grad_p, grad_w_uni, grad_w_paired, has_bias ? grad_bias : Tensor(), target_grad ? grad_target : Tensor(), Tensor()};
+    return {grad_u,
+            grad_p,
+            grad_w_uni,
+            grad_w_paired,
+            has_bias ? grad_bias : Tensor(),
+            target_grad ? grad_target : Tensor(),
+            Tensor()};
   }
 };
 
-Two forward_autograd(const Tensor& u, const Tensor& p, const Tensor& w_uni, const Tensor& w_paired, const MaybeTensor& bias,
-                     const Tensor& target, const MaybeTensor& row_weight) {
+Two forward_autograd(const Tensor& u, const Tensor& p, const Tensor& w_uni, const Tensor& w_paired,
+                     const MaybeTensor& bias, const Tensor& target, const MaybeTensor& row_weight) {
   if (!recorded(u, p, w_uni, w_paired, bias, target)) {
     const at::AutoDispatchBelowADInplaceOrView below;
     return dispatched().call(u, p, w_uni, w_paired, bias, target, row_weight);

@@ -20,8 +20,8 @@ void bind_op(py::module_& m, const std::string& name) {
   m.def((name + "_backward").c_str(), backward, without_gil);
 }
 
-// What autograd calls for an op: `recorded_forward`, whose derivative is of reverse mode, except where a tensor carries one of forward
-// mode. Then the plain formula is called, whose operators know both.
+// What autograd calls for an op: `recorded_forward`, whose derivative is of reverse mode, except where a tensor carries
+// one of forward mode. Then the plain formula is called, whose operators know both.
 template <auto recorded_forward>
 struct Derived;
 
@@ -48,8 +48,8 @@ void implement_autograd(torch::Library& autograd, const std::string& name) {
   autograd.impl(name.c_str(), TORCH_FN(Derived<recorded_forward>::call));
 }
 
-// Behind torch's dispatcher. The backward op keeps Python's derivative, which refuses: it is reached only where a second derivative is
-// recorded.
+// Behind torch's dispatcher. The backward op keeps Python's derivative, which refuses: it is reached only where a
+// second derivative is recorded.
 template <auto forward, auto backward, auto recorded_forward>
 void implement_op(torch::Library& cpu, torch::Library& autograd, const std::string& name) {
   cpu.impl(name.c_str(), TORCH_FN(forward));

@@ -1,4 +1,5 @@
-// Rows shared out among threads, each of which takes its own through several steps with what lies between two of them in its cache.
+// Rows shared out among threads, each of which takes its own through several steps with what lies between two of them
+// in its cache.
 #pragma once
 
 #include <ATen/Parallel.h>

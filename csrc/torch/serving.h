@@ -1,5 +1,6 @@
-// Which calls the compiled kernels take. Python decides (pgm_fast/backends.py), once per op and dtype, and says so here; a call that
-// they do not take goes to Python's dispatch, which selects or refuses as if this extension were not there.
+// Which calls the compiled kernels take. Python decides (pgm_fast/backends.py), once per op and dtype, and says so
+// here; a call that they do not take goes to Python's dispatch, which selects or refuses as if this extension were not
+// there.
 #pragma once
 
 #include <ATen/core/Tensor.h>
@@ -16,11 +17,13 @@ class Op {
  public:
   explicit Op(const char* name);
 
-  // Whether the kernels take tensors of these dtypes: those of the first one are served, and no other needs a conversion from or to double.
+  // Whether the kernels take tensors of these dtypes: those of the first one are served, and no other needs a
+  // conversion from or to double.
   template <class... Others>
   bool serves(const at::Tensor& first, const Others&... others) const {
     const auto dtype = first.scalar_type();
-    return (served_.load(std::memory_order_relaxed) >> static_cast<int>(dtype) & 1) != 0 && (mixes(dtype, others) && ...);
+    return (served_.load(std::memory_order_relaxed) >> static_cast<int>(dtype) & 1) != 0 &&
+           (mixes(dtype, others) && ...);
   }
 
   template <class Result, class... Arguments>
@@ -45,9 +48,12 @@ class Op {
  private:
   static bool mixes(at::ScalarType first, const at::Tensor& other) {
     const auto dtype = other.scalar_type();
-    return dtype == first || (first != at::kDouble && (dtype == at::kFloat || dtype == at::kBFloat16 || dtype == at::kHalf));
+    return dtype == first ||
+           (first != at::kDouble && (dtype == at::kFloat || dtype == at::kBFloat16 || dtype == at::kHalf));
   }
-  static bool mixes(at::ScalarType first, const std::optional<at::Tensor>& other) { return !other || mixes(first, *other); }
+  static bool mixes(at::ScalarType first, const std::optional<at::Tensor>& other) {
+    return !other || mixes(first, *other);
+  }
 
   template <class Result, class... Arguments>
   Result call(PyObject* function, const Arguments&... arguments) const {
