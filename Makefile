@@ -36,9 +36,10 @@ bench: $(READY)
 	.venv/bin/pgm-fast bench
 
 lint: $(READY)
-	.venv/bin/python -m pip install --quiet "ruff>=0.8,<1"
+	.venv/bin/python -m pip install --quiet "ruff>=0.8,<1" "clang-format>=23,<24"
 	.venv/bin/ruff check .
 	.venv/bin/ruff format --check .
+	.venv/bin/clang-format --dry-run --Werror $(wildcard csrc/*.* csrc/*/*)
 
 $(READY): pyproject.toml setup.py constraints.txt tools/setup_venv.py $(wildcard csrc/*.cpp csrc/*/*)
 	$(PYTHON) tools/setup_venv.py
