@@ -10,6 +10,7 @@ from typer.testing import CliRunner
 
 from pgm_fast import presets
 from pgm_fast.cli.app import app
+from pgm_fast.data import MediaConfig
 from pgm_fast.errors import ConfigError
 from pgm_fast.interactions import Settings
 from pgm_fast.methods import METHODS, ModelConfig
@@ -23,12 +24,14 @@ OF_THE_MACHINE = {
     "device",
     "backend",
     "threads",
+    "workers",
     "eval_batch_size",
     "checkpoint_every_steps",
     "nonfinite_limit",
     "plots",
     "logger",
 }
+OF_SOUNDS_AND_PICTURES = {"dimml/crema-d", "dimml/ave", "dmil/crema-d"}
 OF_RETRIEVAL = {"contrastive_temperature"}
 
 
@@ -43,6 +46,7 @@ def test_every_value_is_named_taken_and_has_a_source(name):
         method: {f.name for f in fields(METHODS[method].config_class)},
         "train": {f.name for f in fields(TrainConfig)} - OF_THE_MACHINE,
         "data": {"standardize", "modality_dropout"},
+        **({"media": {f.name for f in fields(MediaConfig)}} if name in OF_SOUNDS_AND_PICTURES else {}),
     }
     assert {section: set(content[section]) for section in wanted} == wanted
     found = to_dict(config)

@@ -26,7 +26,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from pgm_fast.data import load
+from pgm_fast.data import MediaConfig, load
 from pgm_fast.data.media import FrameRows, SpectrogramRows
 from pgm_fast.data.readers import apart
 from pgm_fast.errors import PgmFastError
@@ -192,7 +192,7 @@ def as_tar() -> bytes:
 
 
 def read_tar(path: Path) -> None:
-    features = load(path, options={"n_fft": 256, "hop": 128, "image_size": 16})
+    features = load(path, media={"n_fft": 256, "hop": 128, "image_size": 16})
     for rows in features.modalities.values():
         rows[:]
 
@@ -216,13 +216,13 @@ def read_saved(path: Path) -> None:
 
 
 def read_sound(path: Path) -> None:
-    rows = SpectrogramRows([path], 16000, 256, 128, 50)
+    rows = SpectrogramRows([path], MediaConfig(sample_rate=16000, n_fft=256, hop=128, max_steps=50))
     list(rows.unreadable(np.arange(1)))
     rows.decode(0, 50)
 
 
 def read_picture(path: Path) -> None:
-    rows = FrameRows([[path]], 1, 16)
+    rows = FrameRows([[path]], MediaConfig(frames=1, image_size=16))
     list(rows.unreadable(np.arange(1)))
     rows.decode(0, 1)
 

@@ -24,7 +24,7 @@ def inspect_source(source: str, overrides: Sequence[str]) -> bool:
 
     Args:
         source: as ``data.source``.
-        overrides: ``data.key=value``.
+        overrides: ``data.key=value`` and ``media.key=value``.
 
     Returns:
         Whether training would take it.
@@ -32,14 +32,15 @@ def inspect_source(source: str, overrides: Sequence[str]) -> bool:
     Raises:
         ConfigError: an override that is wrong or of another section.
     """
-    others = [text for text in overrides if not text.lstrip().startswith("data.")]
+    others = [text for text in overrides if not text.lstrip().startswith(("data.", "media."))]
     if others:
         raise ConfigError(
             f"{others[0]!r} is not allowed here; check-data takes the keys that say how to read: "
-            f"{', '.join(f'data.{key}' for key in (*READING, *_SPLITTING))}"
+            f"{', '.join(f'data.{key}' for key in (*READING, *_SPLITTING))}, and those of media"
         )
-    settings = asdict(make_config(None, overrides).data)
-    reading = {key: settings[key] for key in (*READING, *_SPLITTING)}
+    config = make_config(None, overrides)
+    settings = asdict(config.data)
+    reading = {**{key: settings[key] for key in (*READING, *_SPLITTING)}, "media": config.media}
     problems = check(source, **reading)
     errors = [problem for problem in problems if problem.severity == "error"]
     for problem in problems:

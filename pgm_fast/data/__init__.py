@@ -4,6 +4,7 @@ from .batch import Batch
 from .checks import check_features
 from .feature_set import SPLITS, TASKS, DataSpec, FeatureSet, ModalitySpec
 from .loading import Loader
+from .media_settings import MediaConfig
 from .normalize import Normalizer
 from .raw import Problem
 from .sources import check, load
@@ -16,6 +17,7 @@ __all__ = [
     "DataSpec",
     "FeatureSet",
     "Loader",
+    "MediaConfig",
     "ModalitySpec",
     "Normalizer",
     "Problem",

@@ -26,6 +26,7 @@ __all__ = [
     "kind_of",
     "read_rows",
     "release",
+    "statistics_of",
     "without_filling",
 ]
 
@@ -41,6 +42,8 @@ class LazyRows:
     shape: tuple[int, ...]
     dtype: np.dtype
     kind: str = "features"
+    # mean and deviation [d] to normalise by, where they are not to be measured
+    statistics: tuple[np.ndarray, np.ndarray] | None = None
 
     @property
     def ndim(self) -> int:
@@ -143,6 +146,11 @@ def is_lazy(array) -> bool:
 def kind_of(array) -> str:
     """What the values are: see :class:`~pgm_fast.data.feature_set.ModalitySpec`."""
     return array.kind if isinstance(array, LazyRows) else "features"
+
+
+def statistics_of(array) -> tuple[np.ndarray, np.ndarray] | None:
+    """Mean and deviation ``[d]`` that the values bring along, None where they are to be measured."""
+    return array.statistics if isinstance(array, LazyRows) else None
 
 
 def read_rows(array, rows: np.ndarray, steps: int | None = None) -> np.ndarray:

@@ -1,4 +1,5 @@
-"""Batches of one split: from a copy on the device where it fits, else gathered from memory or files beside training."""
+"""Batches of one split: from a copy on the device where it fits, else gathered from memory or files beside training, by
+a thread or by processes."""
 
 from __future__ import annotations
 
@@ -11,11 +12,14 @@ import torch
 from torch import Tensor
 
 from ..errors import ConfigError
-from .arrays import CHUNK_BYTES, CleanRows, read_rows, without_filling
+from .arrays import CHUNK_BYTES
 from .batch import Batch
+from .decoding import Decoders
 from .feature_set import SPLITS, FeatureSet
+from .media import MediaRows
 from .memory import free_bytes
 from .normalize import Normalizer
+from .preparation import Preparation
 from .sampling import Plan, Sampler
 
 __all__ = ["Loader"]
@@ -38,14 +42,16 @@ class Loader:
         modality_dropout: each modality of a sample is hidden with this probability, never all of them.
         rank, world: this process among the data-parallel ones.
         resident: ``auto`` keeps the normalised split on the device if it fits half of the free memory; ``always``;
-            ``never``.
+            ``never``. What varies from epoch to epoch is not kept.
         with_labels: False leaves labels out.
+        augment: training: pictures that are to be drawn at random are, anew in each epoch.
+        workers: processes that decode sound and picture files where they are not resident; 0 for a thread.
 
     ``batches(epoch, start)`` is a function of (seed, epoch, start) alone, and gives the same bits whether the split is
-    resident or not.
+    resident or not, and by however many workers.
 
     Raises:
-        ConfigError: an argument is out of range.
+        ConfigError: an argument is out of range, or ``always`` is asked of what varies.
     """
 
     def __init__(
@@ -63,24 +69,26 @@ class Loader:
         world: int = 1,
         resident: str = "auto",
         with_labels: bool = True,
+        augment: bool = False,
+        workers: int = 0,
     ):
-        _check(split, batch_size, seed, modality_dropout, rank, world, resident)
+        _check(split, batch_size, seed, modality_dropout, rank, world, resident, workers)
         self.features = features
         self.device = torch.device(device)
         if self.device.type == "cuda" and self.device.index is None:
             self.device = torch.device("cuda", torch.cuda.current_device())
-        self.normalizer = normalizer
         self.with_labels = with_labels
         self.sampler = Sampler(features, split, batch_size, seed, shuffle, modality_dropout, rank, world)
-        self._resident_choice = resident
+        rows, hides = self.sampler.rows, self.sampler.modality_dropout > 0
+        self._prepare = Preparation(features, rows, self.sampler.presence, normalizer, seed, augment, hides)
+        if self._prepare.varies and resident == "always":
+            raise ConfigError(
+                "resident='always' would keep pictures that are drawn anew in each epoch; give auto or never"
+            )
+        self._resident_choice = "never" if self._prepare.varies else resident
         self._residents: dict[str, Tensor] | None = None
-        rows = self.sampler.rows
-        # Valid steps per sample of the split, for the modalities that are sequences.
-        self._lengths = {
-            name: _length_of(features, name, array.shape[1])[rows]
-            for name, array in features.modalities.items()
-            if array.ndim == 3
-        }
+        self._workers = workers
+        self._decoders: Decoders | None = None
 
     def __len__(self) -> int:
         """Batches per epoch."""
@@ -101,7 +109,7 @@ class Loader:
         return self._resident_choice == "always"
 
     def _bytes(self) -> int:
-        steps = self._steps(np.arange(len(self.sampler.rows)))
+        steps = self._prepare.steps(np.arange(len(self.sampler.rows)))
         widths = (steps.get(name, 1) * array.shape[-1] for name, array in self.features.modalities.items())
         return 4 * len(self.sampler.rows) * sum(widths)
 
@@ -118,63 +126,56 @@ class Loader:
                 plan = self.sampler.plan(number, order, present)
                 yield self._finish(plan, self._select(plan))
             return
+        plans = (self.sampler.plan(number, order, present) for number in numbers)
+        decoded = [name for name, array in self.features.modalities.items() if isinstance(array, MediaRows)]
+        read = self._by_processes(plans, epoch, decoded) if self._workers and decoded else self._by_thread(plans, epoch)
+        for plan, blocks in read:
+            yield self._finish(plan, blocks)
+
+    def _by_thread(self, plans: Iterator[Plan], epoch: int) -> Iterator[tuple[Plan, dict[str, Tensor]]]:
         with ThreadPoolExecutor(1, thread_name_prefix="pgm_fast-read", initializer=self._use_device) as reader:
             waiting: deque = deque()
-            upcoming = iter(numbers)
             try:
-                for number in upcoming:
-                    waiting.append(reader.submit(self._gather, self.sampler.plan(number, order, present)))
+                for plan in plans:
+                    waiting.append(reader.submit(self._gather, plan, epoch, list(self.features.modalities)))
                     if len(waiting) >= PREFETCH:
-                        yield self._finish(*waiting.popleft().result())
+                        yield waiting.popleft().result()
                 while waiting:
-                    yield self._finish(*waiting.popleft().result())
+                    yield waiting.popleft().result()
             finally:
                 for future in waiting:
                     future.cancel()
 
-    def _steps(self, samples: np.ndarray) -> dict[str, int]:
-        """Steps of each sequence that these samples need: the longest; of all modalities where labels are per step."""
-        longest = {name: int(lengths[samples].max(initial=1)) for name, lengths in self._lengths.items()}
-        if self.features.per_step:
-            longest = dict.fromkeys(longest, max(longest.values()))
-        return longest
-
-    def _prepared(self, name: str, samples: np.ndarray, steps: int | None) -> np.ndarray:
-        """float32 ``[len(samples), ...]`` of samples of the split (ascending): normalised, padding and absent 0."""
-        array = self.features.modalities[name]
-        block = read_rows(without_filling(array), self.sampler.rows[samples], steps)
-        with np.errstate(over="ignore", invalid="ignore"):  # absent rows may hold anything
-            block = self.normalizer.apply(name, block) if self.normalizer is not None else block.astype(np.float32)
-        if isinstance(array, CleanRows):
-            block[~np.isfinite(block)] = 0  # the mean, where values are standardised
-        if name in self._lengths:
-            block[np.arange(block.shape[1]) >= self._lengths[name][samples, None]] = 0
-        if self.sampler.presence is not None:
-            block[~self.sampler.presence[samples, self._position(name)]] = 0
-        return block
-
-    def _position(self, name: str) -> int:
-        return list(self.features.modalities).index(name)
+    def _by_processes(
+        self, plans: Iterator[Plan], epoch: int, decoded: list[str]
+    ) -> Iterator[tuple[Plan, dict[str, Tensor]]]:
+        """Files are decoded by them, what is in memory is gathered here."""
+        if self._decoders is None:
+            self._decoders = Decoders(self._prepare, decoded, self._workers, self.device.type == "cuda")
+        others = [name for name in self.features.modalities if name not in decoded]
+        for plan, blocks in self._decoders.batches(plans, epoch):
+            blocks = {**blocks, **self._gather(plan, epoch, others)[1]}
+            yield plan, {name: blocks[name] for name in self.features.modalities}
 
     def _resident_copy(self, name: str) -> Tensor:
         array = self.features.modalities[name]
         count = len(self.sampler.rows)
-        steps = self._steps(np.arange(count)).get(name)
+        steps = self._prepare.steps(np.arange(count)).get(name)
         shape = array.shape[1:] if steps is None else (steps, *array.shape[2:])
         copy = torch.empty((count, *shape), dtype=torch.float32, device=self.device)
         size = max(1, CHUNK_BYTES // (4 * int(np.prod(shape))))
         for begin in range(0, count, size):
             samples = np.arange(begin, min(begin + size, count))
-            copy[begin : begin + len(samples)] = torch.from_numpy(self._prepared(name, samples, steps))
+            copy[begin : begin + len(samples)] = torch.from_numpy(self._prepare.values(name, samples, steps, epoch=0))
         return copy
 
     def _select(self, plan: Plan) -> dict[str, Tensor]:
-        samples, steps = self._send(plan.samples), self._steps(plan.samples)
+        samples, steps = self._send(plan.samples), self._prepare.steps(plan.samples)
         blocks = {}
         for name, source in self._residents.items():
             block = (source[:, : steps[name]] if name in steps else source).index_select(0, samples)
             if self.sampler.modality_dropout > 0:
-                hidden = self._send(~plan.present[:, self._position(name)])
+                hidden = self._send(~plan.present[:, self._prepare.position(name)])
                 block.masked_fill_(hidden.view(-1, *[1] * (block.ndim - 1)), 0.0)
             blocks[name] = block
         return blocks
@@ -184,17 +185,10 @@ class Loader:
         if self.device.type == "cuda":
             torch.cuda.set_device(self.device)
 
-    def _gather(self, plan: Plan) -> tuple[Plan, dict[str, Tensor]]:
-        """Host side of a batch, on the reading thread: rows are read ascending, then put in the order of the batch."""
-        samples, place = np.unique(plan.samples, return_inverse=True)
-        steps = self._steps(plan.samples)
-        blocks = {}
-        for name in self.features.modalities:
-            block = self._prepared(name, samples, steps.get(name))[place]
-            if self.sampler.modality_dropout > 0:
-                block[~plan.present[:, self._position(name)]] = 0
-            blocks[name] = self._pinned(block)
-        return plan, blocks
+    def _gather(self, plan: Plan, epoch: int, names: list[str]) -> tuple[Plan, dict[str, Tensor]]:
+        """Host side of a batch, on the thread that reads."""
+        blocks = self._prepare.batch(plan, epoch, names)
+        return plan, {name: self._pinned(block) for name, block in blocks.items()}
 
     def _pinned(self, array: np.ndarray) -> Tensor:
         tensor = torch.from_numpy(np.ascontiguousarray(array))
@@ -210,14 +204,14 @@ class Loader:
             inputs={name: block.to(self.device, non_blocking=True) for name, block in inputs.items()},
             weight=self._send(plan.weight),
             index=self._send(plan.index),
-            lengths={name: self._send(lengths[plan.samples]) for name, lengths in self._lengths.items()},
+            lengths={name: self._send(lengths[plan.samples]) for name, lengths in self._prepare.lengths.items()},
         )
         if plan.present is not None:
             rows = plan.present[plan.sample_of_row]
             batch.presence = {name: self._send(rows[:, m].copy()) for m, name in enumerate(names)}
             batch.modality_weight = {name: self._send(plan.modality_weight[m]) for m, name in enumerate(names)}
         if self.features.per_step:
-            steps = max(self._steps(plan.samples).values())
+            steps = max(self._prepare.steps(plan.samples).values())
             batch.steps = self._send(plan.sample_of_row * steps + plan.step_of_row)
         if self.with_labels and self.features.labels is not None:
             batch.labels = self._send(self._labels(plan))
@@ -233,12 +227,7 @@ class Loader:
         return labels.astype(np.float32).reshape(len(labels), -1)
 
 
-def _length_of(features: FeatureSet, name: str, longest: int) -> np.ndarray:
-    lengths = features.lengths.get(name, features.step_lengths)
-    return np.full(len(features), longest, np.int64) if lengths is None else lengths.astype(np.int64)
-
-
-def _check(split, batch_size, seed, modality_dropout, rank, world, resident) -> None:
+def _check(split, batch_size, seed, modality_dropout, rank, world, resident, workers) -> None:
     if split not in SPLITS:
         raise ConfigError(f"split '{split}' is not one of {', '.join(SPLITS)}")
     if batch_size < 1:
@@ -251,3 +240,5 @@ def _check(split, batch_size, seed, modality_dropout, rank, world, resident) -> 
         raise ConfigError(f"rank={rank} of world={world}: 0 <= rank < world is needed")
     if resident not in RESIDENT:
         raise ConfigError(f"resident='{resident}' is not one of {', '.join(RESIDENT)}")
+    if workers < 0:
+        raise ConfigError(f"workers={workers}: a whole number >= 0 is needed")

@@ -1,4 +1,5 @@
-"""Zero mean and unit variance per dimension (of frames, per colour), learned from the training split alone."""
+"""Zero mean and unit variance per dimension (of frames, per colour), learned from the training split alone, or by
+statistics that an array brings along."""
 
 from __future__ import annotations
 
@@ -8,7 +9,7 @@ import numpy as np
 import torch
 
 from ..errors import DataError
-from .arrays import iterate_valid, kind_of, without_filling
+from .arrays import iterate_valid, kind_of, statistics_of, without_filling
 from .feature_set import FeatureSet
 
 __all__ = ["Normalizer"]
@@ -33,13 +34,16 @@ class Normalizer:
     def fit(cls, features: FeatureSet) -> Normalizer:
         """Statistics of the training rows: finite values in valid steps of sequences and present modalities.
 
-        Reads in chunks.
+        Reads in chunks. What brings statistics along is not read.
 
         Chunks are joined by the update of Chan, Golub and LeVeque (1983), in float64.
         """
         mean, scale = {}, {}
         train = features.rows("train")
         for position, (name, array) in enumerate(features.modalities.items()):
+            if (given := statistics_of(array)) is not None:
+                mean[name], scale[name] = given
+                continue
             rows = train if features.presence is None else train[features.presence[train, position]]
             lengths = features.lengths.get(name, features.step_lengths)
             count, center, squares = (np.zeros(array.shape[-1]) for _ in range(3))

@@ -9,6 +9,7 @@ from difflib import get_close_matches
 import numpy as np
 
 from ..errors import DataError
+from .media_settings import MediaConfig
 
 __all__ = ["Problem", "Raw", "RefusedData", "Request", "listing", "nearest", "one_line"]
 
@@ -48,6 +49,9 @@ class RefusedData(DataError):
         super().__init__(text if text is not None else str(problem))
         self.problem = problem
 
+    def __reduce__(self):
+        return type(self), (self.problem, str(self))
+
 
 @dataclass(frozen=True)
 class Request:
@@ -64,6 +68,7 @@ class Request:
     order_by: str | None = None
     nonfinite: str = "error"
     options: Mapping = field(default_factory=dict)
+    media: MediaConfig = field(default_factory=MediaConfig)
     apply: bool = False
     class_names: tuple[str, ...] | None = None
     num_classes: int | None = None

@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from os import PathLike
 from typing import Any
 
 import numpy as np
 
+from ..errors import ConfigError
+from ..settings import check_settings
 from .arrays import CleanRows, is_lazy, kind_of
 from .checks import examine, normal_split
 from .feature_set import FeatureSet
 from .grouping import group_array, group_members
 from .labels import convert_labels, decide_task
-from .raw import Problem, Raw, RefusedData, Request
+from .media_settings import MediaConfig
+from .raw import Problem, Raw, RefusedData, Request, nearest
 from .splitting import carve_validation, redraw_split, stratified_split
 
 __all__ = ["check", "load"]
@@ -26,7 +30,23 @@ _LISTS = ("modalities", "ignore", "class_names")  # of names, in a request as tu
 
 def _request(source: str | PathLike, reading: Mapping[str, Any]) -> Request:
     lists = {key: tuple(reading[key]) for key in _LISTS if reading.get(key) is not None}
-    return Request(source=str(source), **{**reading, **lists, "options": dict(reading.get("options") or {})})
+    others = {"options": dict(reading.get("options") or {}), "media": _media(reading.get("media"))}
+    return Request(source=str(source), **{**reading, **lists, **others})
+
+
+def _media(given: MediaConfig | Mapping[str, Any] | None) -> MediaConfig:
+    """Raises ConfigError for a setting that there is not, or a value that it does not take."""
+    if not isinstance(given, MediaConfig):
+        defaults = asdict(MediaConfig())
+        for key, value in (given or {}).items():
+            if key not in defaults:
+                near = nearest(key, list(defaults))
+                raise ConfigError(f"media has no setting '{key}'{near}; there are {', '.join(defaults)}")
+            if type(value) is not type(defaults[key]):
+                raise ConfigError(f"media.{key}={value!r} has the wrong type; it takes one as {defaults[key]!r} is")
+        given = MediaConfig(**(given or {}))
+    check_settings(given, "media")
+    return given
 
 
 def check(source: str | PathLike, **reading: Any) -> list[Problem]:
@@ -48,6 +68,7 @@ def load(
     order_by: str | None = None,
     nonfinite: str = "error",
     options: Mapping | None = None,
+    media: MediaConfig | Mapping[str, Any] | None = None,
     apply: bool = False,
     class_names: Sequence[str] | None = None,
     num_classes: int | None = None,
@@ -72,8 +93,9 @@ def load(
         order_by: column that orders the steps of a sequence; the order of the file otherwise.
         nonfinite: ``error``, or ``zero``: NaN and infinities are read as 0, which training puts in their place after it
             has standardised. A row of NaN alone is one that lacks the modality, in either case.
-        options: for ``synthetic`` arguments of :func:`pgm_fast.data.synthetic.draw`, for ``av`` the numbers of
-            :data:`pgm_fast.data.readers.audiovisual.OPTIONS`.
+        options: for ``synthetic``, arguments of :func:`pgm_fast.data.synthetic.draw`.
+        media: how sounds and pictures become numbers: settings of
+            :class:`~pgm_fast.data.media_settings.MediaConfig`, defaults for the others.
         apply: the data is for a trained model to be applied to: no split is made (rows without one are all ``test``),
             and no split needs rows.
         class_names: the classes in the model's order. Names as labels, and numbers in a source with ``class_names`` of
@@ -89,7 +111,7 @@ def load(
     is never the test split.
 
     Raises:
-        DataError: the first problem, and how many more there are.
+        DataError: the first problem, and how many more there are. ConfigError: a setting of ``media``.
     """
     request = _request(
         source,
@@ -104,6 +126,7 @@ def load(
             "order_by": order_by,
             "nonfinite": nonfinite,
             "options": options,
+            "media": media,
             "apply": apply,
             "class_names": class_names,
             "num_classes": num_classes,

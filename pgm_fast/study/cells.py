@@ -29,7 +29,7 @@ __all__ = ["Data", "Job", "ProbeJob", "TrainJob", "content_of", "describe_data",
 
 # What counts of the data besides the fingerprint, and what of the loop says nothing about a result.
 _BESIDE_THE_DATA = ("standardize", "modality_dropout")
-_NO_MATTER = ("threads", "plots", "logger")
+_NO_MATTER = ("threads", "workers", "plots", "logger")
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,8 @@ def describe_data(features: FeatureSet) -> Data:
 def reading_of(config: Config) -> str:
     """A text that is the same for two configurations that read the same data."""
     used = asdict(config.data)
-    return json.dumps({key: used[key] for key in used if key not in (*_BESIDE_THE_DATA, "resident")})
+    reading = {key: used[key] for key in used if key not in (*_BESIDE_THE_DATA, "resident")}
+    return json.dumps({**reading, "media": asdict(config.media)})
 
 
 @dataclass(frozen=True)

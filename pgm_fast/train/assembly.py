@@ -121,7 +121,8 @@ def load_features(
             group_by=settings.group_by,
             order_by=settings.order_by,
             nonfinite=settings.nonfinite,
-            options=dict(settings.options) if own or settings.source not in _EMBEDDED else None,
+            options=dict(settings.options) if own else None,
+            media=config.media,
             **(_resplit(config) if own else {}),
             **({} if own else {"apply": apply, "class_names": class_names, "num_classes": num_classes}),
         )
@@ -318,10 +319,15 @@ class Run:
         return cls(config, features, spec, normalizer, method.to(ranks.device), ranks)
 
     def training_loader(self) -> Loader:
-        """Shuffled batches of the training split, with modality dropout."""
+        """Shuffled batches of the training split, with modality dropout and what the pictures' settings draw."""
         settings = self.config
         return self._loader(
-            "train", settings.train.batch_size, True, shuffle=True, modality_dropout=settings.data.modality_dropout
+            "train",
+            settings.train.batch_size,
+            True,
+            shuffle=True,
+            augment=True,
+            modality_dropout=settings.data.modality_dropout,
         )
 
     def loader(self, split: str, with_labels: bool = True) -> Loader:
@@ -329,7 +335,7 @@ class Run:
         return self._loader(split, self.config.train.eval_batch_size, with_labels)
 
     def training_loader_in_order(self) -> Loader:
-        """The whole training split in order, on every rank, without modality dropout."""
+        """The whole training split in order, on every rank, with nothing drawn."""
         return self._loader("train", self.config.train.eval_batch_size, True, rank=0, world=1)
 
     def _loader(self, split: str, batch_size: int, with_labels: bool, **more: Any) -> Loader:
@@ -343,6 +349,7 @@ class Run:
             normalizer=self.normalizer,
             resident=self.config.data.resident,
             with_labels=with_labels,
+            workers=self.config.train.workers,
             **{**own, **more},
         )
 

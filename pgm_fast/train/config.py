@@ -6,6 +6,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, Dict, List, Optional
 
+from ..data.media_settings import MediaConfig
 from ..methods import METHODS
 from ..methods.base import KEPT, ModelConfig
 from ..methods.baselines import BaselineConfig
@@ -18,7 +19,7 @@ from ..methods.ogm import OGMConfig
 from ..methods.pgm import PgMConfig
 from ..methods.pretrained import PretrainedConfig
 from ..methods.umt import UMTConfig
-from ..settings import choice
+from ..settings import choice, number
 
 __all__ = ["Config", "DataConfig", "TrainConfig"]
 
@@ -45,7 +46,7 @@ class DataConfig:
     nonfinite: str = "error"  # error, or zero: NaN and infinities become 0
     modality_dropout: float = 0.0  # training: probability of hiding a modality of a sample, never all of them
     resident: str = "auto"  # auto: a split that fits half of the free memory is kept on the device; always; never
-    # synthetic: kind, n, noise, ...; sound and picture files: sample_rate, n_fft, hop, max_steps, frames, image_size
+    # synthetic: kind, n, noise, ...
     options: Dict[str, Any] = field(default_factory=dict)
 
 
@@ -72,6 +73,7 @@ class TrainConfig:
     backend: str = "auto"  # auto, torch, native, triton
     precision: str = "fp32"  # fp32, bf16 (autocast)
     threads: int = 0  # CPU threads of torch; 0 leaves torch's choice
+    workers: int = number(0, at_least=0)  # processes that decode sounds and pictures; 0 for a thread
     checkpoint_every_steps: int = 0  # besides each epoch's end; 0 for none
     nonfinite_limit: int = 20  # skipped updates in a row before training stops
     plots: bool = True  # draw plots/ at the end
@@ -87,6 +89,7 @@ class Config:
     preset: Optional[str] = None  # a published recipe, whose values come before all others: see pgm-fast presets
     out: str = "runs/run"  # the run folder to write
     data: DataConfig = field(default_factory=DataConfig)
+    media: MediaConfig = field(default_factory=MediaConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
     pgm: PgMConfig = field(default_factory=PgMConfig)
     dimml: DIMMLConfig = field(default_factory=DIMMLConfig)

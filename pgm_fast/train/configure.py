@@ -9,7 +9,7 @@ from __future__ import annotations
 import difflib
 import math
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import is_dataclass
 from io import StringIO
 from pathlib import Path
@@ -24,6 +24,7 @@ from .. import presets
 from ..backends import BACKENDS
 from ..data.feature_set import TASKS
 from ..data.labels import LABELS
+from ..data.media_settings import MediaConfig
 from ..data.readers import FORMATS
 from ..data.splitting import RESPLITS
 from ..errors import ConfigError
@@ -97,6 +98,8 @@ EARLIER = {
 }
 
 _FORMER_SWITCH = "train.tensorboard"
+_FORMER_PLACE = "data.options"  # of the settings of sounds and pictures that have a section now
+_MOVED = ("sample_rate", "n_fft", "hop", "max_steps", "frames", "image_size")
 
 RANGES = {
     **_declared(ranges_of),
@@ -367,6 +370,12 @@ def _leaves(owner: type, values: Mapping[str, Any], prefix: str) -> Iterator[tup
             raise _unknown(str(key), owner, prefix)
         for part in reversed(rest):
             value = {part: value}
+        if f"{prefix}{name}" == _FORMER_PLACE:
+            value = _parse_typed(_FORMER_PLACE, hints[name], value) if isinstance(value, _Typed) else value
+            moved = {key: item for key, item in _items(value) if key in _MOVED}
+            yield from _leaves(MediaConfig, moved, "media.")
+            if moved:
+                value = {key: item for key, item in _items(value) if key not in moved}
         if not is_dataclass(hints[name]):
             yield f"{prefix}{name}", hints[name], value
         elif isinstance(value, Mapping) or value is None:  # None: a section of a file with nothing in it
@@ -375,6 +384,10 @@ def _leaves(owner: type, values: Mapping[str, Any], prefix: str) -> Iterator[tup
             keys = list(get_type_hints(hints[name]))
             example = f"(write for example {prefix}{name}.{keys[0]}=...)"
             raise _refused(f"{prefix}{name}", value, f"the keys {', '.join(keys)} below it {example}")
+
+
+def _items(value: Any) -> Iterable[tuple[str, Any]]:
+    return value.items() if isinstance(value, Mapping) else ()
 
 
 def _tracker_of_switch(value: Any) -> list[str]:

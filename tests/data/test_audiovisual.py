@@ -2,6 +2,15 @@
 
 from __future__ import annotations
 
+import gc
+import json
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+import time
+
 import numpy as np
 import pytest
 import torch
@@ -53,9 +62,9 @@ def test_a_picture_of_another_format_is_refused_by_its_content_and_runs_nothing(
     monkeypatch.setattr("subprocess.Popen.__init__", lambda self, command, *_, **__: started.append(command))
     monkeypatch.setattr("subprocess.Popen.__del__", lambda self: None)
     Image.new("RGB", (24, 20)).save(folder / "frames" / "train_00" / "000.png", format=kind)
-    assert any("train_00/000.png" in str(problem) for problem in check(folder, options=OPTIONS))
+    assert any("train_00/000.png" in str(problem) for problem in check(folder, media=OPTIONS))
     with pytest.raises(DataError, match="train_00/000.png"):
-        for rows in load(folder, options=OPTIONS).modalities.values():
+        for rows in load(folder, media=OPTIONS).modalities.values():
             rows[:]
     assert not started
 
@@ -71,7 +80,7 @@ def spectrogram(signal):
 
 def test_rows_hold_the_log_spectrogram_and_the_evenly_spaced_frames(media):
     folder, held = media
-    features = load(folder, options=OPTIONS)
+    features = load(folder, media=OPTIONS)
     assert list(features.modalities) == ["audio", "video"] and features.class_names == list(LABELS)
     assert {m: s.kind for m, s in features.spec.modalities.items()} == {"audio": "spectrogram", "video": "frames"}
     audio, video = features.modalities["audio"], features.modalities["video"]
@@ -98,10 +107,10 @@ def test_rows_hold_the_log_spectrogram_and_the_evenly_spaced_frames(media):
 def test_another_rate_and_more_channels_are_the_same_sound(tmp_path):
     held = write(tmp_path, (("train", 6),))
     name, (signal, _) = next(iter(held.items()))
-    before = load(tmp_path, options=OPTIONS).modalities["audio"][0]
+    before = load(tmp_path, media=OPTIONS).modalities["audio"][0]
     fine = np.interp(np.arange(2 * len(signal)) / 2, np.arange(len(signal)), signal)
     soundfile.write(tmp_path / "AudioWAV" / f"{name}.wav", np.stack([fine, fine], 1), 2 * RATE, subtype="FLOAT")
-    after = load(tmp_path, options=OPTIONS).modalities["audio"][0]
+    after = load(tmp_path, media=OPTIONS).modalities["audio"][0]
     loud = before > np.log(1.0)
     assert loud.any() and after.shape == before.shape
     assert np.abs(after - before)[loud].max() < RESAMPLED_LOG
@@ -109,7 +118,7 @@ def test_another_rate_and_more_channels_are_the_same_sound(tmp_path):
 
 def test_frames_are_standardised_per_colour_and_batches_do_not_depend_on_residence(media):
     folder, _ = media
-    features = load(folder, options=OPTIONS)
+    features = load(folder, media=OPTIONS)
     normalizer = Normalizer.fit(features)
     pixels = np.asarray(features.modalities["video"])[features.rows("train")].reshape(-1, 3, 64).astype(np.float64)
     mean = normalizer.mean["video"].reshape(3, 64)
@@ -127,37 +136,41 @@ def test_frames_are_standardised_per_colour_and_batches_do_not_depend_on_residen
 def test_a_sample_may_lack_a_modality_but_not_both(media):
     folder, _ = media
     (folder / "AudioWAV" / "train_03.wav").unlink()
-    features = load(folder, options=OPTIONS)
+    features = load(folder, media=OPTIONS)
     row = list(features.ids).index("train_03")
     assert features.presence[row].tolist() == [False, True] and features.presence.sum() == 2 * len(features) - 1
     for picture in (folder / "frames" / "train_03").iterdir():
         picture.unlink()
     with pytest.raises(DataError, match="no modality is present"):
-        load(folder, options=OPTIONS)
+        load(folder, media=OPTIONS)
 
 
 def test_what_is_wrong_is_named(media):
     folder, _ = media
     (folder / "AudioWAV" / "train_05.wav").write_bytes(b"RIFF no sound")
     (folder / "frames" / "test_02" / "002.png").write_bytes(b"no picture")
-    problems = [str(p) for p in check(folder, options=OPTIONS) if p.severity == "error"]
+    problems = [str(p) for p in check(folder, media=OPTIONS) if p.severity == "error"]
     assert len(problems) == 2
     assert "train_05.wav: audio of train.csv, row 5: cannot be read" in problems[0]
     assert "test_02/002.png: video of test.csv, row 2: cannot be read" in problems[1]
-    with pytest.raises(DataError, match="no option 'image'.*did you mean 'image_size'"):
-        load(folder, options={"image": 8})
-    with pytest.raises(DataError, match="frames is 0, a whole number >= 1"):
-        load(folder, options={"frames": 0})
+    with pytest.raises(ConfigError, match="media has no setting 'image'.*did you mean 'image_size'"):
+        load(folder, media={"image": 8})
+    with pytest.raises(ConfigError, match="media.frames=0 is not allowed; it takes a number of at least 1"):
+        load(folder, media={"frames": 0})
+    with pytest.raises(ConfigError, match="media.hop=2.5 has the wrong type; it takes one as 353 is"):
+        load(folder, media={"hop": 2.5})
+    with pytest.raises(DataError, match="takes no options, got {'frames': 2}.*of sounds and pictures media is"):
+        load(folder, options={"frames": 2})
     (folder / "test.csv").write_text("test_00\n")
     with pytest.raises(DataError, match=r"test\.csv: line 1 is 'test_00', id,label is needed"):
-        load(folder, options=OPTIONS)
+        load(folder, media=OPTIONS)
 
 
 def test_a_picture_that_breaks_off_is_refused_when_it_is_read(media):
     folder, _ = media
     broken = folder / "frames" / "train_00" / "000.png"
     broken.write_bytes(broken.read_bytes()[:100])
-    features = load(folder, options=OPTIONS)
+    features = load(folder, media=OPTIONS)
     with pytest.raises(DataError, match=r"000\.png: cannot be decoded"):
         features.modalities["video"][0]
 
@@ -171,7 +184,7 @@ def test_a_sound_that_is_not_finite_is_refused_by_name_before_anything_is_traine
     signal[200] = bad
     soundfile.write(folder / "AudioWAV" / "train_03.wav", signal, RATE, subtype="FLOAT")
     with pytest.raises(DataError, match=r"train_03\.wav: cannot be decoded: it holds NaN or infinity; replace"):
-        fit(data=str(folder), out=str(tmp_path / "run"), **{"data.options": OPTIONS, "model.dim": 8})
+        fit(data=str(folder), out=str(tmp_path / "run"), **{"media": OPTIONS, "model.dim": 8})
     assert not (tmp_path / "run").exists()
 
 
@@ -180,7 +193,7 @@ def test_resnet_reads_pictures_and_spectrograms_and_nothing_else(media):
     from pgm_fast.methods import ModelConfig
 
     folder, _ = media
-    features = load(folder, options=OPTIONS)
+    features = load(folder, media=OPTIONS)
     model = ModelConfig(dim=16, dropout=0.0)
     encoders = build_encoders(features.spec, model, None).eval()
     loader = Loader(features, "test", batch_size=4, normalizer=Normalizer.fit(features))
@@ -205,7 +218,7 @@ def test_a_run_trains_on_files_and_is_applied_to_others(media, tmp_path):
     folder, _ = media
     settings = {
         "model.dim": 8, "train.epochs": 2, "train.batch_size": 8, "train.lr": 3e-3, "train.plots": False,
-        "train.logger": [], "data.options": OPTIONS,
+        "train.logger": [], "media": OPTIONS,
     }  # fmt: skip
     report = fit(method="pgm", data=str(folder), out=str(tmp_path / "run"), **settings)
     assert set(report["test"]["unimodal"]) == {"audio", "video"}
@@ -213,6 +226,101 @@ def test_a_run_trains_on_files_and_is_applied_to_others(media, tmp_path):
     predictions = predict(tmp_path / "run", data=str(tmp_path / "other"))
     assert predictions.logits.shape == (8, 2)
     assert evaluate(tmp_path / "run")["fused"]["accuracy"] == report["test"]["fused"]["accuracy"]
+
+
+DRAWN = {**OPTIONS, "frame_choice": "random", "augment": True, "fit": "squash", "picture_statistics": "imagenet"}
+
+
+def by_row(loader, epoch, start=0):
+    """Row of the feature set -> its values by modality."""
+    found = {}
+    for batch in loader.batches(epoch, start):
+        for k, row in enumerate(batch.index.tolist()):
+            found[row] = {m: x[k, : batch.lengths[m][k]] for m, x in batch.inputs.items()}
+    return found
+
+
+def alike(one, two, modality="video"):
+    return {row: torch.equal(one[row][modality], two[row][modality]) for row in one}
+
+
+def test_what_training_draws_is_of_the_seed_the_epoch_and_the_row_alone(media):
+    folder, _ = media
+    features = load(folder, media=DRAWN)
+    settings = {"shuffle": True, "augment": True}
+    loader = Loader(features, "train", batch_size=4, **settings)
+    first, second = by_row(loader, 0), by_row(loader, 1)
+    assert not any(alike(first, second).values()) and all(alike(first, second, "audio").values())
+    assert all(alike(first, by_row(Loader(features, "train", batch_size=7, **settings), 0)).values())
+    assert not any(alike(first, by_row(Loader(features, "train", batch_size=4, seed=1, **settings), 0)).values())
+    tail = by_row(loader, 1, start=2)
+    assert len(tail) == len(second) - 8 and all(alike(tail, second).values())
+    assert not loader.resident
+    with pytest.raises(ConfigError, match="resident='always' would keep pictures that are drawn anew"):
+        Loader(features, "train", batch_size=4, resident="always", **settings)
+    in_order = Loader(features, "train", batch_size=4)
+    assert all(alike(by_row(in_order, 0), by_row(in_order, 1)).values()) and in_order.resident
+
+
+def test_processes_give_what_a_thread_gives_and_name_a_broken_file(media):
+    folder, _ = media
+    features = load(folder, media=DRAWN)
+    settings = {"shuffle": True, "augment": True, "batch_size": 4, "normalizer": Normalizer.fit(features)}
+    thread = Loader(features, "train", **settings)
+    processes = Loader(features, "train", workers=1, **settings)
+    next(processes.batches(0))  # an epoch that is left is none that is waited for
+    for epoch, start in ((1, 0), (2, 2)):
+        wanted, found = list(thread.batches(epoch, start)), list(processes.batches(epoch, start))
+        assert [b.index.tolist() for b in wanted] == [b.index.tolist() for b in found]
+        for a, b in zip(wanted, found, strict=True):
+            assert all(torch.equal(a.inputs[m], b.inputs[m]) for m in a.inputs)
+    broken = folder / "AudioWAV" / "train_00.wav"
+    whole = broken.read_bytes()
+    broken.write_bytes(b"RIFF no sound")
+    with pytest.raises(DataError, match=r"^\S*train_00\.wav: cannot be decoded: [^\n]*$"):
+        list(processes.batches(3))
+    broken.write_bytes(whole)
+    assert len(list(processes.batches(3))) == len(processes)
+    children = multiprocessing.active_children()
+    assert children
+    del processes
+    gc.collect()
+    for child in children:
+        child.join(10)
+        assert not child.is_alive()
+
+
+@pytest.mark.slow
+def test_a_run_that_is_stopped_with_its_processes_goes_on_as_if_it_were_not(media, tmp_path):
+    pytest.importorskip("transformers")
+    folder, _ = media
+    settings = [f"media.{key}={str(value).lower()}" for key, value in DRAWN.items()]
+    settings += ["model.dim=8", "train.epochs=40", "train.batch_size=8", "train.plots=false", "train.logger=[]"]
+    settings += ["train.patience=0", "train.workers=2", "train.threads=1"]
+    train = [sys.executable, "-m", "pgm_fast", "train", "--method", "joint", "--data", str(folder), "--out"]
+    run = subprocess.Popen([*train, str(tmp_path / "stopped"), *settings], start_new_session=True)
+    metrics = tmp_path / "stopped" / "metrics.jsonl"
+    while run.poll() is None and not (metrics.exists() and metrics.read_text()):
+        time.sleep(0.1)
+    os.killpg(run.pid, signal.SIGINT)  # as Ctrl-C at a terminal: to the processes too
+    assert run.wait() == 0
+    assert json.loads(metrics.read_text().splitlines()[-1])["epoch"] < 40
+    subprocess.run([sys.executable, "-m", "pgm_fast", "resume", str(tmp_path / "stopped")], check=True)
+    subprocess.run([*train, str(tmp_path / "whole"), *settings, "train.workers=0"], check=True)
+    scores = [json.loads((tmp_path / name / "report.json").read_text())["test"] for name in ("stopped", "whole")]
+    assert scores[0] == scores[1]
+    weights = [
+        torch.load(tmp_path / name / "checkpoints" / "best.pt", weights_only=True)["model"]
+        for name in ("stopped", "whole")
+    ]
+    assert all(torch.equal(weights[0][key], weights[1][key]) for key in weights[1])
+
+
+def test_one_picture_is_the_one_in_the_middle(media):
+    folder, _ = media
+    five = load(folder, media={**OPTIONS, "frames": 5}).modalities["video"]
+    one = load(folder, media={**OPTIONS, "frames": 1}).modalities["video"]
+    np.testing.assert_array_equal(one[:, 0], five[:, 2])
 
 
 def listed(folder, lines):
@@ -241,12 +349,12 @@ def test_lists_as_they_are_published(tmp_path, lines):
     folder = listed(tmp_path, lines)
     header = f"{lines[0]}\n" if len(lines) > 4 else ""
     (folder / "test.txt").write_text(f"{header}{lines[-1]}\n")
-    features = load(folder, options=OPTIONS)
+    features = load(folder, media=OPTIONS)
     assert features.ids.tolist() == ["c0", "c1", "c2", "c3", "c3#2"] and features.class_names == ["a", "b"]
     assert features.labels.tolist() == [0, 1, 0, 1, 1]
     # a picture that is called as its id is a frame of its own, and an id twice is two samples of the same files
     assert [int(x) for x in features.modalities["video"][:, 0, 0]] == [0, 50, 100, 150, 150]
-    found = [(p.severity, p.message) for p in check(folder, options=OPTIONS) if p.key.startswith("id")]
+    found = [(p.severity, p.message) for p in check(folder, media=OPTIONS) if p.key.startswith("id")]
     assert [severity for severity, _ in found] == ["warning", "note"] and "in two splits, first 'c3'" in found[0][1]
 
 
@@ -255,12 +363,10 @@ def test_columns_without_names_are_refused_and_named_ones_are_columns(tmp_path):
     with pytest.raises(
         DataError, match=r"line 1 is 'c0,0,a', id,label is needed; of 3 columns the first line must say"
     ):
-        load(listed(tmp_path, lines), options=OPTIONS)
+        load(listed(tmp_path, lines), media=OPTIONS)
     listed(tmp_path, ["id,person,label", *lines])
     (tmp_path / "test.txt").write_text("id,person,label\nc0,0,a\n")
-    assert not [
-        p for p in check(tmp_path, options=OPTIONS, resplit="all", resplit_by="person") if p.severity == "error"
-    ]
+    assert not [p for p in check(tmp_path, media=OPTIONS, resplit="all", resplit_by="person") if p.severity == "error"]
 
 
 def test_files_that_are_not_read_are_named_and_the_advice_works(tmp_path):
@@ -270,17 +376,17 @@ def test_files_that_are_not_read_are_named_and_the_advice_works(tmp_path):
     with pytest.raises(
         DataError, match=r"video: 4 files \(first: stills/other0.png\) is not read.*data.ignore=\[video\]"
     ):
-        load(folder, options=OPTIONS)
-    assert list(load(folder, options=OPTIONS, ignore=["video"]).modalities) == ["audio"]
-    assert list(load(folder, options=OPTIONS, ignore=["stills"]).modalities) == ["audio"]
+        load(folder, media=OPTIONS)
+    assert list(load(folder, media=OPTIONS, ignore=["video"]).modalities) == ["audio"]
+    assert list(load(folder, media=OPTIONS, ignore=["stills"]).modalities) == ["audio"]
     for k in range(4):
         (folder / "stills" / f"other{k}.png").rename(folder / "stills" / f"c{k}.mp4")
     with pytest.raises(DataError, match=r"c0\.mp4.*convert them"):
-        load(folder, options=OPTIONS)
+        load(folder, media=OPTIONS)
     (folder / "train_old.txt").write_text("c0,a\n")
     with pytest.raises(DataError, match=r"are all lists of the train split.*data.ignore=\[video,train_old.txt\]"):
-        load(folder, options=OPTIONS, ignore=["video"])
-    assert len(load(folder, options=OPTIONS, ignore=["video", "train_old.txt"])) == 5
+        load(folder, media=OPTIONS, ignore=["video"])
+    assert len(load(folder, media=OPTIONS, ignore=["video", "train_old.txt"])) == 5
 
 
 @pytest.mark.parametrize("ignore", [[], ["rate-1"], ["rate-9"]])
@@ -290,7 +396,7 @@ def test_of_several_folders_with_files_of_an_id_one_is_read_and_said(media, igno
     for name in held:
         (folder / "rate-9" / name).mkdir(parents=True)
         Image.fromarray(np.zeros((9, 9, 3), np.uint8)).save(folder / "rate-9" / name / "000.png")
-    found = [p.message for p in check(folder, options=OPTIONS, ignore=ignore) if p.key == "video"]
-    files = load(folder, options=OPTIONS, ignore=ignore).modalities["video"].sources()
+    found = [p.message for p in check(folder, media=OPTIONS, ignore=ignore) if p.key == "video"]
+    files = load(folder, media=OPTIONS, ignore=ignore).modalities["video"].sources()
     assert {file.parent.parent.name for file in files} == {"rate-9" if ignore == ["rate-1"] else "rate-1"}
     assert len(found) == (not ignore) and (ignore or "data.ignore=[rate-9]" in found[0])

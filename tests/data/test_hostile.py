@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 
-from pgm_fast.data import load
+from pgm_fast.data import MediaConfig, load
 from pgm_fast.data.media import MOST_PIXELS, FrameRows, SpectrogramRows
 from pgm_fast.data.raw import RefusedData
 from pgm_fast.data.readers.pickles import load_pickle
@@ -161,7 +161,7 @@ def test_a_picture_of_a_strange_size_is_not_decoded(size, reason, tmp_path):
     image = pytest.importorskip("PIL.Image")
     assert 12000**2 > MOST_PIXELS
     image.new("1", size).save(tmp_path / "0.png")
-    rows = FrameRows([[tmp_path / "0.png"]], 1, 16)
+    rows = FrameRows([[tmp_path / "0.png"]], MediaConfig(frames=1, image_size=16))
     assert [why for _, _, why in rows.unreadable(np.arange(1)) if reason in why]
     with pytest.raises(RefusedData, match=reason):
         rows.decode(0, 1)
@@ -174,7 +174,7 @@ def test_a_sound_of_a_strange_rate_is_not_decoded(rate, tmp_path):
     content = bytearray((tmp_path / "0.wav").read_bytes())
     content[24:28] = struct.pack("<I", rate)
     (tmp_path / "0.wav").write_bytes(content)
-    rows = SpectrogramRows([tmp_path / "0.wav"], 16000, 256, 128, 50)
+    rows = SpectrogramRows([tmp_path / "0.wav"], MediaConfig(sample_rate=16000, n_fft=256, hop=128, max_steps=50))
     with pytest.raises(RefusedData, match=f"has {rate} samples per second, must have 1000 to 384000"):
         rows.decode(0, 50)
 

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tolerances import frequency
 
-from pgm_fast.data import FeatureSet, Loader, Normalizer, loading
+from pgm_fast.data import FeatureSet, Loader, Normalizer, loading, preparation
 from pgm_fast.errors import ConfigError
 
 EPS = np.finfo(np.float32).eps
@@ -249,7 +249,7 @@ def test_stopping_early_leaves_no_reading_thread_and_errors_arrive(monkeypatch):
     def broken(*arguments):
         raise OSError("the disk went away")
 
-    monkeypatch.setattr(loading, "read_rows", broken)
+    monkeypatch.setattr(preparation, "read_rows", broken)
     with pytest.raises(OSError, match="the disk went away"):
         list(Loader(features, "train", batch_size=4, resident="never").batches(0))
     assert threading.active_count() == before

@@ -76,25 +76,25 @@ def test_rows_are_those_of_the_same_files_in_a_folder(archives, tmp_path):
             said = json.loads(files["json"])
             lines.append(f"{name},{said['person']},{said['label']}")
         (folder / f"{split}.csv").write_text("\n".join(lines))
-    packed, plain = load(archives, options=OPTIONS), load(folder, options=OPTIONS)
+    packed, plain = load(archives, media=OPTIONS), load(folder, media=OPTIONS)
     assert [*packed.ids] == [f"clips/{name}" for name in plain.ids] and packed.class_names == plain.class_names
     assert np.array_equal(packed.labels, plain.labels) and np.array_equal(packed.split, plain.split)
     assert np.array_equal(packed.lengths["audio"], plain.lengths["audio"])
     for name in ("audio", "video"):
         assert np.array_equal(packed.modalities[name][:], plain.modalities[name][:])
-    people = load(archives, options=OPTIONS, resplit="all", resplit_by="person")
+    people = load(archives, media=OPTIONS, resplit="all", resplit_by="person")
     kept = dict(zip(people.ids, people.split, strict=True))
     assert all(kept[f"clips/{k:04d}"] == kept[f"clips/{k + 1:04d}"] for k in range(0, 10, 2))
 
 
 def test_a_changed_file_in_an_archive_is_other_data(archives):
-    before = fingerprint(load(archives, options=OPTIONS))
-    assert differences(load(archives, options=OPTIONS), before) == []
+    before = fingerprint(load(archives, media=OPTIONS))
+    assert differences(load(archives, media=OPTIONS), before) == []
     file = archives / "train-0001.tar"
     content = bytearray(file.read_bytes())
     content[content.index(b"data", content.index(b"WAVE")) + 100] ^= 1
     file.write_bytes(content)
-    assert differences(load(archives, options=OPTIONS), before) == ["modality audio"]
+    assert differences(load(archives, media=OPTIONS), before) == ["modality audio"]
 
 
 @pytest.mark.parametrize("label", ["cls", "json", "number"])
@@ -106,11 +106,11 @@ def test_a_single_archive_is_split_and_its_labels_are_read(tmp_path, label):
         elif label == "number":
             files["json"] = json.dumps(k % 3).encode()
     write(tmp_path / "a.tar", content)
-    features = load(tmp_path / "a.tar", options=OPTIONS)
+    features = load(tmp_path / "a.tar", media=OPTIONS)
     wanted = [k % 2 for k in range(10)] if label == "json" else [k % 3 for k in range(10)]
     assert features.labels.tolist() == wanted and set(features.split) == {"train", "valid", "test"}
     if label != "number":
-        scores = load(tmp_path / "a.tar", options=OPTIONS, label="take", task="regression").labels
+        scores = load(tmp_path / "a.tar", media=OPTIONS, label="take", task="regression").labels
         assert scores.tolist() == [*range(10)]
 
 
@@ -119,7 +119,7 @@ def test_archives_that_count_anew_and_rows_without_sound(tmp_path):
     del content["clips/0003"]["wav"]
     for split in ("train", "val", "test"):
         write(tmp_path / f"{split}-0000.tar", content)
-    features = load(tmp_path, options=OPTIONS)
+    features = load(tmp_path, media=OPTIONS)
     assert features.ids[[0, 5]].tolist() == [f"{tmp_path / split}-0000.tar/clips/0000" for split in ("train", "val")]
     assert features.presence[:, 0].tolist() == [k % 5 != 3 for k in range(15)]
 
@@ -127,7 +127,7 @@ def test_archives_that_count_anew_and_rows_without_sound(tmp_path):
 def test_long_names_are_whole(tmp_path):
     for format in (tarfile.PAX_FORMAT, tarfile.GNU_FORMAT):
         write(tmp_path / "a.tar", {f"{'d' * 90}/{'n' * 90}ä{key[-1]}": x for key, x in samples().items()}, format)
-        assert load(tmp_path / "a.tar", options=OPTIONS).ids[3] == f"{'d' * 90}/{'n' * 90}ä3"
+        assert load(tmp_path / "a.tar", media=OPTIONS).ids[3] == f"{'d' * 90}/{'n' * 90}ä3"
 
 
 def test_what_is_not_read_is_named_and_the_advice_works(tmp_path):
@@ -138,25 +138,25 @@ def test_what_is_not_read_is_named_and_the_advice_works(tmp_path):
     ignore = []
     for reason in (r"far\.wav, clips/0000\.wav are all its sound", r"txt: 10 files", r"mp4: 10 files .*convert them"):
         with pytest.raises(DataError, match=reason) as caught:
-            load(tmp_path / "a.tar", options=OPTIONS, ignore=ignore)
+            load(tmp_path / "a.tar", media=OPTIONS, ignore=ignore)
         ignore = str(caught.value).split("data.ignore=[")[1].split("]")[0].split(",")
-    assert len(load(tmp_path / "a.tar", options=OPTIONS, ignore=ignore)) == 10
+    assert len(load(tmp_path / "a.tar", media=OPTIONS, ignore=ignore)) == 10
     content["clips/0002"] = {"wav": content["clips/0002"]["wav"]}
     write(tmp_path / "a.tar", content)
     with pytest.raises(DataError, match=r"label of a\.tar, row 2: clips/0002 has no label"):
-        load(tmp_path / "a.tar", options=OPTIONS, ignore=ignore)
-    assert len(load(tmp_path / "a.tar", options=OPTIONS, ignore=[*ignore, "json"], task="retrieval")) == 10
+        load(tmp_path / "a.tar", media=OPTIONS, ignore=ignore)
+    assert len(load(tmp_path / "a.tar", media=OPTIONS, ignore=[*ignore, "json"], task="retrieval")) == 10
     content["clips/0002"] |= {"json": b'{"label": 3}'}
     write(tmp_path / "a.tar", content)
     with pytest.raises(DataError, match="some labels are numbers, some are text"):
-        load(tmp_path / "a.tar", options=OPTIONS, ignore=ignore)
+        load(tmp_path / "a.tar", media=OPTIONS, ignore=ignore)
 
 
 def test_archives_without_a_split_among_others_are_named(archives):
     write(archives / "latest.tar", samples(40, 3))
     with pytest.raises(DataError, match=r"no split in its name, latest\.tar.*data\.ignore=\[latest\.tar\]"):
-        load(archives, options=OPTIONS)
-    assert len(load(archives, options=OPTIONS, ignore=["latest.tar"])) == 16
+        load(archives, media=OPTIONS)
+    assert len(load(archives, media=OPTIONS, ignore=["latest.tar"])) == 16
 
 
 def head(name, size=b"", kind=b"0"):
@@ -198,7 +198,7 @@ def test_a_broken_archive_ends_in_one_error(tmp_path, name):
         whole.rstrip(b"\0").ljust(-(-len(whole.rstrip(b"\0")) // 512) * 512, b"\0") + more + bytes(1024)
     )
     with pytest.raises(DataError, match=rf"a\.tar: not readable: .*{reason}") as caught:
-        load(tmp_path / "a.tar", options=OPTIONS)
+        load(tmp_path / "a.tar", media=OPTIONS)
     assert "\n" not in str(caught.value)
 
 
@@ -209,10 +209,10 @@ def test_an_archive_cut_anywhere_or_glued_to_another_is_refused(tmp_path):
     for size in [*range(0, end, 700), end]:
         (tmp_path / "a.tar").write_bytes(whole[:size])
         with pytest.raises(DataError, match=r"a\.tar: not readable"):
-            load(tmp_path / "a.tar", options=OPTIONS)
+            load(tmp_path / "a.tar", media=OPTIONS)
     (tmp_path / "a.tar").write_bytes(whole + whole)
     with pytest.raises(DataError, match="goes on behind its end"):
-        load(tmp_path / "a.tar", options=OPTIONS)
+        load(tmp_path / "a.tar", media=OPTIONS)
 
 
 def test_files_in_an_archive_that_cannot_be_decoded_are_named(tmp_path):
@@ -220,7 +220,7 @@ def test_files_in_an_archive_that_cannot_be_decoded_are_named(tmp_path):
     content["clips/0004"]["wav"] = b"RIFF no sound"
     content["clips/0007"]["1.png"] = b"no picture"
     write(tmp_path / "a.tar", content)
-    problems = [str(p) for p in check(tmp_path / "a.tar", options=OPTIONS) if p.severity == "error"]
+    problems = [str(p) for p in check(tmp_path / "a.tar", media=OPTIONS) if p.severity == "error"]
     assert len(problems) == 2
     assert "a.tar: clips/0004.wav: audio of a.tar, row 4: cannot be read" in problems[0]
     assert "a.tar: clips/0007.1.png: video of a.tar, row 7: cannot be read" in problems[1]

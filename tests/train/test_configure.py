@@ -240,3 +240,14 @@ def test_validate_finds_what_python_lets_through():
     config.train.epochs = 0
     with pytest.raises(ConfigError, match="train.epochs=0"):
         validate(config)
+
+
+def test_settings_of_sounds_and_pictures_are_read_where_they_were_before_they_had_a_section():
+    now = make_config(None, ["media.image_size=64", "media.hop=100"])
+    assert make_config(None, ["data.options={image_size: 64, hop: 100}"]) == now
+    assert make_config(None, ["data.options.image_size=64", "data.options.hop=100"]) == now
+    assert from_yaml("data: {options: {image_size: 64, hop: 100}}").media == now.media
+    both = make_config(None, {"data.options": {"kind": "xor", "frames": 2}})
+    assert (both.data.options, both.media.frames) == ({"kind": "xor"}, 2)
+    with pytest.raises(ConfigError, match="media.frames=0 is not allowed"):
+        make_config(None, ["data.options.frames=0"])

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pgm_fast.data import load
+from pgm_fast.data import MediaConfig, load
 from pgm_fast.data.feature_set import FeatureSet
 from pgm_fast.data.media import SpectrogramRows
 from pgm_fast.errors import DataError
@@ -106,7 +106,7 @@ def test_a_sound_file_that_changed_is_noticed(tmp_path):
         os.utime(file, (LONG_AGO, LONG_AGO))
 
     def features() -> FeatureSet:
-        rows = SpectrogramRows(files, 8000, n_fft=64, hop=32, max_steps=20)
+        rows = SpectrogramRows(files, MediaConfig(sample_rate=8000, n_fft=64, hop=32, max_steps=20))
         label, split = np.arange(4) % 2, np.array(["train", "train", "valid", "test"])
         return FeatureSet("sounds", {"sound": rows}, "classification", label, split)
 

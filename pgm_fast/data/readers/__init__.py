@@ -34,14 +34,12 @@ class Format:
         suffixes: of its files, in small letters; none for folders, and for files that another format tells apart.
         folder: whether it is a folder; with ``suffixes`` it may be either.
         holds: what a folder or a file with one of the suffixes must be besides, None for any.
-        options: whether it takes ``data.options``.
     """
 
     read: Callable[[Path, Request], Raw]
     suffixes: tuple[str, ...] = ()
     folder: bool = False
     holds: Callable[[Path], bool] | None = None
-    options: bool = False
 
     def fits(self, path: Path) -> bool:
         """Whether a path that exists is of this format, by its name and, where that leaves it open, by its content."""
@@ -67,8 +65,8 @@ FORMATS = {
         read_avmnist, folder=True, holds=lambda path: (path / "image").is_dir() and (path / "audio").is_dir()
     ),
     "datasets": Format(read_saved, folder=True, holds=is_saved),
-    "av": Format(read_audiovisual, folder=True, holds=lambda path: "train" in find_lists(path), options=True),
-    "webdataset": Format(read_tars, (".tar",), folder=True, holds=has_tars, options=True),
+    "av": Format(read_audiovisual, folder=True, holds=lambda path: "train" in find_lists(path)),
+    "webdataset": Format(read_tars, (".tar",), folder=True, holds=has_tars),
     "folder": Format(read_folder, folder=True),
 }
 
@@ -80,10 +78,8 @@ def read(request: Request) -> Raw:
         message = f"unknown format '{request.format}'{close}; one of auto, {', '.join(FORMATS)}"
         raise RefusedData(Problem(request.source, "", None, message))
     if request.format == "auto" and request.source in EMBEDDED:
-        if request.options and request.source != "synthetic":
-            raise RefusedData(
-                Problem(request.source, "options", None, f"takes no options, got {dict(request.options)}")
-            )
+        if request.source != "synthetic":
+            _require_no_options(request)
         return EMBEDDED[request.source](request)
     path = Path(request.source).expanduser()
     if not path.exists():
@@ -92,10 +88,14 @@ def read(request: Request) -> Raw:
     if not (format.folder if path.is_dir() else format.suffixes or not format.folder):
         kind = "folder" if format.folder else "file"
         raise RefusedData(Problem(request.source, "", None, f"format '{request.format}' is a {kind}, and this is none"))
-    if request.options and not format.options:
-        message = f"takes no options, got {dict(request.options)}; they are for 'synthetic' and sound and picture files"
-        raise RefusedData(Problem(request.source, "options", None, message))
+    _require_no_options(request)
     return format.read(path, request)
+
+
+def _require_no_options(request: Request) -> None:
+    if request.options:
+        message = f"takes no options, got {dict(request.options)}; they are for 'synthetic'"
+        raise RefusedData(Problem(request.source, "options", None, f"{message}, and of sounds and pictures media is"))
 
 
 def _detect(path: Path) -> Format:

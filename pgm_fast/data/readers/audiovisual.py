@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -10,19 +10,17 @@ import numpy as np
 
 from ..media import FrameRows, MediaRows, SpectrogramRows
 from ..media_files import Place
+from ..media_settings import MediaConfig
 from ..raw import Problem, Raw, RefusedData, Request, nearest
 from .lists import find_lists, read_list
 
-__all__ = ["MODALITIES", "OPTIONS", "OTHERS", "READ", "media_rows", "numbers_of", "read_audiovisual"]
+__all__ = ["MODALITIES", "OTHERS", "READ", "media_rows", "read_audiovisual"]
 
 MODALITIES = ("audio", "video")
 READ = {"audio": (".wav", ".flac", ".ogg"), "video": (".jpg", ".jpeg", ".png")}
 # What holds the same and is not decoded here.
 OTHERS = {"audio": (".mp3", ".m4a", ".aac", ".wma"), "video": (".mp4", ".avi", ".mkv", ".webm", ".mov")}
 PLACES = {"audio": "<folder>/<id>.wav", "video": "<folder>/<id>/*.jpg or <folder>/<id>.jpg"}
-
-OPTIONS = {"sample_rate": 22050, "n_fft": 512, "hop": 353, "max_steps": 1004, "frames": 3, "image_size": 224}
-"""Numbers of the transforms and their defaults: 257 frequencies, at most 16 s of sound, 3 pictures."""
 
 
 @dataclass
@@ -51,7 +49,6 @@ def read_audiovisual(path: Path, request: Request) -> Raw:
     alone, are its frames; what the folders are called does not matter. The modalities are ``audio`` and ``video``; a
     sample may lack one of them. An id that is listed more than once is a sample each time.
     """
-    numbers = numbers_of(request, path)
     raw, identifiers = _listed(path, request)
     for name in request.modalities or ():
         if name not in MODALITIES:
@@ -63,7 +60,7 @@ def read_audiovisual(path: Path, request: Request) -> Raw:
     for name in wanted:
         held = found[name].of
         if held:
-            arrays[name] = media_rows(name, [held.get(i, []) for i in identifiers], numbers)
+            arrays[name] = media_rows(name, [held.get(i, []) for i in identifiers], request.media)
         elif request.modalities is not None and not request.apply:
             message = f"no id of the lists has a file {PLACES[name]} below this folder"
             raise RefusedData(Problem(str(path), name, None, message))
@@ -163,23 +160,11 @@ def _remarks(raw: Raw, path: Path, name: str, found: _Found, request: Request) -
         yield raw.problem(name, None, f"{message}, say so by data.ignore=[{ignored}]", "warning")
 
 
-def media_rows(name: str, files: Sequence[Sequence[Place]], numbers: Mapping[str, int]) -> MediaRows:
+def media_rows(name: str, files: Sequence[Sequence[Place]], config: MediaConfig) -> MediaRows:
     """Of a modality, the files of each row. Of several sounds of a row the first is read."""
     if name == "audio":
-        keys = ("sample_rate", "n_fft", "hop", "max_steps")
-        return SpectrogramRows([row[0] if row else None for row in files], **{key: numbers[key] for key in keys})
-    return FrameRows(files, numbers["frames"], numbers["image_size"])
-
-
-def numbers_of(request: Request, path: Path) -> Mapping[str, int]:
-    """:data:`OPTIONS` as they are asked for. Raises RefusedData for others."""
-    for key, value in request.options.items():
-        if key not in OPTIONS:
-            message = f"no option '{key}'{nearest(key, list(OPTIONS))}; there are {', '.join(OPTIONS)}"
-            raise RefusedData(Problem(str(path), "options", None, message))
-        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-            raise RefusedData(Problem(str(path), "options", None, f"{key} is {value!r}, a whole number >= 1 is needed"))
-    return {**OPTIONS, **request.options}
+        return SpectrogramRows([row[0] if row else None for row in files], config)
+    return FrameRows(files, config)
 
 
 def _files(path: Path, identifiers: set[str], request: Request) -> dict[str, _Found]:

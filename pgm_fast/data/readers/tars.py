@@ -25,7 +25,7 @@ import numpy as np
 from ..archives import UNREADABLE, require_free
 from ..media_files import Member, open_place
 from ..raw import Problem, Raw, RefusedData, Request, listing, nearest, one_line
-from .audiovisual import MODALITIES, OTHERS, READ, media_rows, numbers_of
+from .audiovisual import MODALITIES, OTHERS, READ, media_rows
 from .parts import NAMES
 
 __all__ = ["has_tars", "read_tars"]
@@ -57,7 +57,6 @@ def _tars(folder: Path) -> list[Path]:
 
 def read_tars(path: Path, request: Request) -> Raw:
     """An archive, or a folder of some, see above."""
-    numbers = numbers_of(request, path)
     archives = _archives(path, request)
     samples: list[_Sample] = []
     starts, splits = [], []
@@ -91,7 +90,7 @@ def read_tars(path: Path, request: Request) -> Raw:
         if len(files) > 1:
             names = ", ".join(file.name for file in files)
             raise RefusedData(raw.problem("audio", row, f"{names} are all its sound; {_leave_out(files, request)}"))
-    raw.modalities = {name: media_rows(name, files, numbers) for name, files in held.items()}
+    raw.modalities = {name: media_rows(name, files, request.media) for name, files in held.items()}
     raw.lengths = {name: array.lengths for name, array in raw.modalities.items() if name == "audio"}
     raw.presence = np.array([[bool(files[row]) for files in held.values()] for row in range(len(samples))])
     _read_labels(raw, samples, request)
