@@ -20,16 +20,20 @@ from kernel_compiler import compile_launch, record_launches  # noqa: E402
 SHARED = {80: 163 << 10, 89: 99 << 10, 90: 227 << 10, 100: 227 << 10}
 MATRIX = {80: "HMMA", 89: "HMMA", 90: "HGMMA", 100: "UTCHMMA"}
 DOUBLE_ARITHMETIC = r"D(?:ADD|MUL|FMA|SETP|MNMX)\b"
-by_case = pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
-by_capability = pytest.mark.parametrize(
+
+
+def _by_case(cases: list[Case]):
+    return pytest.mark.parametrize(
+        "case", [pytest.param(case, id=case.name, marks=[pytest.mark.slow] * case.rare) for case in cases]
+    )
+
+
+@pytest.mark.parametrize(
     "capability",
     [90, *(pytest.param(other, marks=pytest.mark.slow) for other in (80, 89, 100))],
     ids="sm_{}".format,
 )
-
-
-@by_capability
-@by_case
+@_by_case(CASES)
 def test_compiles_to_the_instructions_meant(case: Case, capability: int):
     for launch in record_launches(case.call):
         made = compile_launch(launch, capability)
@@ -55,7 +59,7 @@ def test_compiles_to_the_instructions_meant(case: Case, capability: int):
 PRODUCTS = [case for case in CASES if case.matrix or case.gathered or "tf32" in case.name]
 
 
-@pytest.mark.parametrize("case", PRODUCTS, ids=lambda case: case.name)
+@_by_case(PRODUCTS)
 def test_products_stay_in_what_the_smallest_device_gives(case: Case):
     for launch in record_launches(case.call):
         made, name = compile_launch(launch, 89), launch.kernel.__name__

@@ -19,8 +19,9 @@ HERE = Path(__file__).parent
 OWN = sorted((HERE / "interpreted").glob("test_*.py"))
 PRODUCT_FILES = ("test_duc_loss.py", "test_partitioned_linear.py", "test_reconstruction.py")
 RUNS = {
-    "products": [str(path) for path in OWN if path.name in PRODUCT_FILES],
-    "others": [str(path) for path in OWN if path.name not in PRODUCT_FILES],
+    "products": [*(str(path) for path in OWN if path.name in PRODUCT_FILES), "-m", "not slow"],
+    "others": [*(str(path) for path in OWN if path.name not in PRODUCT_FILES), "-m", "not slow"],
+    "rest": [*map(str, OWN), "-m", "slow"],
 }
 # Left out: finite differences, which call a kernel a hundred times (gradients are held against the plain formula's in
 # fp64 as it is), rows of 5000, which the interpreter scans in one chain of fp32 additions as no GPU does, and errors of
@@ -48,7 +49,7 @@ RUNS["optimizers"] = [
     "-k",
     " or ".join(f"{file} and ({selection})" for file, selection in OPTIMIZERS.items()),
 ]
-SLOW = {"errors"}
+SLOW = {"errors", "rest"}
 
 
 @pytest.mark.parametrize(

@@ -60,7 +60,7 @@ def _features(count, d, dtype=torch.float32):
         (torch.float32, False, False),
         (torch.float32, True, True),
         (torch.float16, False, True),
-        (torch.float16, True, False),
+        pytest.param(torch.float16, True, False, marks=pytest.mark.slow),
     ],
     ids=str,
 )

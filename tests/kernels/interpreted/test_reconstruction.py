@@ -39,9 +39,25 @@ def _plain(u, p, w_uni, w_paired, bias, target, weight):
     return decoded, (weight.double() * (decoded - target).square().mean(1)).sum()
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
-@pytest.mark.parametrize("weighted", [False, True])
-@pytest.mark.parametrize("moves_target", [False, True])
+@pytest.mark.parametrize(
+    ("dtype", "weighted", "moves_target"),
+    [
+        (torch.float32, False, True),
+        (torch.float32, True, False),
+        (torch.float16, True, True),
+        *(
+            pytest.param(*combination, marks=pytest.mark.slow)
+            for combination in [
+                (torch.float32, False, False),
+                (torch.float32, True, True),
+                (torch.float16, False, False),
+                (torch.float16, False, True),
+                (torch.float16, True, False),
+            ]
+        ),
+    ],
+    ids=str,
+)
 @pytest.mark.parametrize(
     ("rows", "d", "n_u", "n_p"),
     [(5, 7, 3, 4), (37, 150, 33, 71), (550, 20, 5, 9), (6, 9, 270, 3), (1, 1, 1, 1), (0, 6, 3, 4)],
