@@ -93,9 +93,8 @@ def _built(instruction_set: str) -> Path:
 def _loaded(environment: dict[str, str], folder: Path) -> str:
     """The instruction set of the kernels that tests would use; empty where they cannot be loaded."""
     program = "import pgm_fast; from pgm_fast import _native; print(pgm_fast.__file__, _native.instruction_set)"
-    done = subprocess.run(
-        [sys.executable, "-c", program], cwd=folder, env=environment, capture_output=True, text=True
-    )  # fmt: skip
+    command = [sys.executable, "-c", program]
+    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
     file, _, instruction_set = done.stdout.strip().rpartition(" ")
     return instruction_set if Path(file).is_relative_to(folder) else ""
 

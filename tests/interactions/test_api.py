@@ -122,10 +122,9 @@ def test_labelled_steps_are_rows_of_their_own():
     steps = np.array([2, 3, 1, 2])
     x = np.random.default_rng(0).normal(size=(4, 3, 2)).astype(np.float32)
     labels = np.arange(12).reshape(4, 3) % 2
-    features = FeatureSet(
-        "steps", {"a": x, "b": -x}, "classification", labels, np.array(["train"] * 4),
-        lengths={"a": steps, "b": steps}, step_lengths=steps, ids=np.array(list("wxyz")), num_classes=2,
-    )  # fmt: skip
+    values = "steps", {"a": x, "b": -x}, "classification", labels, np.array(["train"] * 4)
+    lengths = {"lengths": {"a": steps, "b": steps}, "step_lengths": steps}
+    features = FeatureSet(*values, **lengths, ids=np.array(list("wxyz")), num_classes=2)
     rows = rows_of(features)
     expected = [(sample, step) for sample in range(4) for step in range(steps[sample])]
     assert list(rows.ids) == [f"{'wxyz'[sample]}/{step}" for sample, step in expected]
@@ -159,9 +158,15 @@ def test_other_tasks_and_data_are_refused_by_name():
 
 @pytest.mark.parametrize(
     ("values", "message"),
-    [({"folds": 1}, "folds is 1"), ({"rule": "best"}, "entropy, information"), ({"level": 1.0}, "level"),
-     ({"prior": "flat"}, "uniform, empirical"), ({"dropout": 1.0}, "dropout"), ({"density_rate": 0.0}, "density_rate")],
-)  # fmt: skip
+    [
+        ({"folds": 1}, "folds is 1"),
+        ({"rule": "best"}, "entropy, information"),
+        ({"level": 1.0}, "level"),
+        ({"prior": "flat"}, "uniform, empirical"),
+        ({"dropout": 1.0}, "dropout"),
+        ({"density_rate": 0.0}, "density_rate"),
+    ],
+)
 def test_settings_out_of_range_are_refused(values, message):
     with pytest.raises(ConfigError, match=message):
         Settings(**values)

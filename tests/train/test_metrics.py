@@ -176,10 +176,9 @@ def test_a_modality_is_scored_over_its_own_rows_only(seed, task):
     }[task]
     logits = rng.normal(size=(n, outputs)).astype(np.float32)
     present = rng.random(n) < 0.6
-    everything = Predictions(
-        np.arange(n), labels, logits, unimodal={"a": logits, "b": logits, "gone": logits},
-        presence={"b": present, "gone": np.zeros(n, dtype=bool)},
-    )  # fmt: skip
+    presence = {"b": present, "gone": np.zeros(n, dtype=bool)}
+    unimodal = dict.fromkeys(("a", "b", "gone"), logits)
+    everything = Predictions(np.arange(n), labels, logits, unimodal=unimodal, presence=presence)
     got = evaluate_predictions(task, everything, outputs)
     assert got["unimodal"]["a"] == got["fused"]
     assert got["unimodal"]["b"] == fused(task, logits[present], labels[present], outputs)

@@ -39,12 +39,10 @@ from pgm_fast.train.reports import (
 
 def report(seed: int = 0, accuracy: float = 0.5, **changes) -> dict:
     scores = {"fused": {"accuracy": accuracy, "nll": 1.0}, "unimodal": {"left": {"accuracy": accuracy / 2}}}
-    values = {
-        "method": "pgm", "data": "digits", "task": "classification", "seed": seed, "epochs": 5, "best_epoch": 3,
-        "backend": {"partition": "torch", "info_nce": "torch"}, "valid": scores, "test": scores,
-        "shares": {"left": {"uni": 0.25, "paired": 0.75}}, "timing": {"seconds": 1.5},
-    }  # fmt: skip
-    return build_report(**{**values, **changes})
+    run = {"method": "pgm", "data": "digits", "task": "classification", "seed": seed, "epochs": 5, "best_epoch": 3}
+    computed = {"backend": {"partition": "torch", "info_nce": "torch"}, "timing": {"seconds": 1.5}}
+    found = {"valid": scores, "test": scores, "shares": {"left": {"uni": 0.25, "paired": 0.75}}}
+    return build_report(**{**run, **computed, **found, **changes})
 
 
 @pytest.mark.parametrize("fail_at", ["write", "fsync", "replace"])
@@ -242,11 +240,9 @@ def test_table_has_a_row_per_output_and_a_dash_where_nothing_is_defined():
 
 def test_shares_are_means_over_the_rows_where_the_modality_is():
     shares = np.array([[0.2, 0.8], [0.4, 0.6], [1.0, 0.0]])
-    predictions = Predictions(
-        np.arange(3), shares={"a": shares, "b": shares, "c": shares, "d": np.full((3, 4), 0.25)},
-        presence={"b": np.array([True, True, False]), "c": np.zeros(3, dtype=bool)},
-    )  # fmt: skip
-    means = mean_shares(predictions)
+    by_modality = {"a": shares, "b": shares, "c": shares, "d": np.full((3, 4), 0.25)}
+    presence = {"b": np.array([True, True, False]), "c": np.zeros(3, dtype=bool)}
+    means = mean_shares(Predictions(np.arange(3), shares=by_modality, presence=presence))
     assert means["a"] == pytest.approx({"uni": 1.6 / 3, "paired": 1.4 / 3}, abs=ROUNDED_7)
     assert means["b"] == pytest.approx({"uni": 0.3, "paired": 0.7}, abs=ROUNDED_7)
     assert "c" not in means
