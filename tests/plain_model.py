@@ -10,6 +10,7 @@ from torch.nn import functional as F
 from pgm_fast.data.batch import Batch
 from pgm_fast.data.feature_set import DataSpec, ModalitySpec
 from pgm_fast.methods import METHODS, ModelConfig, build
+from pgm_fast.train.optimizers import build_optimizer
 
 WIDTHS = {"a": 5, "b": 3}
 CLASSES = 3
@@ -94,3 +95,42 @@ def steps(method, stage, batches, rate):
             method.backward(method(batch).losses["total"])
             method.after_backward(number)
             optimizer.step()
+
+
+class Momentum:
+    """SGD as the released recipes have it: momentum 0.9 and a weight decay in the gradient, a buffer per parameter."""
+
+    def __init__(self, rate, decay):
+        self.rate, self.decay, self.held = rate, decay, {}
+
+    def step(self, p, g, only):
+        """The parameters after a step of those whose name begins with one of ``only``."""
+        for n in [n for n in p if n.startswith(tuple(only))]:
+            gradient = g[n] + self.decay * p[n].detach()
+            self.held[n] = 0.9 * self.held[n] + gradient if n in self.held else gradient
+            p = {**p, n: (p[n].detach() - self.rate * self.held[n]).requires_grad_()}
+        return p
+
+
+def steps_with_momentum(method, stage, rate, decay):
+    """Begin a stage; a function that trains it on batches of one epoch, as the loop does."""
+    method.begin_stage(stage)
+    method.requires_grad_(True)
+    groups = method.stages(rate)[stage].groups
+    trained = {id(p) for group in groups for p in group["params"]}
+    for parameter in method.parameters():
+        parameter.requires_grad_(id(parameter) in trained)
+    optimizer = build_optimizer("sgd", groups, decay)
+
+    def train(epoch, batches):
+        method.eval()
+        with torch.no_grad():
+            method.begin_epoch(stage, epoch, lambda: iter(batches))
+        method.train()
+        for number, batch in enumerate(batches):
+            torch.manual_seed(number)
+            optimizer.zero_grad()
+            method(batch).losses["total"].backward()
+            optimizer.step()
+
+    return train
