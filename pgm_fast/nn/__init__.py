@@ -6,6 +6,7 @@ from .calibration import Calibration
 from .contrastive import cross_modal_info_nce
 from .decoder import UniPairedDecoder
 from .distillation import cross_modal_duc
+from .dropout import Dropout
 from .encoders import GRUEncoder, MLPEncoder, TransformerEncoder, make_encoder
 from .gate import InteractionGate
 from .information import information_targets, share_error
@@ -24,6 +25,7 @@ __all__ = [
     "SHARED",
     "BlockOutput",
     "Calibration",
+    "Dropout",
     "GRUEncoder",
     "IdentityLinear",
     "InteractionGate",

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..errors import ConfigError
+from .dropout import Dropout
 from .mlp import MLP
 from .padding import hide_padding, masked_mean, valid_steps
 
@@ -54,7 +55,7 @@ class MLPEncoder(nn.Module):
         modules: list[nn.Module] = []
         width = in_dim
         for _ in range(layers):
-            modules += [nn.Linear(width, hidden, device=device, dtype=dtype), nn.GELU(), nn.Dropout(dropout)]
+            modules += [nn.Linear(width, hidden, device=device, dtype=dtype), nn.GELU(), Dropout(dropout)]
             width = hidden
         modules.append(nn.Linear(width, dim, device=device, dtype=dtype))
         self.net = nn.Sequential(*modules)
@@ -94,7 +95,7 @@ class GRUEncoder(nn.Module):
         factory = {"device": device, "dtype": dtype}
         between = dropout if layers > 1 else 0.0
         self.rnn = nn.GRU(in_dim, hidden, layers, batch_first=True, dropout=between, **factory)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
         self.out = nn.Linear(hidden, dim, **factory)
 
     def forward(self, x: Tensor, lengths: Tensor | None = None) -> Tensor:
@@ -122,10 +123,10 @@ class _TransformerLayer(nn.Module):
         self.feed = nn.Sequential(
             nn.Linear(hidden, 2 * hidden, **factory),
             nn.GELU(),
-            nn.Dropout(dropout),
+            Dropout(dropout),
             nn.Linear(2 * hidden, hidden, **factory),
         )
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
 
     def forward(self, x: Tensor, mask: Tensor) -> Tensor:
         *leading, hidden = x.shape
@@ -166,7 +167,7 @@ class TransformerEncoder(nn.Module):
         self.embed = nn.Linear(in_dim, hidden, **factory)
         self.layers = nn.ModuleList(_TransformerLayer(hidden, heads, dropout, **factory) for _ in range(max(layers, 1)))
         self.norm = nn.LayerNorm(hidden, **factory)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
         self.out = nn.Linear(hidden, dim, **factory)
 
     def forward(self, x: Tensor, lengths: Tensor | None = None) -> Tensor:

@@ -7,10 +7,10 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 from torch.nn.modules import module as torch_module
 
 from ..ops.tracing import surely
+from .dropout import Dropout
 
 __all__ = ["are_plain", "are_small", "keep_factors", "serves_small_batches"]
 
@@ -21,6 +21,7 @@ MOST_ROWS = 256
 # its cache.
 MOST_WEIGHTS = 2**16
 _DTYPES = (torch.float32, torch.float64)
+_HOMES = ("torch.nn.modules.", Dropout.__module__)  # of the classes whose forward passes are known here
 
 
 def serves_small_batches(x: Tensor) -> bool:
@@ -68,8 +69,8 @@ def _is_untouched(module: nn.Module, device: torch.device) -> bool:
     # an instance has these of its own where somebody has taken the place of its class's, or of its parameters
     if "forward" in own or "weight" in own or "bias" in own or module._compiled_call_impl is not None:
         return False
-    # as torch wrote it, and in no wrapper that goes by its name
-    if not forward.__module__.startswith("torch.nn.modules.") or hasattr(forward, "__wrapped__"):
+    # as it was written, and in no wrapper that goes by its name
+    if not forward.__module__.startswith(_HOMES) or hasattr(forward, "__wrapped__"):
         return False
     if own["_forward_hooks"] or own["_forward_pre_hooks"] or own["_backward_hooks"] or own["_backward_pre_hooks"]:
         return False
@@ -80,9 +81,7 @@ def _is_plain_tensor(x: Tensor) -> bool:
     return type(x) in (Tensor, nn.Parameter) and x.layout == torch.strided
 
 
-def keep_factors(dropout: nn.Dropout, x: Tensor, features: int) -> Tensor | None:
+def keep_factors(dropout: Dropout, x: Tensor, features: int) -> Tensor | None:
     """What ``dropout`` would multiply features ``[..., features]`` of the rows of ``x`` with, None for 1; drawn as it
     draws them, so that a seed gives the same."""
-    if not dropout.training or dropout.p == 0:
-        return None
-    return F.dropout(x.new_ones((*x.shape[:-1], features)), dropout.p)
+    return dropout.factors((*x.shape[:-1], features), x)

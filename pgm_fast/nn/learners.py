@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..errors import ConfigError
+from .dropout import Dropout
 from .mlp import MLP
 from .parts import mark_part
 
@@ -61,7 +62,7 @@ class UniPairedLearners(nn.Module):
         self.paired = mark_part(nn.Linear(features, features, **factory), part="paired") if paired else None
         self.uni_norm = mark_part(nn.LayerNorm(features, **factory), part="uni") if uni else None
         self.paired_norm = mark_part(nn.LayerNorm(features, **factory), part="paired") if paired else None
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
 
     def forward(self, uni: Tensor, paired: Tensor) -> tuple[Tensor | None, Tensor | None]:
         """``(f^u, f^p)``, each ``[..., features]``, of parts ``[..., dim]``; None for a learner that does not exist."""

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from .. import ops
+from .dropout import Dropout
 from .fused import are_plain, are_small, keep_factors, serves_small_batches
 from .linear import QuietLinear
 
@@ -38,7 +39,7 @@ class MLP(nn.Sequential):
         super().__init__(
             nn.Linear(in_features, hidden, device=device, dtype=dtype),
             nn.GELU(),
-            nn.Dropout(dropout),
+            Dropout(dropout),
             last(hidden, out_features, device=device, dtype=dtype),
         )
 
@@ -60,7 +61,7 @@ def _are_one_op(x: Tensor, *layers: nn.Module) -> bool:
         are_plain(x, (nn.Linear, QuietLinear), first, second)
         and are_plain(x, nn.GELU, activation)
         and activation.approximate == "none"
-        and are_plain(x, nn.Dropout, dropout)
+        and are_plain(x, Dropout, dropout)
         and first.bias is not None
         and second.bias is not None
         and are_small(first, second)

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import ConfigError
+from .dropout import Dropout
 from .padding import hide_padding, masked_mean, valid_steps
 
 __all__ = ["PICTURES", "ResNetEncoder"]
@@ -67,7 +68,7 @@ class ResNetEncoder(nn.Module):
             layer_type="basic",
         )
         self.net = ResNetModel(config).to(device=device, dtype=dtype)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
         self.features = config.hidden_sizes[-1]
         if not projection and dim != self.features:
             raise ConfigError(
