@@ -33,7 +33,7 @@ from ..optim.groups import multi_rate_groups
 from .answers import make_answer, usable_alone
 from .base import LABELLED, HeldOut, Method, ModelConfig, Output, Stage
 from .components import Head, build_encoders, check_model, encode, fuse, fuse_only
-from .tasks import task_loss
+from .tasks import repeated, task_rows
 
 __all__ = ["PgM", "PgMConfig"]
 
@@ -234,17 +234,12 @@ class PgM(Method):
                 out.embeddings, self.model_config.contrastive_temperature, batch.weight, batch.presence
             )
         else:
+            names, logits = self._heads(out)
             trained = self.answer is not None and self.answer.trained
-            logits = out.logits if trained else out.further["task"]
-            losses["task"] = task_loss(task, logits, batch.labels, batch.weight)
-        if self.uni_heads is not None:
-            for m, logits in out.unimodal.items():
-                losses[f"uni/{m}"] = task_loss(task, logits, batch.labels, batch.weight_of(m))
-        if self.paired_head is not None:
-            weight = batch.weight
-            if batch.presence:
-                weight = among(weight, torch.stack(self._presence(batch)).sum(0) > 1)
-            losses["paired"] = task_loss(task, out.further["paired"], batch.labels, weight)
+            scored = torch.cat((out.logits.unsqueeze(0), logits[1:])) if trained else logits
+            # of all heads in one pass: at small batches a call costs more than its arithmetic
+            rows = task_rows(task, scored.flatten(0, 1), repeated(batch.labels, len(names))).view(len(names), -1)
+            losses.update(zip(names, (rows * self._head_weights(names, batch)).sum(-1).unbind(), strict=True))
         losses.update(block.losses)
         if config.share_weight > 0:
             for m, target in self._share_targets().items():
@@ -252,7 +247,7 @@ class PgM(Method):
                 paired = block.shares[m][..., 1:3].sum(-1)
                 losses[f"share/{m}"] = ((paired - target).square() * batch.weight_of(m)).sum()
         if self._informed:
-            losses.update(self._information_losses(batch, block, out))
+            losses.update(self._information_losses(batch, block, names, logits.detach()))
         weights = {
             "task": 1.0,
             "uni": config.uni_weight,
@@ -270,16 +265,35 @@ class PgM(Method):
         losses["total"] = total
         return losses
 
-    def _information_losses(self, batch: Batch, block: BlockOutput, out: Output) -> dict[str, Tensor]:
-        logits = {**out.further, **{f"uni/{m}": z for m, z in out.unimodal.items()}}
-        known = self.calibration.information({name: z.detach() for name, z in logits.items()}, batch.labels)
-        together = torch.stack([known[name] for name in out.further]).amax(0)
-        alone = {m: known[f"uni/{m}"] for m in out.unimodal}
-        targets = information_targets(alone, together, batch.presence)
-        return {
-            f"information/{m}": (share_error(block.shares[m], target) * batch.weight_of(m)).sum()
-            for m, target in targets.items()
-        }
+    def _heads(self, out: Output) -> tuple[list[str], Tensor]:
+        """Names, as in the losses and the task's first, and logits ``[heads, n, num_outputs]`` of every head."""
+        heads = {"task": out.further["task"]}
+        if self.uni_heads is not None:
+            heads.update({f"uni/{m}": out.unimodal[m] for m in self.uni_heads})
+        heads.update(out.further)
+        return list(heads), torch.stack(list(heads.values()))
+
+    def _head_weights(self, names: list[str], batch: Batch) -> Tensor:
+        """Weights of rows in the heads' losses, ``[heads or 1, n]``."""
+        if not batch.presence and not batch.modality_weight:
+            return batch.weight.unsqueeze(0)
+        own = {f"uni/{m}": batch.weight_of(m) for m in self.spec.modalities}
+        if batch.presence and "paired" in names:
+            own["paired"] = among(batch.weight, torch.stack(self._presence(batch)).sum(0) > 1)
+        return torch.stack([own.get(name, batch.weight) for name in names])
+
+    def _information_losses(
+        self, batch: Batch, block: BlockOutput, names: list[str], logits: Tensor
+    ) -> dict[str, Tensor]:
+        known = self.calibration.information(dict(zip(names, logits.unbind(), strict=True)), batch.labels)
+        together = torch.stack([known[name] for name in names if not name.startswith("uni/")]).amax(0)
+        targets = information_targets({m: known[f"uni/{m}"] for m in self.uni_heads}, together, batch.presence)
+        wanted = tuple(torch.stack(side) for side in zip(*targets.values(), strict=True))
+        errors = share_error(torch.stack([block.shares[m] for m in targets]), wanted)
+        weight = batch.weight
+        if batch.modality_weight:
+            weight = torch.stack([batch.weight_of(m) for m in targets])
+        return dict(zip([f"information/{m}" for m in targets], (errors * weight).sum(-1).unbind(), strict=True))
 
     def _presence(self, batch: Batch) -> list[Tensor]:
         """bool ``[n]`` for every modality."""

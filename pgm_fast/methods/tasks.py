@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-__all__ = ["task_loss", "task_rows"]
+__all__ = ["repeated", "task_loss", "task_rows"]
 
 
 def task_loss(task: str, logits: Tensor, labels: Tensor, weight: Tensor) -> Tensor:
@@ -37,3 +37,8 @@ def task_rows(task: str, logits: Tensor, labels: Tensor) -> Tensor:
     if task == "regression":
         return (logits - labels.to(logits.dtype)).square().mean(-1)
     raise ValueError(f"task is {task!r}, must be classification, multilabel or regression")
+
+
+def repeated(labels: Tensor, heads: int) -> Tensor:
+    """Labels of the rows ``[heads * n]`` of several heads' logits, one head after the other."""
+    return labels.repeat(heads, *[1] * (labels.dim() - 1))

@@ -104,11 +104,14 @@ class Calibration(nn.Module):
     @torch.no_grad()
     def information(self, logits: Mapping[str, Tensor], labels: Tensor) -> dict[str, Tensor]:
         """head -> ``[n]`` in [0, 1]; see the class."""
-        gains = {}
-        for head, temperature in zip(self.heads, self.temperature, strict=True):
-            z = logits[head].to(torch.promote_types(logits[head].dtype, torch.float32))
-            gains[head] = self._relative(label_log_likelihood(self.task, z, labels, temperature.to(z.dtype)), z, labels)
-        return gains
+        heads = [logits[name] for name in self.heads]
+        z = torch.stack([x.to(torch.promote_types(x.dtype, torch.float32)) for x in heads])
+        count, n = z.shape[:2]
+        # all heads in one pass, as so many rows
+        temperature = self.temperature.to(z.dtype).repeat_interleave(n).unsqueeze(-1)
+        rows, wanted = z.flatten(0, 1), labels.repeat(count, *[1] * (labels.dim() - 1))
+        gains = self._relative(label_log_likelihood(self.task, rows, wanted, temperature), rows, wanted)
+        return dict(zip(self.heads, gains.view(count, n).unbind(), strict=True))
 
     def _relative(self, log_likelihood: Tensor, z: Tensor, labels: Tensor) -> Tensor:
         if self.task == "classification":
@@ -130,7 +133,7 @@ def label_log_likelihood(task: str, logits: Tensor, labels: Tensor, temperature:
         task: classification, multilabel or regression.
         logits: ``[n, C]``.
         labels: int64 ``[n]``, or ``[n, C]``.
-        temperature: number or 0-dim tensor > 0.
+        temperature: number > 0, or a tensor that broadcasts with ``logits``.
     """
     if task == "classification":
         return -F.cross_entropy(logits / temperature, labels, reduction="none")

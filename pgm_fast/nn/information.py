@@ -40,13 +40,11 @@ def information_targets(
     known = torch.stack([i * presence[m] if m in presence else i for m, i in alone.items()])
     best = known.amax(0)
     every = torch.maximum(best, together)
-    targets = {}
-    for k, m in enumerate(alone):
-        others = torch.cat((known[:k], known[k + 1 :]))
-        redundant = torch.minimum(known[k], others.amax(0)) if len(others) else torch.zeros_like(best)
-        paired = redundant + (every - best)
-        targets[m] = ((known[k] + KAPPA) / (every + KAPPA), (paired + KAPPA) / (every + KAPPA))
-    return targets
+    # a modality's information is redundant up to the second largest, which for all but the first is no bound
+    second = known.topk(2, dim=0).values[1] if len(known) > 1 else torch.zeros_like(best)
+    uni = (known + KAPPA) / (every + KAPPA)
+    paired = (torch.minimum(known, second) + (every - best) + KAPPA) / (every + KAPPA)
+    return dict(zip(alone, zip(uni.unbind(), paired.unbind(), strict=True), strict=True))
 
 
 def share_error(share: Tensor, target: tuple[Tensor, Tensor]) -> Tensor:
