@@ -306,6 +306,18 @@ def test_predictions_of_retrieval_are_embeddings(tmp_path):
     assert "logits" not in arrays
     assert np.allclose(np.linalg.norm(arrays["embedding.audio"], axis=1), 1, rtol=0, atol=FP32)
     assert "recall_at_1" in succeed("evaluate", out)
+    assert "map" not in json.loads((out / "report.json").read_text())["test"]["fused"]
+
+
+def test_epochs_of_retrieval_are_chosen_by_classes_where_there_are_some(tmp_path):
+    source = write_features(tmp_path / "f.npz")
+    settings = ["data.task=retrieval", "train.monitor=map", "train.lr=1e-3", *FAST]
+    succeed("train", "--data", source, "--out", tmp_path / "run", "--quiet", *settings)
+    report = json.loads((tmp_path / "run" / "report.json").read_text())
+    for split in ("valid", "test"):
+        assert report[split]["fused"]["map"] == np.mean([pair["map"] for pair in report[split]["pairs"].values()])
+    assert "map" in succeed("evaluate", tmp_path / "run")
+    assert "labels say which are relevant" in succeed("check-data", source, "data.task=retrieval")
 
 
 def test_check_data_says_what_there_is(tmp_path):

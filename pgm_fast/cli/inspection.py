@@ -91,7 +91,8 @@ _OUTPUTS = {"classification": "classes", "multilabel": "labels", "regression": "
 def _outputs(features: FeatureSet) -> str:
     spec = features.spec
     if spec.task == "retrieval":
-        return "none, samples are matched across modalities"
+        classes = "" if features.relevance is None else "; labels say which are relevant to each other"
+        return f"none, samples are matched across modalities{classes}"
     if spec.task != "classification":
         return str(spec.num_outputs)
     labels = features.labels

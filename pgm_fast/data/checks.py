@@ -151,6 +151,8 @@ def _unusual(raw: Raw, features: FeatureSet, apply: bool) -> Iterator[Problem]:
     if raw.presence is not None and (raw.presence.ndim != 2 or raw.presence.dtype != bool):
         message = f"{raw.presence.dtype}{list(raw.presence.shape)}: bool [N, {len(raw.modalities)}] is needed"
         yield raw.problem("presence", None, message)
+    if features.relevance is not None:
+        yield from _wrong_relevance(raw, features)
     if (
         raw.label is not None
         and features.task in ("classification", "multilabel")
@@ -159,9 +161,23 @@ def _unusual(raw: Raw, features: FeatureSet, apply: bool) -> Iterator[Problem]:
         yield raw.problem("labels", None, f"dtype {raw.label.dtype}: {features.task} needs integers")
 
 
+def _wrong_relevance(raw: Raw, features: FeatureSet) -> Iterator[Problem]:
+    relevance = features.relevance
+    if features.task != "retrieval" or features.per_step:
+        yield raw.problem("relevance", None, "given, and only retrieval of whole samples has it; leave it out")
+    elif not isinstance(relevance, np.ndarray) or relevance.ndim not in (1, 2) or relevance.dtype.kind not in "iub":
+        found = getattr(relevance, "dtype", type(relevance).__name__)
+        shape = list(getattr(relevance, "shape", ()))
+        yield raw.problem("relevance", None, f"{found}{shape}: classes, int [N], or 0/1 labels [N, C] are needed")
+    elif len(relevance) != len(features):
+        yield raw.problem("relevance", None, f"{len(relevance)} rows where split has {len(features)}")
+    elif relevance.ndim == 2 and not np.isin(relevance, (0, 1)).all():
+        yield raw.problem("relevance", None, "holds other values than 0 and 1; classes by number are [N]")
+
+
 def _recode_labels(raw: Raw, request: Request) -> None:
     """Put classes in the place of labels whose values mean classes in a way that was asked for."""
-    if request.labels == "auto" or raw.label is None or not len(raw.label) or request.task == "retrieval":
+    if request.labels == "auto" or raw.label is None or not len(raw.label):
         return
     label = used = raw.label
     if raw.step_lengths is not None and label.ndim > 1 and len(raw.step_lengths) == len(label):

@@ -85,6 +85,9 @@ class FeatureSet:
         ids: ``[N]`` strings, or None (the row number serves). With ``per_step`` the id is the sequence's.
         num_classes: given, or found from the labels.
         class_names: optional names of the classes.
+        relevance: for retrieval, what makes two rows relevant to each other: int ``[N]`` classes, relevant where equal,
+            or 0/1 ``[N, C]`` labels, relevant where one is shared; None where that is not known. Metrics alone read it,
+            no model does.
     """
 
     name: str
@@ -98,6 +101,7 @@ class FeatureSet:
     ids: np.ndarray | None = None
     num_classes: int | None = None
     class_names: list[str] | None = None
+    relevance: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.split)

@@ -189,7 +189,18 @@ def _assemble(raw: Raw, request: Request) -> FeatureSet:
         ids=ids,
         num_classes=num_classes,
         class_names=class_names,
+        relevance=_relevance(label) if task == "retrieval" and request.group_by is None else None,
     )
+
+
+def _relevance(label: np.ndarray | None) -> np.ndarray | None:
+    """Labels of a retrieval set that say which rows belong together: classes by number or name, or 0/1 ``[N, C]``."""
+    if label is None or label.dtype.kind not in "iubUS":
+        return None
+    if label.ndim == 1:
+        return np.unique(label, return_inverse=True)[1].astype(np.int64)
+    several = label.ndim == 2 and label.dtype.kind in "iub" and np.isin(label, (0, 1)).all()
+    return label.astype(bool) if several else None
 
 
 def _labels(raw: Raw, request: Request) -> tuple[np.ndarray | None, str, int | None, list[str] | None]:

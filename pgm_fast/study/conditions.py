@@ -53,6 +53,7 @@ def _test_rows(features: FeatureSet) -> FeatureSet:
         step_lengths=taken(features.step_lengths),
         presence=taken(features.presence),
         ids=taken(features.ids),
+        relevance=taken(features.relevance),
         num_classes=features.spec.num_outputs if features.task == "classification" else features.num_classes,
     )
 

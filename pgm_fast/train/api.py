@@ -266,7 +266,7 @@ def evaluate(
         "task": parts.spec.task,
         "epoch": state["position"]["epoch"],
         "rows": len(predictions.index),
-        **measure(predictions, parts.spec.task, parts.spec.num_outputs),
+        **measure(predictions, parts.spec.task, parts.spec.num_outputs, parts.features.relevance),
         "shares": mean_shares(predictions),
         "gates": mean_gates(predictions, parts.spec.task, state.get("class_names")),
     }

@@ -68,10 +68,14 @@ def collect(
     return _predictions(rows, means)
 
 
-def measure(predictions: Predictions, task: str, num_outputs: int) -> dict[str, Any]:
+def measure(
+    predictions: Predictions, task: str, num_outputs: int, relevance: np.ndarray | None = None
+) -> dict[str, Any]:
     """Metrics as from :func:`~pgm_fast.train.metrics.evaluate_predictions`, with the loss terms as ``losses`` and,
-    where it is defined, ``synergy_score`` (see :func:`~pgm_fast.train.gates.synergy_score`)."""
-    scores = {**evaluate_predictions(task, predictions, num_outputs), "losses": dict(predictions.losses)}
+    where it is defined, ``synergy_score`` (see :func:`~pgm_fast.train.gates.synergy_score`). ``relevance`` is that of
+    the whole feature set."""
+    own = None if relevance is None else relevance[predictions.index]
+    scores = {**evaluate_predictions(task, predictions, num_outputs, own), "losses": dict(predictions.losses)}
     synergy = synergy_score(predictions, task)
     return scores if synergy is None else {**scores, "synergy_score": synergy}
 

@@ -22,6 +22,7 @@ from . import checkpoints
 __all__ = ["content_marks", "differences", "fingerprint", "require_same_data"]
 
 _STAMPS = "stamps"
+_RELEVANCE = "relevance"
 _SETTLED = 2.0  # seconds: a file changed later than that may change again within one tick of its clock
 
 
@@ -49,6 +50,8 @@ def fingerprint(features: FeatureSet, known: Mapping[str, Any] | None = None) ->
     for name in ("presence", "step_lengths"):
         value = getattr(features, name)
         marks[name] = None if value is None else _hash(value)
+    if features.relevance is not None:
+        marks[_RELEVANCE] = _hash(features.relevance)
     return {**marks, _STAMPS: stamps}
 
 
@@ -61,7 +64,8 @@ def differences(features: FeatureSet, marks: Mapping[str, Any]) -> list[str]:
     """Names of what in ``features`` is not as this fingerprint says."""
     with checkpoints.reading("fingerprints"):
         present = fingerprint(features, marks)
-        keys = dict.fromkeys([*marks, *present])
+        # runs from before relevance was kept say nothing of it
+        keys = dict.fromkeys([*marks, *(key for key in present if key != _RELEVANCE or key in marks)])
         return [key for key in keys if key != _STAMPS and marks.get(key) != present.get(key)]
 
 

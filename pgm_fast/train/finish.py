@@ -86,8 +86,8 @@ def _write(
         epochs=position.epoch,
         best_epoch=training.best.epoch,
         backend=served_by(parts.ranks.device),
-        valid=measure(valid, spec.task, spec.num_outputs),
-        test={} if test is None else measure(test, spec.task, spec.num_outputs),
+        valid=measure(valid, spec.task, spec.num_outputs, parts.features.relevance),
+        test={} if test is None else measure(test, spec.task, spec.num_outputs, parts.features.relevance),
         shares=mean_shares(shown),
         gates=mean_gates(shown, spec.task, parts.features.class_names),
         timing={

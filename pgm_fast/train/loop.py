@@ -338,7 +338,9 @@ class Training:
 
     def _score(self, predictions: Predictions) -> dict[str, Any]:
         spec, monitor = self.method.spec, self.config.train.monitor
-        valid = measure(predictions, spec.task, spec.num_outputs)
+        # a sort per query: in every epoch only where epochs are chosen by it
+        relevance = self.valid.features.relevance if monitor == "map" else None
+        valid = measure(predictions, spec.task, spec.num_outputs, relevance)
         return {
             "valid": valid,
             "shares": mean_shares(predictions),

@@ -43,7 +43,13 @@ METRICS: dict[str, dict[str, str]] = {
         "acc5": "max",
         "acc7": "max",
     },
-    "retrieval": {"recall_at_1": "max", "recall_at_5": "max", "recall_at_10": "max", "median_rank": "min"},
+    "retrieval": {
+        "recall_at_1": "max",
+        "recall_at_5": "max",
+        "recall_at_10": "max",
+        "median_rank": "min",
+        "map": "max",
+    },
 }
 """task -> metric -> whether larger (``max``) or smaller (``min``) is better; the first of a task is its primary one."""
 
@@ -54,13 +60,20 @@ _TIE = 1e-6
 _CHUNK_ENTRIES = 1 << 24  # similarities held at once: 64 MiB
 
 
-def evaluate_predictions(task: str, predictions: Predictions, num_outputs: int) -> dict[str, dict]:
+def evaluate_predictions(
+    task: str, predictions: Predictions, num_outputs: int, relevance: np.ndarray | None = None
+) -> dict[str, dict]:
     """Every metric of ``task``, for the fused prediction and for each modality over the rows where it is present.
 
     Args:
         task: one of ``classification``, ``multilabel``, ``regression``, ``retrieval``.
         predictions: n rows of one split, with labels (but for retrieval).
         num_outputs: classes, labels or regression targets; not read for retrieval.
+        relevance: for retrieval, of the n rows: classes ``[n]`` or 0/1 labels ``[n, C]``. ``map`` is defined with it
+            alone: the mean over queries of the average precision of all rows of the other modality, of which those are
+            right that have the query's class, or share a label with it. The field reports it of image and text
+            (Rasiwasia et al., ACM MM 2010). Rows of equal similarity enter together. It sorts n candidates for every
+            query.
 
     Returns:
         ``{"fused": {metric: float}, "unimodal": {modality: {metric: float}}}``, names as in :data:`METRICS`, and
@@ -72,7 +85,7 @@ def evaluate_predictions(task: str, predictions: Predictions, num_outputs: int) 
         DataError: there are no labels to score against.
     """
     if task == "retrieval":
-        return _evaluate_retrieval(predictions)
+        return _evaluate_retrieval(predictions, relevance)
     if len(predictions.index) == 0:
         return {"fused": {}, "unimodal": {}}
     if predictions.labels is None:
@@ -135,8 +148,8 @@ def score(task: str, metrics: Mapping[str, float], monitor: str = "auto") -> flo
         return -math.inf
     if name not in metrics:
         raise ConfigError(
-            f"train.monitor is {name!r}, which is not defined on these rows (a class may be absent, or labels lie "
-            f"outside [-3, 3]); defined are {', '.join(metrics)}"
+            f"train.monitor is {name!r}, which is not defined on these rows (a class may be absent, labels lie "
+            f"outside [-3, 3], or samples to retrieve have no classes); defined are {', '.join(metrics)}"
         )
     return metrics[name] if direction == "max" else -metrics[name]
 
@@ -153,15 +166,21 @@ def retrieval_ranks(predictions: Predictions) -> dict[tuple[str, str], np.ndarra
     """
     ranks: dict[tuple[str, str], np.ndarray] = {}
     for a, b in combinations(predictions.embeddings, 2):
-        both = np.ones(len(predictions.index), dtype=bool)
-        for modality in (a, b):
-            both &= predictions.presence.get(modality, True)
+        both = _rows_with(predictions, a, b)
         if both.any():
             ranks[a, b], ranks[b, a] = _ranks_both_ways(
                 predictions.embeddings[a][both], predictions.embeddings[b][both]
             )
     modalities = list(predictions.embeddings)
     return {(a, b): ranks[a, b] for a in modalities for b in modalities if (a, b) in ranks}
+
+
+def _rows_with(predictions: Predictions, *modalities: str) -> np.ndarray:
+    """bool ``[n]``: rows in which these modalities are present."""
+    rows = np.ones(len(predictions.index), dtype=bool)
+    for modality in modalities:
+        rows &= predictions.presence.get(modality, True)
+    return rows
 
 
 def _measure(
@@ -280,17 +299,56 @@ def _sentiment(prediction: Tensor, labels: Tensor) -> dict[str, Tensor]:
 _MEASURES = {"classification": _classification, "multilabel": _multilabel, "regression": _regression}
 
 
-def _evaluate_retrieval(predictions: Predictions) -> dict[str, dict]:
+def _evaluate_retrieval(predictions: Predictions, relevance: np.ndarray | None) -> dict[str, dict]:
     finite = all(np.isfinite(embedding).all() for embedding in predictions.embeddings.values())
     ranks = retrieval_ranks(predictions) if finite else {}
     pairs = {f"{a}->{b}": _retrieval(rank) for (a, b), rank in ranks.items()}
-    fused = {name: float(np.mean([pair[name] for pair in pairs.values()])) for name in METRICS["retrieval"] if pairs}
+    if relevance is not None:
+        for a, b in ranks:
+            both = _rows_with(predictions, a, b)
+            found = _average_precision(
+                predictions.embeddings[a][both], predictions.embeddings[b][both], relevance[both]
+            )
+            if len(found):
+                pairs[f"{a}->{b}"]["map"] = float(found.mean())
+    fused = {
+        name: float(np.mean([pair[name] for pair in pairs.values()]))
+        for name in METRICS["retrieval"]
+        if pairs and all(name in pair for pair in pairs.values())
+    }
     return {"fused": fused, "unimodal": {}, "pairs": pairs}
 
 
 def _retrieval(ranks: np.ndarray) -> dict[str, float]:
     recalls = {f"recall_at_{k}": float(np.mean(ranks <= k)) for k in _RECALLS}
     return {**recalls, "median_rank": float(np.median(ranks))}
+
+
+def _average_precision(queries: np.ndarray, candidates: np.ndarray, relevance: np.ndarray) -> np.ndarray:
+    """Average precision of every query, float64 ``[q]``; queries to which nothing is relevant are left out.
+
+    Args:
+        queries, candidates: ``[n, e]`` of unit length, of the same rows.
+        relevance: ``[n]`` or 0/1 ``[n, C]`` of those rows.
+    """
+    a = torch.from_numpy(np.ascontiguousarray(queries, dtype=np.float32))
+    b = torch.from_numpy(np.ascontiguousarray(candidates, dtype=np.float32))
+    sorts = torch.from_numpy(np.ascontiguousarray(relevance))
+    if sorts.ndim == 2:
+        sorts = sorts.float()
+    n, found = len(a), []
+    rows = max(1, _CHUNK_ENTRIES // (8 * n))  # beside each similarity its place, counts and a precision are held
+    for start in range(0, n, rows):
+        asked = slice(start, start + rows)
+        distance, order = (-(a[asked] @ b.T)).sort(dim=1)
+        related = sorts[asked, None] == sorts if sorts.ndim == 1 else sorts[asked] @ sorts.T > 0
+        related = related.gather(1, order)
+        # every candidate counts down to the last one of equal similarity
+        count = torch.searchsorted(distance, distance, right=True)
+        precision = related.cumsum(1).gather(1, count - 1).double() / count
+        total = related.sum(1)
+        found.append(((precision * related).sum(1) / total)[total > 0])
+    return torch.cat(found).numpy()
 
 
 def _ranks_both_ways(a: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -57,6 +57,19 @@ BAD = {
     "split synonym": ({"split": at(G.split, 5, "dev")}, "split, row 5: 'dev' is not one of train, valid, test"),
     "no train": ({"split": np.repeat(["valid", "test"], 6)}, "split: no train rows"),
     "reserved name": ({"modalities": {"type": G.modalities["text"]}, "lengths": {}, "presence": None}, "'type' is res"),
+    "relevance of labelled rows": ({"relevance": G.labels}, "relevance: given, and only retrieval of whole samples"),
+    "relevance of fewer rows": (
+        {"task": "retrieval", "labels": None, "relevance": G.labels[:9]},
+        "relevance: 9 rows where split has 12",
+    ),
+    "relevance as numbers": (
+        {"task": "retrieval", "labels": None, "relevance": G.labels / 2},
+        r"relevance: float64\[12\]: classes",
+    ),
+    "relevance as counts": (
+        {"task": "retrieval", "labels": None, "relevance": np.full((12, 3), 2)},
+        "relevance: holds other values than 0 and 1",
+    ),
     "no modality": ({"modalities": {}, "lengths": {}}, "modalities: none"),
 }
 

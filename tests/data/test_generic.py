@@ -244,6 +244,26 @@ def test_real_files_load(real_data):
     assert pairs.labels is None and pairs.spec.num_outputs == 0
 
 
+@pytest.mark.parametrize(
+    ("label", "relevance"),
+    [
+        (np.array([7, 3, 7, 5] * 3), [2, 0, 2, 1] * 3),
+        (np.array(["cat", "ant", "cat"] * 4), [1, 0, 1] * 4),
+        (np.eye(3, dtype=int)[np.arange(12) % 3], np.eye(3, dtype=bool)[np.arange(12) % 3]),
+        (np.linspace(0, 1, 12), None),
+        (np.full((12, 3), 2), None),
+    ],
+    ids=["numbers", "names", "several", "targets", "counts"],
+)
+def test_labels_of_a_retrieval_set_say_what_is_relevant_where_they_are_classes(tmp_path, label, relevance):
+    rng = np.random.default_rng(0)
+    split = np.repeat(["train", "valid", "test"], 4)
+    np.savez(tmp_path / "a.npz", x=rng.normal(size=(12, 2)), y=rng.normal(size=(12, 3)), label=label, split=split)
+    found = load(tmp_path / "a.npz", task="retrieval", modalities=["x", "y"])
+    assert found.labels is None
+    assert (found.relevance is None) if relevance is None else np.array_equal(found.relevance, relevance)
+
+
 def test_digits_are_halves_of_real_images():
     from sklearn.datasets import load_digits
 

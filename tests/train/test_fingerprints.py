@@ -58,6 +58,16 @@ def test_the_same_values_in_another_kind_of_file_are_the_same_data(tmp_path):
     assert differences(folder, fingerprint(npz)) == differences(npz, fingerprint(folder)) == []
 
 
+def test_classes_of_a_retrieval_set_are_part_of_it_and_older_runs_that_did_not_keep_them_go_on(tmp_path):
+    content = arrays(np.random.default_rng(0))
+    features = load(write(tmp_path / "one", content, "npz"), task="retrieval")
+    marks = fingerprint(features)
+    content["label"] = content["label"] % 2
+    other = load(write(tmp_path / "two", content, "npz"), task="retrieval")
+    assert differences(other, marks) == ["relevance"]
+    assert differences(other, {key: value for key, value in marks.items() if key != "relevance"}) == []
+
+
 @pytest.mark.parametrize("options", [{}, {"nonfinite": "zero"}, {"modalities": ["a"], "group_by": "clip"}])
 def test_files_that_did_not_change_are_not_read_again(tmp_path, monkeypatch, options):
     content = {**arrays(np.random.default_rng(0)), "clip": np.arange(ROWS) // 10}

@@ -220,7 +220,8 @@ def test_retrieval_agrees_with_sorting_every_row(seed, n, entries):
     assert list(got["pairs"]) == list(expected)
     for pair, values in expected.items():
         assert got["pairs"][pair] == pytest.approx(values, abs=FP64)
-    for name in METRICS["retrieval"]:
+    assert got["fused"].keys() == ({name for name in METRICS["retrieval"] if name != "map"} if expected else set())
+    for name in got["fused"]:
         assert got["fused"][name] == pytest.approx(np.mean([values[name] for values in expected.values()]), abs=FP64)
     assert got["unimodal"] == {}
 
@@ -274,7 +275,8 @@ def test_values_are_plain_finite_floats_under_known_names(task):
     if task == "regression":
         logits, outputs = logits[:, :1], 1
     embeddings = {"a": unit(rng.normal(size=(n, 4))), "b": unit(rng.normal(size=(n, 4)))}
-    got = evaluate_predictions(task, Predictions(np.arange(n), labels, logits, {"a": logits}, embeddings), outputs)
+    predictions = Predictions(np.arange(n), labels, logits, {"a": logits}, embeddings)
+    got = evaluate_predictions(task, predictions, outputs, rng.integers(0, 2, n))
     assert set(got["fused"]) == set(METRICS[task])
     for values in [got["fused"], *got["unimodal"].values(), *got.get("pairs", {}).values()]:
         assert all(type(value) is float and math.isfinite(value) for value in values.values())
@@ -322,3 +324,60 @@ def test_unknown_monitor_lists_what_there_is():
         score("retrieval", {"recall_at_1": 0.5}, "mae")
     with pytest.raises(ConfigError, match="'auroc', which is not defined on these rows.*accuracy"):
         score("classification", {"accuracy": 0.5}, "auroc")
+
+
+def precision_of_classes(similarity, relevant):
+    """scikit-learn's average precision of every query that has something relevant."""
+    pairs = zip(relevant, similarity, strict=True)
+    return [reference.average_precision_score(wanted, row) for wanted, row in pairs if wanted.any()]
+
+
+@draws
+@given(
+    seed=st.integers(0, 10**6),
+    n=st.integers(1, 30),
+    several=st.booleans(),
+    coarse=st.booleans(),
+    entries=st.sampled_from([1, 600, 10**6]),
+)
+def test_retrieval_of_classes_agrees_with_scikit_learn(seed, n, several, coarse, entries):
+    rng = np.random.default_rng(seed)
+    # on a coarse grid many candidates are equally similar, and products of its values are exact
+    draw = (lambda: rng.integers(-1, 2, (n, 2)).astype(np.float32)) if coarse else lambda: unit(rng.normal(size=(n, 4)))
+    embeddings = {"a": draw(), "b": draw()}
+    presence = {"b": rng.random(n) < 0.8}
+    relevance = rng.random((n, 3)) < 0.4 if several else rng.integers(0, 3, n)
+    predictions = rows(embeddings=embeddings, presence=presence, labels=np.zeros(n))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(metrics, "_CHUNK_ENTRIES", entries)
+        got = evaluate_predictions("retrieval", predictions, 0, relevance)
+
+    kept = relevance[presence["b"]]
+    related = (kept.astype(int) @ kept.T.astype(int)) > 0 if several else kept[:, None] == kept
+    both_ways = []
+    for query, candidate in (("a", "b"), ("b", "a")):
+        asked, offered = (embeddings[m][presence["b"]] for m in (query, candidate))
+        wanted = precision_of_classes((torch.from_numpy(asked) @ torch.from_numpy(offered).T).numpy(), related)
+        if wanted:
+            both_ways.append(np.mean(wanted))
+            assert got["pairs"][f"{query}->{candidate}"]["map"] == pytest.approx(both_ways[-1], abs=FP64)
+    if both_ways:
+        assert got["fused"]["map"] == pytest.approx(np.mean(both_ways), abs=FP64)
+    else:
+        assert "map" not in got["fused"]
+
+
+def test_retrieval_of_classes_agrees_with_torchmetrics():
+    from torchmetrics.functional.retrieval import retrieval_average_precision
+
+    rng = np.random.default_rng(0)
+    a, b, classes = unit(rng.normal(size=(40, 5))), unit(rng.normal(size=(40, 5))), rng.integers(0, 4, 40)
+    got = evaluate_predictions("retrieval", rows(embeddings={"a": a, "b": b}, labels=np.zeros(40)), 0, classes)
+    # torchmetrics counts what has a score of 0 or less as not found
+    similarity, related = torch.from_numpy(a @ b.T) + 2, torch.from_numpy(classes[:, None] == classes)
+    wanted = [float(retrieval_average_precision(*pair)) for pair in zip(similarity, related, strict=True)]
+    assert got["pairs"]["a->b"]["map"] == pytest.approx(np.mean(wanted), abs=METRIC_FP32)
+    assert (
+        "map"
+        not in evaluate_predictions("retrieval", rows(embeddings={"a": a, "b": b}, labels=np.zeros(40)), 0)["fused"]
+    )
