@@ -119,8 +119,11 @@ class Logits {
   using T = typename V::value;
 
  public:
+  // kept finite: the largest logit's exponent is 0 times the slope
   Logits(const Matrix& z, double temperature)
-      : z_(z), slope_(V::set(static_cast<T>(kLog2OfE / static_cast<double>(static_cast<T>(temperature))))) {}
+      : z_(z),
+        slope_(V::set(static_cast<T>(std::min(kLog2OfE / static_cast<double>(static_cast<T>(temperature)),
+                                              static_cast<double>(std::numeric_limits<T>::max()))))) {}
 
   int64_t width() const { return z_.width; }
   void start(int64_t row, T* scratch) {
@@ -193,7 +196,8 @@ struct GateGradient {
   }
   template <class Store>
   void finish(const T* s, const Exponentials<V>& softmax, int64_t m, T temperature, Store store, T* grad_z) const {
-    const V mean = V::set(dot.total()) * softmax.scale, factor = softmax.scale * V::set(T(1) / temperature);
+    const T inverse = std::min(T(1) / temperature, std::numeric_limits<T>::max());
+    const V mean = V::set(dot.total()) * softmax.scale, factor = softmax.scale * V::set(inverse);
     for_each_vector<V>(m, [&](int64_t k, auto part) {
       store(part, part.load(softmax.e + k) * factor * (part.load(s + k) - mean), grad_z + k);
     });

@@ -48,6 +48,7 @@ struct Lane {
   static Lane max(Lane a, Lane b) { return {a.v > b.v ? a.v : b.v}; }
   static Lane min(Lane a, Lane b) { return {a.v < b.v ? a.v : b.v}; }
   static Lane fma(Lane a, Lane b, Lane c) { return {a.v * b.v + c.v}; }
+  Lane pick_below_zero(Lane a, Lane b) const { return v < 0 ? a : b; }
   static Lane exp(Lane a) { return {std::exp(a.v)}; }
   static Lane exp2(Lane a) { return {std::exp2(a.v)}; }
   Lane scan_from_left() const { return *this; }

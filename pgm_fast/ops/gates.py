@@ -42,13 +42,24 @@ def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
+# below it z / temperature may be past what fp32 holds
+SHARP = 1e-30
+
+
+def _softmax(z: Tensor, temperature: float) -> Tensor:
+    if temperature < SHARP:
+        # the largest logits share all of it, whatever the temperature rounds to
+        return torch.softmax((z - z.amax(-1, keepdim=True)) / max(temperature, torch.finfo(z.dtype).tiny), dim=-1)
+    return torch.softmax(z / temperature, dim=-1)
+
+
 def cumsoftmax(z: Tensor, temperature: float) -> Gate:
     """Inclusive cumulative softmax over the last dimension, in the accumulation dtype.
 
     The complement has its own scan from the right: 1 - gate turns negative by rounding in a tenth of all rows and has
     no correct digit where the gate is near 1. Rounding can carry either scan past 1 by a few ulp, hence the clamp.
     """
-    p = torch.softmax(z.to(accumulation_dtype(z.dtype)) / temperature, dim=-1)
+    p = _softmax(z.to(accumulation_dtype(z.dtype)), temperature)
     gate = p.cumsum(-1).clamp(max=1)
     from_right = p.flip(-1).cumsum(-1).flip(-1).clamp(max=1)
     complement = torch.cat([from_right[..., 1:], torch.zeros_like(p[..., :1])], dim=-1)
@@ -58,7 +69,7 @@ def cumsoftmax(z: Tensor, temperature: float) -> Gate:
 def cumsoftmax_backward(grad_gate: Tensor, p: Tensor, temperature: float) -> Tensor:
     """Gradient with respect to z: s_j = sum of grad_gate from j on, dz = p * (s - <p, s>) / temperature."""
     suffix = grad_gate.flip(-1).cumsum(-1).flip(-1)
-    return p * (suffix - (p * suffix).sum(-1, keepdim=True)) / temperature
+    return p * (suffix - (p * suffix).sum(-1, keepdim=True)) / max(temperature, torch.finfo(p.dtype).tiny)
 
 
 def expand_gate(gate: Tensor, d: int) -> Tensor:

@@ -9,7 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from op_cases import SEED
-from tolerances import EPS, FP64, NATIVE_TIMES_EPS, ROW_WEIGHT_FP32, mean_of_draws
+from tolerances import EPS, EXP_LESS_LINE, FP64, NATIVE_TIMES_EPS, ROW_WEIGHT_FP32, mean_of_draws
 
 import pgm_fast
 from pgm_fast import backends
@@ -110,6 +110,47 @@ def test_extreme_variances_stay_what_they_are_in_torch():
     for z, kl in results:
         assert z[0, 0] == 0 and z[0, 1].isinf() and kl.isinf()
         assert z[0, 2:].isfinite().all()
+
+
+@pytest.mark.skipif(not _native, reason="the compiled kernels are not there")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("given", [False, True], ids=["standard", "given"])
+def test_a_posterior_near_its_prior_has_a_divergence_with_all_its_digits(dtype, given):
+    """Rows of 17 equal columns, whole vectors and a rest; both sides of where a series takes over."""
+    size = torch.cat([2.0 ** -torch.arange(0, 13, dtype=torch.float64), torch.tensor([0.999, 1.001, 2.0]).double()])
+    logvar = torch.cat([size, -size]).to(dtype)[:, None].expand(-1, 17).clone().requires_grad_()
+    prior = [torch.zeros_like(logvar)] * 2 if given else []
+    with pgm_fast.backend("native"):
+        _, kl = gaussian_sample_kl(torch.zeros_like(logvar), logvar, *prior, sample=False, layers=1)
+        (gradient,) = torch.autograd.grad(kl.sum(), logvar)
+    r = logvar.detach().double()
+    terms = [r**n / float(math.factorial(n)) for n in range(2, 30)]
+    divergence = 0.5 * sum(reversed(terms))
+    # a sum of 17 equal terms, and the mean, round 18 times at most by half a unit
+    torch.testing.assert_close(kl.double(), divergence[:, :1], rtol=(EXP_LESS_LINE + 9) * EPS[dtype], atol=0)
+    want = (divergence + 0.5 * r) / 17
+    torch.testing.assert_close(gradient.double(), want, rtol=(EXP_LESS_LINE + 2) * EPS[dtype], atol=0)
+
+
+@on_every_backend
+@pytest.mark.parametrize("given", [False, True], ids=["standard", "given"])
+@pytest.mark.parametrize("sample", [False, True], ids=["still", "sampled"])
+def test_extreme_log_variances_give_what_the_formula_gives(backend, given, sample):
+    """As far as fp32 holds it: finite numbers to a few roundings, infinity where it is past the largest."""
+    logvar = torch.tensor([-1e30, -300.0, -104.0, -88.0, -50.0, 50.0, 80.0, 88.0, 100.0, 1e30])[:, None]
+    if sample:
+        logvar = logvar[:-1]  # at 1e30 the sample itself is infinite, and 0 times it no number
+    prior = [torch.zeros_like(logvar)] * 2 if given else []
+    with pgm_fast.backend(backend):
+        leaf = logvar.clone().requires_grad_()
+        z, kl = gaussian_sample_kl(torch.zeros_like(leaf), leaf, *prior, seed=SEED, sample=sample, layers=1)
+        (gradient,) = torch.autograd.grad(kl.sum(), leaf)
+    exact = logvar.double()
+    # an argument of 88 that is rounded, or halved, scaled and squared as the sample's is, is off by 88 units at most
+    bound = (EXP_LESS_LINE + 88) * EPS[torch.float32]
+    want = 0.5 * (torch.expm1(exact) - exact), 0.5 * torch.expm1(exact)
+    for got, formula in zip((kl, gradient), want, strict=True):
+        torch.testing.assert_close(got, formula.float(), rtol=bound, atol=0)
 
 
 @pytest.mark.skipif(not _native, reason="the compiled kernels are not there")

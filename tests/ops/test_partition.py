@@ -1,11 +1,16 @@
 from __future__ import annotations
 
+import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tolerances import FINITE_DIFFERENCE, FP64, SPLIT_SUM
 
-from pgm_fast.ops import partition
+import pgm_fast
+from pgm_fast import backends
+from pgm_fast.ops import partition, partition_dual
+
+BACKENDS = [name for name in ("torch", "native") if backends.implementations()["partition"][name] is None]
 
 dtypes = st.sampled_from([torch.float64, torch.float32, torch.float16, torch.bfloat16])
 
@@ -41,3 +46,23 @@ def test_one_logit_per_chunk_equals_the_expanded_gate():
     torch.testing.assert_close(paired, gate * h, rtol=FP64, atol=FP64)
     torch.testing.assert_close(uni, h - gate * h, rtol=FP64, atol=FP64)
     assert torch.autograd.gradcheck(partition, (h.requires_grad_(), z.requires_grad_()), rtol=0, atol=FINITE_DIFFERENCE)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("temperature", [1e-300, 1e-45, 1e-38, 1e39, 1e300])
+def test_any_positive_temperature_gives_gates_and_gradients(backend, temperature):
+    """Also one that fp32 rounds to nothing, or to infinity: all of the mass at the largest logit, or equal parts."""
+    h, z = torch.ones(1, 4, requires_grad=True), torch.tensor([[1.0, 2.0, 0.0, -1.0]], requires_grad=True)
+    with pgm_fast.backend(backend):
+        results = [partition(h, z, temperature), partition_dual(h, z, z, temperature)]
+        directions = torch.arange(4.0)
+        grads = [torch.autograd.grad(sum((x * directions).sum() for x in parts[1:]), (h, z)) for parts in results]
+    sharp = temperature < 1
+    gate = torch.tensor([[0.0, 1.0, 1.0, 1.0] if sharp else [0.25, 0.5, 0.75, 1.0]])
+    (uni, paired), (uni_only, paired_only, shared) = results
+    complement = 1 - gate
+    want = complement, gate, complement * (1 - gate), gate * (1 - complement), complement * gate
+    for got, parts in zip((uni, paired, uni_only, paired_only, shared), want, strict=True):
+        torch.testing.assert_close(got, parts, rtol=SPLIT_SUM[torch.float32], atol=0)
+    for by_h, by_z in grads:
+        assert by_h.isfinite().all() and by_z.abs().max() <= torch.finfo(torch.float32).tiny

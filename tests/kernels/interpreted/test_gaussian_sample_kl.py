@@ -128,3 +128,17 @@ def test_extreme_variances_stay_what_they_are_in_torch():
     with pgm_fast.backend("triton"):
         z, kl = gaussian_sample_kl(torch.zeros(1, 5), logvar, seed=SEED)
     assert z[0, 0] == 0 and z[0, 1].isinf() and kl.isinf() and z[0, 2:].isfinite().all()
+
+
+def test_extreme_log_variances_give_the_divergence_of_the_formula():
+    logvar = torch.tensor([-1e30, -300.0, -104.0, -88.0, -50.0, 50.0, 80.0, 88.0, 100.0, 1e30])[
+        :, None
+    ].requires_grad_()
+    with pgm_fast.backend("triton"):
+        _, kl = gaussian_sample_kl(torch.zeros_like(logvar), logvar, sample=False, layers=1)
+        (gradient,) = torch.autograd.grad(kl.sum(), logvar)
+    exact = logvar.detach().double()
+    # an argument of 88 that is rounded is off by 88 units at most
+    bound = (EXP_LESS_LINE + 88) * EPS[torch.float32]
+    for got, formula in ((kl, torch.expm1(exact) - exact), (gradient, torch.expm1(exact))):
+        torch.testing.assert_close(got, (0.5 * formula).float(), rtol=bound, atol=0)
