@@ -16,7 +16,9 @@ from typing import Any
 
 import attached
 import competition
+import epochs
 import synthetic_shares
+import trials
 
 from pgm_fast.errors import CheckpointError
 from pgm_fast.study.intervals import paired_interval
@@ -155,6 +157,18 @@ def summary() -> str:
 def attached_table() -> str:
     """A trained model that goes on with PgM and without."""
     return attached.table().split("\n\n", 1)[1].rstrip()
+
+
+def epochs_table() -> str:
+    """What choosing the epoch and the pool's weights on validation costs."""
+    content = read_json(epochs.JSON)
+    return f"{epochs.table(content['runs'])}\n{_processor(content)}."
+
+
+def trials_table() -> str:
+    """What was tried on PgM, on rows that no test split holds."""
+    content = read_json(trials.JSON)
+    return f"{trials.table(content['runs'])}\n{_processor(content)}."
 
 
 def shares() -> str:
@@ -367,7 +381,14 @@ def densities() -> str:
 PAGES: dict[str, dict[str, Callable[[], str]]] = {
     "README.md": {"results": results, "summary": summary},
     "docs/dimml.md": {"competition": competition_table},
-    "docs/findings.md": {"against": against, "studies": studies, "attached": attached_table, "shares": shares},
+    "docs/findings.md": {
+        "against": against,
+        "studies": studies,
+        "epochs": epochs_table,
+        "trials": trials_table,
+        "attached": attached_table,
+        "shares": shares,
+    },
     "docs/speed.md": {
         "partition": partition,
         "products": products,
@@ -433,6 +454,10 @@ def _of_floor(row: dict[str, Any]) -> str:
 def _against(content: dict[str, Any], bandwidth: str) -> str:
     """What the floors were, where one stream of memory served all rows of the file."""
     return f"; a stream of memory moves {content[bandwidth]:.1f} GB/s" if bandwidth in content else ""
+
+
+def _processor(content: dict[str, Any]) -> str:
+    return f"{content['processor']}, torch {content['versions']['torch']}, {content['date']}"
 
 
 def _circumstances(content: dict[str, Any]) -> str:
