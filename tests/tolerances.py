@@ -113,6 +113,16 @@ OPTIMIZER_MOVE = {dtype: max(FP32, 4 * 0.1 * eps) for dtype, eps in EPS.items()}
 # Two ranks against one process: sums of 16 rows in another order, each good to eps/2, over 18 steps of SGD.
 TWO_RANKS = 18 * 16 * EPS[torch.float32] / 2
 
+# Gradients of two batches of 16 added up against those of one of 32, over 6 updates of SGD: sums of 32 rows in another
+# order, each good to eps/2.
+ACCUMULATED = 6 * 32 * EPS[torch.float32] / 2
+
+# An average of weights of order 1 after 6 updates in fp32, formed twice: three roundings an update on each side.
+AVERAGED_WEIGHTS = 2 * 6 * 3 * EPS[torch.float32] / 2
+
+# fp16 autocast against fp32, as AUTOCAST_BF16.
+AUTOCAST_FP16 = 3 * 3 * EPS[torch.float16] / 2
+
 # Two numbers that are printed with four digits after the point, and may fall on two sides of a half.
 PRINTED_4 = 1e-4 + FP64
 

@@ -25,7 +25,8 @@ class Batch:
         lengths: modality -> int64 ``[B]``, for the sequence modalities only. Always >= 1.
         labels: int64 ``[n]`` (classification), float32 ``[n, C]`` (multilabel, regression), or None (retrieval,
             prediction).
-        weight: float32 ``[n]``; sums to 1 over the joined batch (times the number of ranks). Padding rows hold 0.
+        weight: float32 ``[n]``; sums to 1 over the joined batch (times the number of ranks), or over the batches that
+            make one update together. Padding rows hold 0.
         modality_weight: modality -> float32 ``[n]``, the same over the rows where the modality is present.
             Empty when nothing can be missing in this split: then ``weight`` serves for all.
         presence: modality -> bool ``[n]``, for every modality, or empty when nothing can be missing: every modality of

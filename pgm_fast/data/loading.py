@@ -41,6 +41,8 @@ class Loader:
         normalizer: applied to every modality; None leaves values as they are.
         modality_dropout: each modality of a sample is hidden with this probability, never all of them.
         rank, world: this process among the data-parallel ones.
+        accumulate: batches that make one update. Their losses and gradients add up to those of the joined batch: the
+            row weights of all of them together sum to 1.
         resident: ``auto`` keeps the normalised split on the device if it fits half of the free memory; ``always``;
             ``never``. What varies from epoch to epoch is not kept.
         with_labels: False leaves labels out.
@@ -67,18 +69,19 @@ class Loader:
         modality_dropout: float = 0.0,
         rank: int = 0,
         world: int = 1,
+        accumulate: int = 1,
         resident: str = "auto",
         with_labels: bool = True,
         augment: bool = False,
         workers: int = 0,
     ):
-        _check(split, batch_size, seed, modality_dropout, rank, world, resident, workers)
+        _check(split, batch_size, seed, modality_dropout, rank, world, accumulate, resident, workers)
         self.features = features
         self.device = torch.device(device)
         if self.device.type == "cuda" and self.device.index is None:
             self.device = torch.device("cuda", torch.cuda.current_device())
         self.with_labels = with_labels
-        self.sampler = Sampler(features, split, batch_size, seed, shuffle, modality_dropout, rank, world)
+        self.sampler = Sampler(features, split, batch_size, seed, shuffle, modality_dropout, rank, world, accumulate)
         rows, hides = self.sampler.rows, self.sampler.modality_dropout > 0
         self._prepare = Preparation(features, rows, self.sampler.presence, normalizer, seed, augment, hides)
         if self._prepare.varies and resident == "always":
@@ -227,7 +230,7 @@ class Loader:
         return labels.astype(np.float32).reshape(len(labels), -1)
 
 
-def _check(split, batch_size, seed, modality_dropout, rank, world, resident, workers) -> None:
+def _check(split, batch_size, seed, modality_dropout, rank, world, accumulate, resident, workers) -> None:
     if split not in SPLITS:
         raise ConfigError(f"split '{split}' is not one of {', '.join(SPLITS)}")
     if batch_size < 1:
@@ -238,6 +241,8 @@ def _check(split, batch_size, seed, modality_dropout, rank, world, resident, wor
         raise ConfigError(f"modality_dropout={modality_dropout}: a probability in [0, 1) is needed")
     if not 0 <= rank < world:
         raise ConfigError(f"rank={rank} of world={world}: 0 <= rank < world is needed")
+    if accumulate < 1:
+        raise ConfigError(f"accumulate={accumulate}: at least 1 is needed")
     if resident not in RESIDENT:
         raise ConfigError(f"resident='{resident}' is not one of {', '.join(RESIDENT)}")
     if workers < 0:

@@ -20,7 +20,7 @@ class Plan:
         sample_of_row: int64 ``[n]``, positions within ``samples``.
         step_of_row: int64 ``[n]``, time step of the row (0 without labels per step).
         index: int64 ``[n]``, row numbers of the feature set, -1 for padding.
-        weight: float32 ``[n]``.
+        weight: float32 ``[n]``; sums to 1 over the batches that make one update (times the number of ranks).
         present: bool ``[B, M]``, or None where nothing can be missing.
         modality_weight: float32 ``[M, n]``, or None with ``present``.
     """
@@ -35,7 +35,11 @@ class Plan:
 
 
 class Sampler:
-    """Plans of one split. Every rank computes the order of the whole epoch, and takes its share of each batch."""
+    """Plans of one split. Every rank computes the order of the whole epoch, and takes its share of each batch.
+
+    ``accumulate`` batches make one update, at an epoch's end perhaps fewer: their weights are those of the batch that
+    they would be together.
+    """
 
     def __init__(
         self,
@@ -47,6 +51,7 @@ class Sampler:
         modality_dropout: float,
         rank: int,
         world: int,
+        accumulate: int = 1,
     ):
         self.rows = features.rows(split)
         self.batch_size = batch_size
@@ -55,6 +60,7 @@ class Sampler:
         self.modality_dropout = modality_dropout
         self.rank = rank
         self.world = world
+        self.accumulate = accumulate
         self.per_step = features.per_step
         self.num_modalities = len(features.modalities)
         presence = None if features.presence is None else features.presence[self.rows]
@@ -101,11 +107,13 @@ class Sampler:
         index = np.full(rows, -1, np.int64)
         index[:real] = np.repeat(self.first_row[mine], steps) + step_of_row[:real]
 
+        first = number - number % self.accumulate
+        together = order[first * self.batch_size : (first + self.accumulate) * self.batch_size]
         weight = np.zeros(rows, np.float32)
-        weight[:real] = self.world / self.steps[joined].sum()
+        weight[:real] = self.world / self.steps[together].sum()
         if present is None:
             return Plan(samples, sample_of_row, step_of_row, index, weight, None, None)
-        counts = (present[joined] * self.steps[joined, None]).sum(axis=0)
+        counts = (present[together] * self.steps[together, None]).sum(axis=0)
         modality_weight = np.zeros((self.num_modalities, rows), np.float32)
         here = present[samples][sample_of_row[:real]].T
         modality_weight[:, :real] = here * (self.world / np.maximum(counts, 1))[:, None]

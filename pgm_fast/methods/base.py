@@ -39,6 +39,9 @@ class ModelConfig:
             and ``dim`` is 512.
         normalize: whether each encoder's output passes a LayerNorm without parameters; None: in classification, where
             it lifts every method on most sets, and not elsewhere.
+        recompute: whether what each encoder computes on its way is not kept for the backward pass but computed again
+            there (activation checkpointing, Chen et al. 2016): memory for one encoder's at a time, for another pass
+            forth of each.
         answer: how a method's heads answer together, one of :data:`~pgm_fast.methods.answers.ANSWERS`; ``auto`` is the
             method's own way.
     """
@@ -53,6 +56,7 @@ class ModelConfig:
     projection: str = choice("linear", ("linear", "none"))
     normalize: Optional[bool] = None  # null: on for classification
     answer: str = "auto"
+    recompute: bool = False  # what encoders compute is not kept but computed again in the backward pass
 
 
 @dataclass
@@ -203,13 +207,20 @@ class Method(nn.Module):
         of the batch.
         """
 
-    def backward(self, total: Tensor) -> None:
-        """The gradients of the total loss of a step or turn into ``.grad``, where they are averaged over ranks."""
-        total.backward()
+    def backward(self, total: Tensor, scale: Tensor | None = None) -> None:
+        """The gradients of the total loss of a batch added to ``.grad``, where they are averaged over ranks.
+
+        Called once for each of the batches that make an update or turn (``train.accumulate``), whose losses add up.
+
+        Args:
+            scale: factor of the gradients that are left in ``.grad``, for float16; None for 1. They are divided by it
+                before :meth:`after_backward`.
+        """
+        (total if scale is None else total * scale).backward()
 
     def after_backward(self, seed: int) -> None:
-        """Called after :meth:`backward` and before gradients are clipped, on every rank with the same gradients: they
-        may be changed here, in the same way on every rank. No host synchronisation.
+        """Called once an update, after :meth:`backward` and before gradients are clipped, on every rank with the same
+        gradients: they may be changed here, in the same way on every rank. No host synchronisation.
 
         Args:
             seed: for random numbers; the same on every rank, another one for every update of a run.

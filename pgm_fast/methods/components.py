@@ -15,6 +15,7 @@ from ..errors import ConfigError
 from ..nn.encoders import ENCODERS, make_encoder
 from ..nn.mlp import MLP
 from ..nn.parts import mark_part, modality_dict
+from ..nn.recompute import recomputed
 from ..settings import check_settings
 from .answers import ANSWERS
 from .base import ModelConfig
@@ -107,7 +108,8 @@ def encode(encoders: Mapping[str, nn.Module], batch: Batch, spec: DataSpec, mode
     encoded = {}
     for m, encoder in encoders.items():
         x = batch.inputs[m]
-        h = encoder(x, batch.lengths.get(m)) if spec.modalities[m].sequence else encoder(x)
+        given = (x, batch.lengths.get(m)) if spec.modalities[m].sequence else (x,)
+        h = recomputed(encoder, *given) if model.recompute and torch.is_grad_enabled() else encoder(*given)
         wanted = (*x.shape[:2], dim) if spec.per_step else (x.shape[0], dim)
         if tuple(h.shape) != wanted:
             raise ConfigError(

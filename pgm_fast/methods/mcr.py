@@ -202,7 +202,7 @@ def contrast(h: Mapping[str, Tensor], batch: Batch, temperature: float) -> Tenso
         both = real & batch.presence.get(m, real) & batch.presence.get(n, real)
         a, b = (F.normalize(h[k], dim=-1) for k in (m, n))
         dtype = torch.promote_types(a.dtype, torch.float32)
-        similarity = (a.to(dtype) @ b.to(dtype).T) / temperature
+        similarity = (a.to(dtype) @ b.to(dtype).T).to(dtype) / temperature  # autocast multiplies in half
         least = torch.finfo(dtype).min
         others = similarity.masked_fill(alike | ~both, least).logsumexp(-1, keepdim=True)
         pairs = torch.logaddexp(similarity, others) - similarity

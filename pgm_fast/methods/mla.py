@@ -82,7 +82,8 @@ class MLA(Baseline):
         out = alone(dict.fromkeys(names, self.shared_head), h, batch, self.spec.task)
         if self.training and self._turn is not None:
             weight = batch.weight_of(names[0]).unsqueeze(-1)
-            self._seen = (h[names[0]].detach() * weight).sum(0)
+            seen = (h[names[0]].detach() * weight).sum(0)
+            self._seen = seen if self._seen is None else self._seen + seen
             return out
         out.logits = self._together(out.unimodal, batch)
         return out

@@ -60,7 +60,7 @@ class MMPareto(WithOwnHeads):
         super().__init__(spec, model, config, encoders)
         check_settings(config, self.name)
         self._losses: dict[str, Tensor] = {}  # of the last pass in training
-        self._own: dict[str, list[Tensor]] = {}  # modality -> gradients of its own loss, in its encoder
+        self._own: dict[str, list[Tensor]] = {}  # modality -> gradients of its own loss, in its encoder, so far
 
     def _predict(self, h: dict[str, Tensor], batch: Batch) -> Output:
         out = super()._predict(h, batch)
@@ -68,15 +68,17 @@ class MMPareto(WithOwnHeads):
             self._losses = out.losses
         return out
 
-    def backward(self, total: Tensor) -> None:
-        self._own = {}
+    def backward(self, total: Tensor, scale: Tensor | None = None) -> None:
+        factor = 1.0 if scale is None else scale
         for m, encoder in self.encoders.items():
             parameters = [p for p in encoder.parameters() if p.requires_grad]
             if parameters:
-                found = torch.autograd.grad(self._losses[f"uni/{m}"], parameters, retain_graph=True, allow_unused=True)
-                self._own[m] = [torch.zeros_like(p) if g is None else g for p, g in zip(parameters, found, strict=True)]
+                loss = self._losses[f"uni/{m}"] * factor
+                found = torch.autograd.grad(loss, parameters, retain_graph=True, allow_unused=True)
+                before = self._own.get(m, [torch.zeros_like(p) for p in parameters])
+                self._own[m] = [b if g is None else b + g / factor for b, g in zip(before, found, strict=True)]
         self._losses = {}
-        total.backward()
+        super().backward(total, scale)
 
     @torch.no_grad()
     def after_backward(self, seed: int) -> None:

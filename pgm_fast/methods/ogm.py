@@ -63,7 +63,7 @@ class OGM(Joint):
         super().__init__(spec, model, config, encoders)
         check_settings(config, self.name)
         self._modulating = True
-        self._scores: Tensor | None = None  # of the last pass in training
+        self._scores: Tensor | None = None  # of the batches of an update so far
 
     def begin_epoch(self, stage: int, epoch: int, batches: Callable[[], Iterator[Batch]]) -> None:
         self._modulating = self.config.first_epoch <= epoch <= self.config.last_epoch
@@ -72,7 +72,8 @@ class OGM(Joint):
         out = super()._predict(h, batch)
         if self.training and self._modulating and batch.labels is not None:
             with torch.no_grad():
-                self._scores = torch.stack([self._score(h, m, batch) for m in h])
+                scores = torch.stack([self._score(h, m, batch) for m in h])
+                self._scores = scores if self._scores is None else self._scores + scores
         return out
 
     def _score(self, h: dict[str, Tensor], modality: str, batch: Batch) -> Tensor:

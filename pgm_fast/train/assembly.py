@@ -328,6 +328,7 @@ class Run:
             shuffle=True,
             augment=True,
             modality_dropout=settings.data.modality_dropout,
+            accumulate=settings.train.accumulate,
         )
 
     def loader(self, split: str, with_labels: bool = True) -> Loader:

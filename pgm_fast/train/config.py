@@ -20,6 +20,7 @@ from ..methods.pgm import PgMConfig
 from ..methods.pretrained import PretrainedConfig
 from ..methods.umt import UMTConfig
 from ..settings import choice, number
+from .scaling import DTYPES
 
 __all__ = ["Config", "DataConfig", "TrainConfig"]
 
@@ -55,7 +56,9 @@ class TrainConfig:
     """The loop."""
 
     epochs: int = 50  # at most, per stage; see patience
+    max_steps: int = number(0, at_least=0)  # updates at most, per stage, besides epochs; 0 for no such bound
     batch_size: int = 64  # over all ranks together
+    accumulate: int = number(1, at_least=1)  # batches whose gradients make one update
     eval_batch_size: int = 512  # in validation, test and prediction
     optimizer: str = "adamw"  # adamw, sgd (momentum 0.9)
     lr: float = 1e-3  # base learning rate, which the rates of a method multiply
@@ -65,13 +68,16 @@ class TrainConfig:
     warmup_epochs: float = 1.0  # cosine: the learning rate rises from 0 over this many
     clip_norm: float = 1.0  # global gradient norm; 0 for none
     monitor: str = "auto"  # a validation metric of the fused output; auto: the task's primary one
-    patience: int = 15  # epochs without a better validation score before stopping; 0 for never
+    patience: int = 15  # validations without a better score before stopping, one an epoch at least; 0 for never
+    validate_every: int = number(0, at_least=0)  # updates between validations besides each epoch's end; 0 for none
+    # decay of a moving average of the weights, which is validated and kept in place of them (0.999, say); 0 for none
+    ema: float = number(0.0, at_least=0, below=1)
     # the epoch whose weights a stage hands on and the run is judged by: best by validation score, or last (no patience)
     keep: str = choice("best", KEPT)
     seed: int = 0  # of weights, dropout and the order of samples
     device: str = "auto"  # auto, cpu, cuda, cuda:N
     backend: str = "auto"  # auto, torch, native, triton
-    precision: str = "fp32"  # fp32, bf16 (autocast)
+    precision: str = choice("fp32", DTYPES)  # fp32, bf16 (autocast), fp16 (autocast and a scaled loss)
     threads: int = 0  # CPU threads of torch; 0 leaves torch's choice
     workers: int = number(0, at_least=0)  # processes that decode sounds and pictures; 0 for a thread
     checkpoint_every_steps: int = 0  # besides each epoch's end; 0 for none

@@ -85,7 +85,6 @@ CHOICES = {
     "train.optimizer": tuple(OPTIMIZERS),
     "train.schedule": tuple(SCHEDULES),
     "train.backend": ("auto", *BACKENDS),
-    "train.precision": ("fp32", "bf16"),
 }
 
 # What a run did that was written before the setting existed.

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -61,6 +61,16 @@ class Ranks:
         # of their own in the graph, with weight 0 where the modality is missing, which spares a walk over the graph in
         # every step. An encoder that the user brings may have more than it uses, such as a spare head.
         return DistributedDataParallel(module, find_unused_parameters=unused, gradient_as_bucket_view=True)
+
+    def postponed(self, wrapped: nn.Module, postpone: bool) -> AbstractContextManager[None]:
+        """Inside, if ``postpone``, gradients add up on each rank, to be averaged by the next backward pass outside.
+
+        Not where parameters may get no gradient in a pass, of which the others do not learn: there every pass averages,
+        which comes to the same.
+        """
+        if postpone and isinstance(wrapped, DistributedDataParallel) and not wrapped.find_unused_parameters:
+            return wrapped.no_sync()
+        return nullcontext()
 
     def share_buffers(self, module: nn.Module) -> None:
         """Give every rank the buffers of rank 0 (running statistics of normalisation)."""

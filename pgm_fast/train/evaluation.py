@@ -19,6 +19,7 @@ from .gates import synergy_score
 from .losses import LossTable
 from .metrics import evaluate_predictions
 from .predictions import Predictions
+from .scaling import autocast
 
 __all__ = ["collect", "fused_loss", "held_out", "measure"]
 
@@ -41,7 +42,7 @@ def collect(
         batches: this rank's part of the split.
         ranks: their rows are joined; padding rows (index -1) are dropped and the rest sorted by index.
         count: number of batches.
-        precision: ``fp32`` or ``bf16`` (autocast).
+        precision: as ``train.precision``.
         features: whether to keep :attr:`Output.features`, the largest part by far.
 
     Returns:
@@ -52,11 +53,11 @@ def collect(
     parts: list[dict[str, np.ndarray]] = []
     losses = LossTable(count, ranks.device)
     try:
-        with torch.inference_mode(), torch.autocast(ranks.device.type, torch.bfloat16, enabled=precision == "bf16"):
+        with torch.inference_mode(), autocast(ranks.device, precision):
             for number, batch in enumerate(batches):
                 output = method(batch, report=True)
                 if output.losses:
-                    losses.add(number, output.losses, batch)
+                    losses.add(number, output.losses, (batch.index >= 0).sum())
                 parts.append({key: _numpy(value) for key, value in _flat(batch, output, features)})
     finally:
         method.train(training)

@@ -93,7 +93,7 @@ def _write(
         timing={
             "seconds": position.seconds,
             "seconds_per_epoch": position.seconds / max(position.epoch, 1),
-            "samples_per_s": training.train.num_rows * position.epoch / max(position.train_seconds, 1e-9),
+            "samples_per_s": position.rows / max(position.train_seconds, 1e-9),
             "device": device_name(parts.ranks.device),
         },
     )

@@ -35,6 +35,7 @@ class UpdateGuard:
         self.buffers = BufferWatch(nn.Module() if module is None else module)
         # [skipped, skipped in a row now, longest such row, a rank was asked to stop]
         self.counts = torch.zeros(4, device=ranks.device)
+        self.skipped = torch.zeros((), device=ranks.device)  # 1 if the last update was skipped
 
     def begin(self) -> None:
         """Before the forward pass of a step: what its buffers go back to if it is skipped."""
@@ -57,6 +58,7 @@ class UpdateGuard:
         else:
             flags = torch.stack([(~finite).float(), torch.full_like(norm, float(stop), dtype=torch.float32)])
             skip, stopping = self.ranks.maximum_(flags)
+        self.skipped = skip
         self.optimizer.grad_scale = None
         self.optimizer.found_inf = skip
         self.optimizer.step()

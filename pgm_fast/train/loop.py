@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
+from itertools import islice
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..data import Loader
+from ..data.batch import Batch
 from ..errors import TrainingStopped
 from ..methods.base import Method, Stage
 from ..optim.groups import NO_DECAY, without_decay
 from . import checkpoints
+from .averaging import WeightAverage
 from .config import Config
 from .distributed import Ranks
 from .evaluation import collect, fused_loss, held_out, measure
@@ -27,6 +31,7 @@ from .observers import Observers
 from .optimizers import Schedule, build_optimizer
 from .predictions import Predictions
 from .reports import append_line, json_line, mean_shares
+from .scaling import LossScale, autocast
 from .signals import StopRequest
 
 __all__ = ["Best", "Position", "StoppedBySignal", "Training"]
@@ -47,10 +52,11 @@ class Position:
         stage: number of the present stage, from 0.
         stage_epoch: epochs of this stage.
         epoch: epochs of all stages.
-        step: steps of the present epoch.
+        step: steps of the present epoch, each an update from ``train.accumulate`` batches.
         seconds: of all epochs, validation included.
         train_seconds: of their steps alone.
         skipped: updates skipped in completed epochs.
+        rows: trained on in completed epochs.
     """
 
     stage: int = 0
@@ -60,39 +66,42 @@ class Position:
     seconds: float = 0.0
     train_seconds: float = 0.0
     skipped: int = 0
+    rows: int = 0
 
 
 @dataclass
 class Best:
-    """The best epoch of a stage: by validation score, among equals by the fused output's validation loss.
+    """The best validation of a stage: by score, among equals by the fused output's validation loss.
 
     Where the losses are the same too, but for less than :data:`_ALIKE`, it is the latest of them: the score has nothing
     left to tell, and what it does not see (other losses, gates) has been trained longer.
 
     Attributes:
-        epoch: counted from 1 over all stages; 0 before any.
+        epoch: in which it was, counted from 1 over all stages; 0 before any.
         score: larger is better.
         loss: the task's loss of the fused output on validation, as :func:`~pgm_fast.train.evaluation.fused_loss`; the
             least of the epochs that are alike.
-        since: epochs since the first of those that are alike.
+        since: validations since the first of those that are alike.
+        step: of the epoch; 0 for its end.
     """
 
     epoch: int = 0
     score: float = -math.inf
     loss: float = math.inf
     since: int = 0
+    step: int = 0
 
-    def offer(self, epoch: int, score: float, loss: float, always: bool = False) -> bool:
-        """Whether this epoch takes the place. A stage's first epoch always does; with ``always`` all do, and none is
+    def offer(self, epoch: int, score: float, loss: float, always: bool = False, step: int = 0) -> bool:
+        """Whether this validation takes the place. A stage's first always does; with ``always`` all do, and none is
         counted in ``since``."""
         first = self.epoch == 0
         if always or first or score > self.score or (score == self.score and loss < self.loss - _ALIKE):
-            self.epoch, self.score, self.loss, self.since = epoch, score, loss, 0
+            self.epoch, self.score, self.loss, self.since, self.step = epoch, score, loss, 0, step
             return True
         self.since += 1
         if not (score == self.score and loss <= self.loss + _ALIKE):
             return False
-        self.epoch, self.loss = epoch, min(loss, self.loss)
+        self.epoch, self.loss, self.step = epoch, min(loss, self.loss), step
         return True
 
 
@@ -187,11 +196,32 @@ class Training:
     @property
     def stage_epochs(self) -> int:
         """Most epochs that the present stage may take."""
-        return self.stage.epochs or self.config.train.epochs
+        epochs = self.stage.epochs or self.config.train.epochs
+        return min(epochs, -(-self._most_steps // self.steps_per_epoch)) if self._most_steps else epochs
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Updates that an epoch takes; the last one of a stage may be cut short."""
+        return -(-len(self.train) // self.config.train.accumulate)
+
+    @property
+    def _most_steps(self) -> int:
+        return self.config.train.max_steps
+
+    def _epoch_is_over(self) -> bool:
+        step, before = self.position.step, self.position.stage_epoch * self.steps_per_epoch
+        return step == self.steps_per_epoch or bool(self._most_steps and before + step >= self._most_steps)
+
+    def _out_of_patience(self) -> bool:
+        patience = self.config.train.patience if self.stage.patience is None else self.stage.patience
+        return bool(patience and self.best.since >= patience)
 
     def _stage_is_over(self) -> bool:
-        patience = self.config.train.patience if self.stage.patience is None else self.stage.patience
-        return self.position.stage_epoch >= self.stage_epochs or bool(patience and self.best.since >= patience)
+        return self.position.step == 0 and (self.position.stage_epoch >= self.stage_epochs or self._out_of_patience())
+
+    @property
+    def _keeps_last(self) -> bool:
+        return (self.stage.keep or self.config.train.keep) == "last"
 
     def _begin_stage(self) -> None:
         settings = self.config.train
@@ -200,21 +230,25 @@ class Training:
             parameter.requires_grad_(id(parameter) in trained)
             parameter.grad = None
         self.method.begin_stage(self.position.stage)
-        steps = len(self.train)
+        steps = self.steps_per_epoch
         name = self.stage.optimizer or settings.optimizer
         decay = settings.weight_decay if self.stage.weight_decay is None else self.stage.weight_decay
         groups = without_decay(self.stage.groups) if settings.no_decay else self.stage.groups
         self.optimizer = build_optimizer(name, groups, decay)
         warmup = round(settings.warmup_epochs * steps)
         schedule, options = self.stage.schedule or settings.schedule, self.stage.schedule_options
-        self.schedule = Schedule(schedule, self.optimizer, self.stage_epochs * steps, warmup, options)
+        total = min(self.stage_epochs * steps, self._most_steps or self.stage_epochs * steps)
+        self.schedule = Schedule(schedule, self.optimizer, total, warmup, options)
         self.guard = UpdateGuard(self.optimizer, settings.clip_norm, self.ranks, self.method)
+        self.average = WeightAverage(self.method, settings.ema) if settings.ema else None
+        self.scale = LossScale(self.ranks.device) if settings.precision == "fp16" else None
         unused = bool(self.identity.get("encoders")) or self.method.turns > 1
         self.wrapped = self.ranks.wrap(self.method, unused=unused)
         self._begin_epoch()
 
     def _begin_epoch(self) -> None:
-        self.losses = LossTable(len(self.train), self.ranks.device)
+        self.losses = LossTable(self.steps_per_epoch, self.ranks.device)
+        self.validations: list[dict[str, float]] = []  # within the epoch
         self.guard.counts[0] = 0.0
         self.epoch_seconds = 0.0
         self.read = DelayedReading(self.ranks.device)
@@ -226,34 +260,67 @@ class Training:
                 self.position.stage, self.position.stage_epoch, lambda: self.train_in_order().batches(0)
             )
         self.method.train()
-        device, settings = self.ranks.device, self.config.train
-        autocast = torch.autocast(device.type, torch.bfloat16, enabled=settings.precision == "bf16")
         self._clock = time.perf_counter()
-        for batch in self.train.batches(self.position.epoch, start=self.position.step):
-            losses: dict[str, Tensor] = {}
-            for turn in range(self.method.turns):
-                self.method.begin_turn(turn)
-                self.optimizer.zero_grad(set_to_none=True)
-                self.guard.begin()
-                with autocast:
-                    terms = self.wrapped(batch).losses
-                self.method.backward(terms["total"])
-                self.method.after_backward(self._seed_of_update(turn))
-                self.guard.update(terms["total"], stop=self.stop.signal is not None)
-                for name, term in terms.items():
-                    losses[name] = losses[name] + term.detach() if name in losses else term.detach()
-            self.schedule.step()
-            self.losses.add(self.position.step, losses, batch)
+        batches = self.train.batches(self.position.epoch, start=self.position.step * self.config.train.accumulate)
+        while not (self._epoch_is_over() or self._out_of_patience()):
+            self._step(batches)
             self.position.step += 1
             self._after_step()
 
+    def _step(self, batches: Iterator[Batch]) -> None:
+        """An update, or one for each of the method's turns, from the next ``train.accumulate`` batches."""
+        accumulate = self.config.train.accumulate
+        count = min(accumulate, len(self.train) - self.position.step * accumulate)
+        parts = islice(batches, count)
+        if self.method.turns > 1:
+            parts = list(parts)
+        losses: dict[str, Tensor] = {}
+        rows = torch.zeros((), dtype=torch.int64, device=self.ranks.device)
+        for turn in range(self.method.turns):
+            self.method.begin_turn(turn)
+            self.optimizer.zero_grad(set_to_none=True)
+            self.guard.begin()
+            total = torch.zeros((), device=self.ranks.device)
+            for number, batch in enumerate(parts, 1):
+                terms = self._add_gradients(batch, last=number == count)
+                total = total + terms["total"]
+                for name, term in terms.items():
+                    losses[name] = losses[name] + term if name in losses else term
+                if turn == 0:
+                    rows = rows + (batch.index >= 0).sum()
+            self._update(total, turn)
+        self.schedule.step()
+        self.losses.add(self.position.step, losses, rows)
+
+    def _add_gradients(self, batch: Batch, last: bool) -> dict[str, Tensor]:
+        """One pass forth and back; the loss terms. In the ``last`` of an update gradients are averaged over ranks."""
+        with self.ranks.postponed(self.wrapped, not last):
+            with autocast(self.ranks.device, self.config.train.precision):
+                terms = self.wrapped(batch).losses
+            self.method.backward(terms["total"], None if self.scale is None else self.scale.factor)
+        return {name: term.detach() for name, term in terms.items()}
+
+    def _update(self, total: Tensor, turn: int) -> None:
+        if self.scale is not None:
+            self.scale.unscale_(p.grad for p in self.method.parameters() if p.grad is not None)
+        self.method.after_backward(self._seed_of_update(turn))
+        self.guard.update(total, stop=self.stop.signal is not None)
+        if self.scale is not None:
+            self.scale.update(self.guard.skipped)
+        if self.average is not None:
+            self.average.update(self.guard.skipped)
+
     def _seed_of_update(self, turn: int) -> int:
-        steps = self.position.epoch * len(self.train) + self.position.step
+        steps = self.position.epoch * self.steps_per_epoch + self.position.step
         # of a large seed the low bits: torch's generators take 64
         return (self.config.train.seed % (1 << 23) << 40) + steps * self.method.turns + turn
 
     def _after_step(self) -> None:
         step, settings = self.position.step, self.config.train
+        done = self.position.stage_epoch * self.steps_per_epoch + step
+        validated = bool(settings.validate_every and done % settings.validate_every == 0 and not self._epoch_is_over())
+        if validated:  # before a stop: whoever goes on begins with the next step
+            self._validate_within()
         asked = self.stop.signal is not None and self.ranks.world == 1
         if self.ranks.device.type == "cpu" or step % _READ_EVERY == 0:
             counts = self.read(self.guard.counts)
@@ -263,8 +330,21 @@ class Training:
         if asked:
             self._save_last()
             self._stop(f"epoch {self.position.epoch + 1}, step {step}")
-        if settings.checkpoint_every_steps and step % settings.checkpoint_every_steps == 0:
+        if validated or (settings.checkpoint_every_steps and step % settings.checkpoint_every_steps == 0):
             self._save_last()
+
+    def _validate_within(self) -> None:
+        """A validation before the epoch's end: noted in the epoch's record, and the model kept if it is the best."""
+        begun = time.perf_counter()
+        self.epoch_seconds += begun - self._clock
+        self.ranks.share_buffers(self.method)
+        result = self._validate()
+        offered = self.position.epoch + 1, result["score"], result["fused_loss"]
+        if self.best.offer(*offered, always=self._keeps_last, step=self.position.step):
+            self.ranks.on_main(self._keep_best)
+        self._clock = time.perf_counter()
+        noted = {"step": self.position.step, "score": result["score"], "loss": result["fused_loss"]}
+        self.validations.append({**noted, "seconds": self._clock - begun})
 
     def _stop(self, where: str) -> None:
         raise StoppedBySignal(f"stopped by {self.stop.signal or 'a signal to another process'} after {where}")
@@ -287,14 +367,14 @@ class Training:
     def _end_epoch(self) -> None:
         counts = self.guard.counts.tolist()
         self._stop_if_not_finite(counts)
-        losses = self.losses.means(self.ranks)
+        losses, rows = self.losses.means(self.ranks), self.losses.rows(self.ranks)
         now = time.perf_counter()
         train_seconds = self.epoch_seconds + now - self._clock
         self.ranks.share_buffers(self.method)
         result = self._validate()
         rates = {group["name"].removesuffix(NO_DECAY): group["lr"] for group in self.optimizer.param_groups}
         self.schedule.epoch(result["score"], result["fused_loss"])
-        seconds = train_seconds + time.perf_counter() - now
+        seconds = train_seconds + time.perf_counter() - now + sum(v["seconds"] for v in self.validations)
         record = {
             "stage": self.stage.name,
             "epoch": self.position.epoch + 1,
@@ -302,18 +382,21 @@ class Training:
             "valid": result["valid"],
             "shares": result["shares"],
             "lr": rates,
-            "samples_per_s": self.train.num_rows / train_seconds,
+            "samples_per_s": rows / train_seconds,
             "skipped_steps": int(counts[0]),
             "seconds": seconds,
         }
+        if self.config.train.validate_every:
+            record["validations"] = self.validations
         self.position.epoch += 1
         self.position.stage_epoch += 1
         self.position.step = 0
         self.position.seconds += seconds
         self.position.train_seconds += train_seconds
         self.position.skipped += int(counts[0])
-        last = (self.stage.keep or self.config.train.keep) == "last"
-        better = self.best.offer(self.position.epoch, result["score"], result["fused_loss"], always=last)
+        self.position.rows += rows
+        offered = self.position.epoch, result["score"], result["fused_loss"]
+        better = self.best.offer(*offered, always=self._keeps_last)
         self._begin_epoch()
         self.ranks.on_main(lambda: self._write_epoch(record, better))
         # Last of all: what is written for an epoch that last.pt does not know of is written again, the same, when the
@@ -324,10 +407,16 @@ class Training:
             self._stop(f"epoch {self.position.epoch}")
 
     def _validate(self) -> dict[str, Any]:
-        """Scores of the model as it would be saved now."""
-        result = self._score_valid()
-        # A consequence that changes the answers (which modality speaks, say): those are the ones to choose by.
-        return self._score_valid() if self.method.after_validation(result["unimodal"], result["held_out"]) else result
+        """Scores of the model as it would be kept now."""
+        with self._as_kept():
+            result = self._score_valid()
+            changed = self.method.after_validation(result["unimodal"], result["held_out"])
+            # A consequence that changes the answers (which modality speaks, say): those are the ones to choose by.
+            return self._score_valid() if changed else result
+
+    def _as_kept(self) -> AbstractContextManager[None]:
+        """The method holds, for the block, the weights that are validated and kept."""
+        return nullcontext() if self.average is None else self.average.in_place()
 
     def _score_valid(self) -> dict[str, Any]:
         batches = self.valid.batches(0)
@@ -356,9 +445,14 @@ class Training:
         append_line(self.folder.metrics, line)
         self.records += line
         if better:
+            self._keep_best()
+        self.observers.epoch(record, asdict(self.best), self.stage_epochs)
+
+    def _keep_best(self) -> None:
+        self.folder.lock.require()
+        with self._as_kept():
             state = {"model": self.method.state_dict(), "position": self._position(), "best": asdict(self.best)}
             checkpoints.save(self.folder.best, {**self.identity, **state})
-        self.observers.epoch(record, asdict(self.best), self.stage_epochs)
 
     def _position(self) -> dict[str, int]:
         """The counts without the clocks, so that best.pt holds nothing that differs from one run to the next."""
@@ -381,9 +475,21 @@ class Training:
             "position": asdict(self.position),
             "best": asdict(self.best),
             "records": self.records,
-            "epoch": {"losses": losses, "counts": self.guard.counts, "seconds": self.epoch_seconds},
+            "epoch": {
+                "losses": losses,
+                "counts": self.guard.counts,
+                "seconds": self.epoch_seconds,
+                "validations": self.validations,
+            },
         }
+        for name, part in self._optional_parts().items():
+            state[name] = part.state_dict()
         self.ranks.on_main(lambda: self._replace_last(state))
+
+    def _optional_parts(self) -> dict[str, WeightAverage | LossScale]:
+        """What has a state only where a setting asks for it."""
+        parts = {"average": self.average, "scale": self.scale}
+        return {name: part for name, part in parts.items() if part is not None}
 
     def _replace_last(self, state: dict[str, Any]) -> None:
         self.folder.lock.require()
@@ -391,7 +497,9 @@ class Training:
         checkpoints.save(self.folder.last, state)
 
     def _restore(self, state: Mapping[str, Any]) -> None:
-        self.position = Position(**state["position"])
+        # before there were rows in a position, every epoch saw all
+        rows = state["position"]["epoch"] * self.train.num_rows
+        self.position = Position(**{"rows": rows, **state["position"]})
         self.best = Best(**state["best"])
         self.records = state["records"]
         self.method.load_state_dict(state["model"])
@@ -401,6 +509,9 @@ class Training:
         epoch = state["epoch"]
         self.losses.load_state_dict(epoch["losses"], self.ranks)
         self.epoch_seconds = epoch["seconds"]
+        self.validations = list(epoch.get("validations", []))
+        for name, part in self._optional_parts().items():
+            part.load_state_dict(state[name])
         self.guard.counts = epoch["counts"].to(self.ranks.device)
         self.guard.counts[3] = 0.0  # the wish that ended the run before
         if epoch["counts"][2] > self.config.train.nonfinite_limit:

@@ -8,7 +8,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..data.batch import Batch
 from .distributed import Ranks
 
 __all__ = ["LossTable"]
@@ -31,12 +30,12 @@ class LossTable:
         self._names: list[str] = []
         self._table: Tensor | None = None
 
-    def add(self, number: int, losses: Mapping[str, Tensor], batch: Batch) -> None:
-        """Note the terms of batch ``number``. Every batch has the same terms. No host synchronisation."""
+    def add(self, number: int, losses: Mapping[str, Tensor], rows: Tensor) -> None:
+        """Note the terms of batch ``number`` and how many ``rows`` it has. Every batch has the same terms. No host
+        synchronisation."""
         if self._table is None:
             self._names = list(losses)
             self._table = torch.zeros(self._count, 1 + len(losses), device=self._device)
-        rows = (batch.index >= 0).sum()
         terms = [losses[name].detach().float() for name in self._names]
         self._table[number] = torch.stack([rows.float(), *terms])
 
@@ -53,6 +52,10 @@ class LossTable:
             return {name: float("nan") for name in self._names}
         means = (torch.where(used, terms, 0.0) * rows).sum(dim=0) / total
         return dict(zip(self._names, means.tolist(), strict=True))
+
+    def rows(self, ranks: Ranks) -> int:
+        """Of all batches that were noted, over all ranks; every rank calls it."""
+        return 0 if self._table is None else int(ranks.sum_(self._table[:, 0].double()).sum())
 
     def state_dict(self, ranks: Ranks) -> dict[str, Any]:
         """Names, and the table summed over ranks; every rank calls it."""

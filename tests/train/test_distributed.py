@@ -97,6 +97,7 @@ def other_data(rank):
     fit({**SETTINGS, **({"data.source": str(root / "none.npz")} if rank == 1 else {})}, out=str(root / "other"))
 
 fit(SETTINGS, out=str(root / "one"))
+fit({**SETTINGS, "method": "joint"}, out=str(root / "at once"))
 results = {
     "two": launch("two", 2, train("two")),
     "again": launch("again", 2, train("two")),
@@ -106,6 +107,7 @@ results = {
     "breaks": launch("breaks", 2, lambda rank: fit(SETTINGS, encoders={"a": Breaks(rank)}, out=str(root / "breaks"))),
     "nan": launch("nan", 2, not_finite),
     "other": launch("other", 2, other_data),
+    "added": launch("added", 2, train("added", **{"method": "joint", "train.batch_size": 8, "train.accumulate": 2})),
 }
 print(json.dumps(results))
 """
@@ -144,6 +146,15 @@ def test_two_processes_train_what_one_trains(campaign):
         assert a["valid"]["losses"] == pytest.approx(b["valid"]["losses"], rel=TWO_RANKS, abs=0)
     for key, value in state(root / "one")["model"].items():
         torch.testing.assert_close(state(root / "two")["model"][key], value, rtol=TWO_RANKS, atol=TWO_RANKS)
+
+
+def test_gradients_of_several_batches_add_up_over_ranks(campaign):
+    root, results, stderr = campaign
+    assert results["added"]["statuses"] == [0, 0], stderr
+    for a, b in zip(records(root / "at once"), records(root / "added"), strict=True):
+        assert a["train"] == pytest.approx(b["train"], rel=TWO_RANKS, abs=0)
+    for key, value in state(root / "at once")["model"].items():
+        torch.testing.assert_close(state(root / "added")["model"][key], value, rtol=TWO_RANKS, atol=TWO_RANKS)
 
 
 def test_every_row_is_scored_once_and_the_report_written_once(campaign):

@@ -144,6 +144,29 @@ def test_methods_that_balance_modalities_go_on_as_they_began(source, tmp_path, m
     assert_same_run(tmp_path / "cut", tmp_path / "whole")
 
 
+LARGE = {
+    "method": "joint",
+    "train.batch_size": 8,
+    "train.accumulate": 2,
+    "train.max_steps": 2 * STEPS + 4,
+    "train.validate_every": 2,
+    "train.ema": 0.9,
+    "train.precision": "fp16",
+    "model.recompute": True,
+}
+
+
+@pytest.mark.parametrize("update", [STEPS + 1, STEPS + 2])
+def test_settings_of_large_runs_go_on_as_they_began(source, tmp_path, monkeypatch, update):
+    settings = {**SETTINGS, **LARGE}
+    fit(data=source, out=str(tmp_path / "whole"), **settings)
+    with monkeypatch.context() as patch, pytest.raises(SystemExit):
+        stop_at(patch, update)
+        fit(data=source, out=str(tmp_path / "cut"), **settings)
+    resume(tmp_path / "cut")
+    assert_same_run(tmp_path / "cut", tmp_path / "whole")
+
+
 def test_metrics_of_epochs_that_last_does_not_know_are_taken_back(source, reference, tmp_path, monkeypatch):
     out = tmp_path / "run"
     with monkeypatch.context() as patch, pytest.raises(SystemExit):
