@@ -17,6 +17,8 @@ from typing import Any
 import attached
 import competition
 import epochs
+import media_input
+import presets
 import synthetic_shares
 import trials
 
@@ -29,11 +31,12 @@ from pgm_fast.train.reports import read_json
 REPOSITORY = Path(__file__).resolve().parent.parent
 CPU = REPOSITORY / "benchmarks" / "results" / "cpu"
 STUDIES = REPOSITORY / "benchmarks" / "results" / "studies"
+OF_METHODS = "baselines"  # the study of every method, which has a table of its own
 
 
 def results() -> str:
     """Test scores of every set and method, the studies beside each other."""
-    studies = [read_json(path) for path in sorted(STUDIES.glob("*/study.json"))]
+    studies = [read_json(path) for path in _findings()]
     if not studies:
         return "Not measured yet."
     methods = list(dict.fromkeys(name for content in studies for name in content["study"]["methods"]))
@@ -54,10 +57,15 @@ def results() -> str:
     )
 
 
+def _findings() -> list[Path]:
+    """The studies of PgM against the baselines that need no method."""
+    return [path for path in sorted(STUDIES.glob("*/study.json")) if path.parent.name != OF_METHODS]
+
+
 def studies() -> str:
     """Every set of every study: scores and differences from the baseline, with their intervals."""
     lines = []
-    for path in sorted(STUDIES.glob("*/study.json")):
+    for path in _findings():
         content = read_json(path)
         made = content["made_by"]
         lines += [
@@ -98,20 +106,48 @@ def against() -> str:
     """PgM against each baseline by itself, paired by split and seed."""
     rows = ("unimodal", "joint", "ensemble", "ensemble, pool")
     lines = [f"| set | {' | '.join(rows)} | n |", "|---|" + "---|" * (len(rows) + 1)]
-    for path in sorted(STUDIES.glob("*/study.json")):
+    for path in _findings():
         content = read_json(path)
         for name, of in content["sets"].items():
-            found: dict[str, dict[tuple, float]] = {}
-            for cell in content["cells"]:
-                if cell["set"] == name:
-                    score = 100 * cell["test"]["fused"][of["metric"]]
-                    found.setdefault(cell["method"], {})[cell["split"], cell["seed"]] = score
-            ours = found.get("pgm", {})
-            cells = []
-            for row in rows:
-                pairs = [ours[key] - theirs for key, theirs in found.get(row, {}).items() if key in ours]
-                cells.append(_difference(pairs) if pairs else "–")
-            lines.append(f"| {name}, {of['metric']} | {' | '.join(cells)} | {len(ours)} |")
+            apart = _apart(content, name, of["metric"], rows)
+            count = of["methods"]["pgm"]["test"]["n"]
+            lines.append(f"| {name}, {of['metric']} | {' | '.join(apart.values())} | {count} |")
+    return "\n".join(lines)
+
+
+def _apart(content: dict[str, Any], name: str, metric: str, rows: Sequence[str]) -> dict[str, str]:
+    """Row -> PgM's test score minus its own, paired by split and seed."""
+    found: dict[str, dict[tuple, float]] = {}
+    for cell in content["cells"]:
+        if cell["set"] == name:
+            score = 100 * cell["test"]["fused"][metric]
+            found.setdefault(cell["method"], {})[cell["split"], cell["seed"]] = score
+    ours = found.get("pgm", {})
+    pairs = {row: [ours[k] - x for k, x in found.get(row, {}).items() if k in ours] for row in rows}
+    return {row: _difference(of) if of else "–" for row, of in pairs.items()}
+
+
+def every_method() -> str:
+    """Every method on the same sets, and how far PgM is from it."""
+    content = read_json(STUDIES / OF_METHODS / "study.json")
+    sets, made = content["sets"], content["made_by"]
+    methods = list(content["study"]["methods"])
+    apart = {name: _apart(content, name, of["metric"], methods) for name, of in sets.items()}
+    head = " | ".join(f"{name}, validation | {name}, test | PgM minus it" for name in sets)
+    lines = [
+        f"`pgm-fast study benchmarks/studies/{OF_METHODS}.yaml`; {'; '.join(made['processors'])}; "
+        f"{'; '.join(made['versions'])}.",
+        "",
+        f"| method | {head} |",
+        "|---|" + "---|" * (3 * len(sets)),
+    ]
+    for row in methods:
+        cells = []
+        for name, of in sets.items():
+            scores = [of["methods"][row][split] for split in ("valid", "test")]
+            cells += [f"{100 * score['mean']:.1f} ± {100 * score['sd']:.1f}" for score in scores]
+            cells.append("–" if row == "pgm" else apart[name][row])
+        lines.append(f"| {row} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
@@ -265,6 +301,11 @@ def competition_table() -> str:
     return competition.table(read_json(competition.JSON)["runs"]).split("\n", 2)[2].rstrip()
 
 
+def published(method: str) -> Callable[[], str]:
+    """What a method's presets reach, beside the released recipes."""
+    return lambda: presets.table([name for name in presets.CASES if name.startswith(method)])
+
+
 def optimizers() -> str:
     """Steps of the multi-rate optimizer beside torch's with the same param groups."""
     content = read_json(CPU / "multi_rate.json")
@@ -380,7 +421,11 @@ def densities() -> str:
 
 PAGES: dict[str, dict[str, Callable[[], str]]] = {
     "README.md": {"results": results, "summary": summary},
-    "docs/dimml.md": {"competition": competition_table},
+    "docs/baselines.md": {"every method": every_method},
+    "docs/data.md": {"media": media_input.sentence},
+    "docs/dimml.md": {"presets": published("dimml"), "competition": competition_table},
+    "docs/dmil.md": {"presets": published("dmil")},
+    "docs/interactions.md": {"presets": published("lsmi")},
     "docs/findings.md": {
         "against": against,
         "studies": studies,
