@@ -3,7 +3,7 @@
     python benchmarks/trials.py [--seeds 0 1 2 3 4] [--sets wiki] [--variants pgm "pgm, teachers"]
 
 The rows of a set's train and valid splits are dealt anew into train, valid and held-out ones, another deal per seed;
-its test split is not read. The set of ``competition.py`` has fresh rows per seed. Every variant has the same settings,
+its test split is not read. Made sets have fresh rows per seed. Every variant has the same settings,
 and its epoch is chosen on validation. The sets are looked for in ``PGM_FAST_DATA``, else in ``data/``. Writes
 ``results/methods/trials.json``, where runs that are not made again stay, and, from it alone, ``trials.md``.
 
@@ -73,11 +73,17 @@ RUN = {
     "data.modality_dropout": 0.2,
 }
 _COMPETING = {**competition.RUN, "train.batch_size": 64, "data.modality_dropout": 0.0}
-# made sets: name -> settings in place of those
-MADE: dict[str, dict[str, Any]] = {
-    "competition, SGD": _COMPETING,
-    "competition, AdamW": {**_COMPETING, "train.optimizer": "adamw", "train.lr": 0.001},
+# made sets: name -> what makes the rows, and settings in place of those
+MADE: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+    "competition, SGD": (competition.SET, _COMPETING),
+    "competition, AdamW": (competition.SET, {**_COMPETING, "train.optimizer": "adamw", "train.lr": 0.001}),
+    "thirds": (
+        {"kind": "mixture", "n": 2000},
+        {"train.epochs": 15, "train.batch_size": 64, "train.lr": 0.001, "data.modality_dropout": 0.0},
+    ),
 }
+# of "thirds": a row in three is told by both modalities alike, by one of them, or only by both together
+TRUTH = {"uni_only": 1 / 6, "paired_only": 1 / 3, "shared": 1 / 3, "unused": 1 / 6}
 FASTER, SLOWER, LEAST_GAIN, WIDEST = 1.25, 0.5, 0.01, 8.0
 GAME_WEIGHT, EXCHANGES = 0.1, 6
 
@@ -221,7 +227,8 @@ VARIANTS: dict[str, tuple[str, Mapping[str, Any], type | None, type]] = {
 def settings_of(name: str, seed: int, folder: Path) -> dict[str, Any]:
     """The data of a set, and what a run on it has in place of :data:`RUN`."""
     if name in MADE:
-        return {**MADE[name], "data": "synthetic", "data.options": {**competition.SET, "seed": seed}}
+        options, settings = MADE[name]
+        return {**settings, "data": "synthetic", "data.options": {**options, "seed": seed}}
     return {"data": str(deal(name, seed, folder)), "data.modalities": SETS[name][1]}
 
 
@@ -316,7 +323,16 @@ def table(runs: Sequence[Mapping[str, Any]]) -> str:
                 for split in ("valid", "held_out")
             ]
             lines.append(f"| {name} | {variant} | {' | '.join([*cells, str(len(of)), *differences])} |")
+    errors = {v: [_far(r) for r in runs if (r["set"], r["variant"]) == ("thirds", v)] for v in VARIANTS}
+    if any(errors.values()):
+        lines += ["", "Mean distance of the shares of `thirds` from the known truth, in points of mass:", ""]
+        lines += [f"- {variant}: {_spread(values)}" for variant, values in errors.items() if values]
     return "\n".join(lines) + "\n"
+
+
+def _far(run: Mapping[str, Any]) -> float:
+    """Mean distance of a run's shares from :data:`TRUTH`."""
+    return statistics.fmean(abs(of[name] - TRUTH[name]) for of in run["shares"].values() for name in TRUTH)
 
 
 def _spread(values: Sequence[float]) -> str:
