@@ -24,7 +24,19 @@ import torch
 from . import host
 from .errors import BackendError, LaunchError
 
-__all__ = ["BACKENDS", "backend", "chosen", "implementations", "left_out", "register", "run", "select", "set_backend"]
+__all__ = [
+    "BACKENDS",
+    "backend",
+    "check_op",
+    "chosen",
+    "explain",
+    "implementations",
+    "left_out",
+    "register",
+    "run",
+    "select",
+    "set_backend",
+]
 
 BACKENDS = ("native", "triton", "torch")
 
@@ -136,20 +148,69 @@ def _select(key: tuple[str, str, torch.dtype], args: tuple) -> _Candidate:
     candidates = _candidates.get(key)
     if candidates is None:
         candidates = _find_candidates(key)
+    refused = {}
+    taken = _take(candidates, args, refused)
+    if taken is None:
+        raise BackendError(_refusal(key, refused if _explicit is not None and refused else _reasons[key]))
+    if refused:
+        for name, reason in refused.items():
+            _say_once(op, name, reason)
+    return taken
+
+
+def _take(candidates: tuple[_Candidate, ...], args: tuple, refused: dict[str, str]) -> _Candidate | None:
+    """The first of the candidates that serves a call, or None; why those before it do not goes into ``refused``."""
     slower = None
     for candidate in candidates:
         reason = None if candidate.refuse is None else candidate.refuse(*args)
         if reason is None:
             if slower is not None and candidate.backend == "torch":
+                refused.pop(slower.backend)
                 return slower
             if _explicit is not None or candidate.outdone is None or not candidate.outdone(*args):
                 return candidate
-            slower = candidate
-        if _explicit is None:
-            _say_once(op, candidate.backend, reason)
-        else:
-            raise BackendError(_refusal(key, {_explicit: reason}))
-    raise BackendError(_refusal(key, _reasons[key]))
+            slower, reason = candidate, "should be slower at these shapes than the next kernel"
+        refused[candidate.backend] = reason
+    return None
+
+
+def check_op(op: str) -> None:
+    """Raises BackendError where there is no such op."""
+    if op not in _implementations:
+        raise BackendError(f"there is no op {op!r}; the ops are {', '.join(sorted(_implementations))}")
+
+
+def explain(
+    op: str, device_type: str = "cpu", dtype: torch.dtype = torch.float32, args: tuple | None = None
+) -> tuple[str | None, dict[str, str]]:
+    """What a call of ``op`` takes, and why. For ``doctor``.
+
+    Args:
+        op: its name, with ``_backward`` for its backward.
+        device_type, dtype: of the op's first tensor.
+        args: its arguments, on any device, for nothing is computed; None where shapes are not asked for.
+
+    Returns:
+        The name of the backend, None where the call raises; and for every backend, in the order of choice, why it is
+        taken or not.
+
+    Raises:
+        BackendError: there is no such op.
+    """
+    check_op(op)
+    key = (op, device_type, dtype)
+    candidates = _candidates.get(key)
+    if candidates is None:
+        candidates = _find_candidates(key)
+    refused: dict[str, str] = {}
+    taken = next(iter(candidates), None) if args is None else _take(candidates, args, refused)
+    refused |= _reasons[key]
+    if taken is not None:
+        refused[taken.backend] = "serves the call" if args is not None else "serves this device and dtype"
+    beyond = (
+        "is not asked: another one serves" if _explicit is None else f"is not asked: {_explicit} was chosen by name"
+    )
+    return taken.backend if taken else None, {name: refused.get(name, beyond) for name in BACKENDS}
 
 
 def chosen(op: str, device_type: str = "cpu", dtype: torch.dtype = torch.float32) -> str:

@@ -16,7 +16,7 @@ from dataclasses import asdict, dataclass
 from importlib import metadata, util
 from pathlib import Path
 
-__all__ = ["EXTRAS", "Fact", "checked_out", "doctor", "git_commit", "processor_name", "versions"]
+__all__ = ["EXTRAS", "Fact", "checked_out", "choice", "doctor", "git_commit", "processor_name", "versions"]
 
 # Extra of pyproject.toml -> {module: distribution}.
 EXTRAS = {
@@ -150,6 +150,68 @@ def doctor() -> dict:
     facts = [*_devices(), *_distributed(), *_compilers(), _kernels(), _host_path(), _cuda_kernels(), *_packages()]
     facts += _left_out()
     return {"versions": versions(), "facts": [asdict(fact) for fact in facts], "ops": _ops()}
+
+
+def choice(op: str, device: str = "cpu", dtype: str = "float32", shapes: Sequence[str] = ()) -> dict:
+    """Which backend a call of an op takes here, and why; nothing is computed.
+
+    Args:
+        op: its name, such as partition, with ``_backward`` for its backward.
+        device: type of the tensors' device, ``cpu`` or ``cuda``.
+        dtype: of the op's tensors, such as ``bfloat16``.
+        shapes: ``h=4096x1024``, one for each tensor of the op, more than one for a list of tensors; none for what
+            holds whatever the shapes are. Optional tensors that are not named are left out.
+
+    Returns:
+        ``{"op", "device", "dtype", "shapes", "backend", "reasons"}``: the backend is None where the call raises;
+        the reasons say of each backend why it is taken or not.
+
+    Raises:
+        PgmFastError: an op, dtype or shape that there is not, or a tensor without a shape beside others that have one.
+    """
+    import torch
+
+    from . import PgmFastError, backends, ops  # noqa: F401  (importing the ops registers them)
+
+    kind = getattr(torch, dtype, None)
+    if not isinstance(kind, torch.dtype) or not kind.is_floating_point:
+        raise PgmFastError(f"dtype must be a floating-point one such as float32 or bfloat16, got {dtype!r}")
+    if device not in ("cpu", "cuda"):
+        raise PgmFastError(f"device must be cpu or cuda, got {device!r}")
+    backends.check_op(op)
+    arguments = tuple(_arguments(op, kind, shapes)) if shapes else None
+    backend, reasons = backends.explain(op, device, kind, arguments)
+    about = {"op": op, "device": device, "dtype": dtype, "shapes": list(shapes)}
+    return about | {"backend": backend, "reasons": reasons}
+
+
+def _arguments(op: str, dtype, shapes: Sequence[str]):
+    """Arguments of an op's schema: tensors without memory, and numbers that stand for any."""
+    import torch
+
+    from . import PgmFastError
+
+    given: dict[str, list] = {}
+    for shape in shapes:
+        name, _, sizes = shape.partition("=")
+        if not re.fullmatch(r"\d+(x\d+)*", sizes):
+            raise PgmFastError(f"a shape is a tensor's name and its sizes, such as h=4096x1024, got {shape!r}")
+        given.setdefault(name, []).append(torch.empty(*map(int, sizes.split("x")), dtype=dtype, device="meta"))
+    declared = getattr(torch.ops.pgm_fast, op).default._schema.arguments
+    tensors = [argument.name for argument in declared if "Tensor" in str(argument.type)]
+    unknown = sorted(set(given) - set(tensors))
+    if unknown:
+        raise PgmFastError(f"{op} has no tensor {', '.join(unknown)}; its tensors are {', '.join(tensors)}")
+    for argument in declared:
+        kind = str(argument.type)
+        if "Tensor" not in kind:
+            yield {"float": 1.0, "int": 0, "bool": False}.get(kind)
+        elif argument.name in given:
+            yield given[argument.name] if kind.startswith("List") else given[argument.name][0]
+        elif kind.startswith("Optional"):
+            yield None
+        else:
+            raise PgmFastError(f"{op} takes {argument.name}: add --shape {argument.name}=ROWSxCOLUMNS")
 
 
 def _devices() -> list[Fact]:

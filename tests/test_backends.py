@@ -59,6 +59,65 @@ def test_a_kernel_that_should_be_slower_is_passed_over_for_another_kernel_but_no
         assert toy(4) == "native"
 
 
+def test_a_kernel_that_is_passed_over_is_said_with_its_reason(toy, caplog):
+    caplog.set_level(logging.INFO, logger="pgm_fast.backends")
+    served = {"devices": ("cpu",), "dtypes": (torch.float32,)}
+    backends.register("toy", "native", lambda: lambda x: "native", **served, outdone=lambda x: True)
+    backends.register("toy", "triton", lambda: lambda x: "triton", **served)
+    assert toy(4) == "triton"
+    assert [record.getMessage() for record in caplog.records] == [
+        "toy: backend native should be slower at these shapes than the next kernel; falling back"
+    ]
+
+
+def test_the_choice_is_explained_as_it_is_taken(toy):
+    def explained(*shape, dtype=torch.float32):
+        x = torch.empty(shape, dtype=dtype)
+        taken, reasons = backends.explain("toy", "cpu", dtype, (x,))
+        assert taken == toy(*shape, dtype=dtype) and list(reasons) == list(backends.BACKENDS)
+        return reasons
+
+    assert explained(4)["native"] == "serves the call" and "another one serves" in explained(4)["torch"]
+    assert explained(3) == {
+        "native": "serves at least 4 elements",
+        "triton": "has no toy kernel in this release",
+        "torch": "serves the call",
+    }
+    assert explained(4, dtype=torch.float64)["native"] == "does not serve torch.float64"
+    with pgm_fast.backend("native"):
+        taken, reasons = backends.explain("toy", args=(torch.empty(3),))
+        assert taken is None and reasons["native"] == "serves at least 4 elements"
+        assert reasons["torch"] == "is not asked: native was chosen by name"
+    with pytest.raises(BackendError, match="there is no op 'toys'; the ops are toy"):
+        backends.explain("toys")
+
+
+def test_a_fallback_that_happened_is_in_the_explanation(toy):
+    def start(x):
+        raise LaunchError("out of resource: shared memory")
+
+    backends.register("toy", "native", lambda: start, devices=("cpu",))
+    assert toy(4) == "torch"
+    taken, reasons = backends.explain("toy", args=(torch.empty(4),))
+    assert taken == "torch" and reasons["native"] == "cannot start its kernel: out of resource: shared memory"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"op": "partitions"}, "there is no op 'partitions'"),
+        ({"op": "partition", "dtype": "int8"}, "dtype must be a floating-point one"),
+        ({"op": "partition", "device": "tpu"}, "device must be cpu or cuda, got 'tpu'"),
+        ({"op": "partition", "shapes": ["h=4x8"]}, "partition takes z: add --shape z="),
+        ({"op": "partition", "shapes": ["h=4by8"]}, "such as h=4096x1024, got 'h=4by8'"),
+        ({"op": "partition", "shapes": ["x=4x8"]}, "partition has no tensor x; its tensors are h, z"),
+    ],
+)
+def test_a_question_that_has_no_answer_says_what_may_be_asked(arguments, message):
+    with pytest.raises(pgm_fast.PgmFastError, match=message):
+        env.choice(**arguments)
+
+
 def test_explicit_choice_is_obeyed_or_raises_with_the_reason(toy):
     with pgm_fast.backend("torch"):
         assert toy(4) == "torch"

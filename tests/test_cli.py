@@ -380,6 +380,18 @@ def test_doctor_names_everything_that_it_knows():
     assert "partition" in text and facts["versions"]["torch"] in text
 
 
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_doctor_says_which_backend_a_call_takes(device):
+    question = ["doctor", "--op", "partitioned_linear", "--device", device, "--dtype", "bfloat16"]
+    for name, shape in {"h": "64x32", "z": "64x32", "w_uni": "8x32", "w_paired": "8x32"}.items():
+        question += ["--shape", f"{name}={shape}"]
+    answer = json.loads(succeed(*question, "--json"))
+    assert answer["reasons"][answer["backend"]] == "serves the call"
+    text = succeed(*question)
+    assert f"partitioned_linear on {device}, bfloat16" in text and answer["backend"] in text
+    assert json.loads(succeed("doctor", "--op", "mlp", "--json"))["backend"]
+
+
 def test_resume_of_a_finished_run_shows_it_again(trained):
     out, printed = trained
     assert succeed("resume", out) == printed

@@ -419,9 +419,30 @@ def presets(
     show_table(["preset", "of", "what it is"], rows, numbers=False)
 
 
-@app.command(cls=command_class(["pgm-fast doctor", "pgm-fast doctor --json > machine.json"]))
+@app.command(
+    cls=command_class(
+        [
+            "pgm-fast doctor",
+            "pgm-fast doctor --json > machine.json",
+            "pgm-fast doctor --op partition --device cuda --dtype bfloat16 --shape h=4096x1024 --shape z=4096x1024",
+        ]
+    )
+)
 @reporting_errors
-def doctor(as_json: AsJson = False, debug: Debug = False) -> None:
+def doctor(
+    op: Annotated[
+        Optional[str],
+        typer.Option(help="Say which backend a call of this operation takes, such as partition, and why."),
+    ] = None,
+    device: Annotated[str, typer.Option(help="With --op: cpu or cuda.")] = "cpu",
+    dtype: Annotated[str, typer.Option(help="With --op: dtype of its tensors, such as bfloat16.")] = "float32",
+    shape: Annotated[
+        Optional[list[str]],
+        typer.Option(help="With --op: shape of one of its tensors, such as h=4096x1024; once for each."),
+    ] = None,
+    as_json: AsJson = False,
+    debug: Debug = False,
+) -> None:
     """Say what is usable on this machine.
 
     For what is not: why, and the one command that changes it.
@@ -429,6 +450,15 @@ def doctor(as_json: AsJson = False, debug: Debug = False) -> None:
     """
     from .. import env
 
+    if op is not None:
+        choice = env.choice(op, device, dtype, shape or ())
+        if as_json:
+            say(json.dumps(choice, indent=2))
+            return
+        from .machine import show_choice
+
+        show_choice(choice)
+        return
     facts = env.doctor()
     if as_json:
         say(json.dumps(facts, indent=2))

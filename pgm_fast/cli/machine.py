@@ -7,7 +7,7 @@ from typing import Any
 
 from .terminal import say, show_table
 
-__all__ = ["show_doctor"]
+__all__ = ["show_choice", "show_doctor"]
 
 
 def show_doctor(facts: Mapping[str, Any]) -> None:
@@ -33,3 +33,11 @@ def show_doctor(facts: Mapping[str, Any]) -> None:
     show_table(["op", "device", *next(iter(next(iter(forward.values())).values()))], rows, numbers=False)
     for reason, ops in reasons.items():
         say(f"{reason}: {', '.join(ops)}")
+
+
+def show_choice(choice: Mapping[str, Any]) -> None:
+    """Print what :func:`pgm_fast.env.choice` found."""
+    shapes = " ".join(choice["shapes"]) or "any shape"
+    taken = choice["backend"] or "none: the call raises"
+    say(f"{choice['op']} on {choice['device']}, {choice['dtype']}, {shapes}: {taken}")
+    show_table(["backend", "why, or why not"], [list(row) for row in choice["reasons"].items()], numbers=False)
