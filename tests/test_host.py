@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import runpy
 import shutil
 import subprocess
@@ -89,8 +90,14 @@ sum(part.sum() for part in ops.partitioned_linear(*x)).backward()
 sum(part.sum() for part in ops.partition(x[0], x[1])).backward()
 print(backends.implementations()["partitioned_linear"]["native"])
 """
+    # the tree of the working directory, wherever these tests take the package from
+    environment = {key: value for key, value in os.environ.items() if key not in ("PYTHONPATH", "PYTHONSAFEPATH")}
     done = subprocess.run(
-        [sys.executable, "-c", program.format(tree=str(tmp_path))], capture_output=True, text=True, cwd=tmp_path
+        [sys.executable, "-c", program.format(tree=str(tmp_path))],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        env=environment,
     )
     assert done.returncode == 0, done.stderr
     reason = "needs the compiled host path, which was built for another partitioned_linear_backward; install again"
