@@ -85,15 +85,27 @@ DRAWS_OF_WIDE_ROWS = 4
 
 # Compiled or Triton kernel against reference, both accumulating in fp32 (fp64) and each within a scan's error of the
 # exact value (70 eps/2 at 70 gates): 70. Gradients sum up to 2500 products of order 1 of both signs, whose roundings
-# walk at random: sqrt(2500) eps/2 on each side, 50; they are compared relative to their largest entry. 16-bit outputs
-# add a rounding each way, and the products of a gate three. In units of the output's eps:
+# walk at random: sqrt(2500) eps/2 on each side, 50; they are compared relative to their largest entry, those of logits
+# to summed_by_gates where that is larger. 16-bit outputs add a rounding each way, and the products of a gate three. In
+# units of the output's eps:
 NATIVE_TIMES_EPS = 128
+
+
+def summed_by_gates(h) -> float:
+    """Size of the sums whose differences a logit's gradient is: of a row's ``h`` times gradients of order 1 and of both
+    signs, the root of the sum of squares. Where a gate opens at one place all of it cancels, and the roundings stay."""
+    return h.double().norm(dim=-1).max().item() if h.numel() else 0.0
+
 
 # exp(r) - 1 - r for r within 2 of 0, relative, in units of eps. By its series: a step adds 1 to what r/3 at most scales
 # and rounds thrice, together (3/2) (3/2), then r r and the product, 1: below 5. Past 1, by exp: at -1, where least is
 # left, exp errs by 1 of 0.37, for it rounds its argument and its result, and the differences by half a unit of 0.63 and
 # of 0.37, below 3; at 2 by 3 of 7.4 and half of 6.4 and 4.4, below 8.
 EXP_LESS_LINE = 8
+
+# A sum of 17 such and its mean: 18 more roundings of half a unit. Its gradient is a sum and two products more.
+DIVERGENCE_OF_17 = EXP_LESS_LINE + 9
+GRADIENT_OF_DIVERGENCE = EXP_LESS_LINE + 2
 
 # What a row of 40 fp32 exponentials loses to zero: less than the smallest normal number each.
 ROW_OF_40_UNDERFLOWS = 40 * torch.finfo(torch.float32).tiny
@@ -188,6 +200,15 @@ DIFFERENT = 1e-2
 
 # a magnitude is at most 0.5 * sum(Hann window of 64) = 16; the transform and the logarithm each lose up to 8 eps of it
 STFT_FP32 = 16 * 16 * EPS[torch.float32]
+# of a Hann window of 512 eight times as large; the exponential takes the logarithm's rounding back with as much again
+STFT_512_FP32 = 2 * 8 * STFT_FP32
+
+# Mean and deviation of a clip that was standardised in fp64: each value, below 16, is rounded to fp32 by half an eps.
+STANDARDISED_CLIP = 16 * EPS[torch.float32] / 2
+
+# (255 x - 255 m) / 255 s in fp32 against (x - m) / s in fp64, x, m and s of a colour: four roundings of what is at most
+# 1, over the least deviation.
+COLOURS_FP32 = 4 * EPS[torch.float32] / 0.224
 
 # log-magnitudes of a tone at 2 kHz of 8 kHz that was doubled in rate by straight lines: these weaken it by
 # sinc^2(1/8) = 0.95 and no more, so that a tenth in the logarithm tells them from any other sound

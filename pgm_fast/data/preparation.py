@@ -103,9 +103,7 @@ class Preparation:
             block[~self._presence[samples, self.position(name)]] = 0
         return block
 
-    def batch(
-        self, plan: Plan, epoch: int, names: Iterable[str], threads: int | None = None
-    ) -> dict[str, np.ndarray]:
+    def batch(self, plan: Plan, epoch: int, names: Iterable[str], threads: int | None = None) -> dict[str, np.ndarray]:
         """Values of some modalities in the order of the batch; rows are read ascending, each once."""
         samples, place = np.unique(plan.samples, return_inverse=True)
         steps = self.steps(plan.samples)

@@ -11,7 +11,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from tolerances import EPS, STFT_FP32, frequency
+from tolerances import COLOURS_FP32, EPS, STANDARDISED_CLIP, STFT_512_FP32, frequency
 
 from pgm_fast import presets
 from pgm_fast.data import Loader, MediaConfig, Normalizer, load
@@ -71,7 +71,10 @@ def test_a_clip_of_di_mml_is_its_power_spectrogram_standardised(preset):
     again = np.exp(found.astype(np.float64) * (deviation + 1e-9) + mean) - 1e-7
     bound = 16 * FP32 * (np.sqrt(power * power.max()) + power * np.abs(wanted).max()) + (16 * FP32) ** 2 * power.max()
     assert (np.abs(again - power) <= bound + 1e-7 * 16 * FP32 * np.abs(wanted).max()).all()
-    assert abs(found.mean(dtype=np.float64)) < 1e-5 and abs(found.std(dtype=np.float64) - 1) < 1e-5
+    assert (
+        abs(found.mean(dtype=np.float64)) < STANDARDISED_CLIP
+        and abs(found.std(dtype=np.float64) - 1) < STANDARDISED_CLIP
+    )
 
 
 def test_a_clip_of_dmil_is_three_seconds_of_log_magnitudes():
@@ -83,8 +86,7 @@ def test_a_clip_of_dmil_is_three_seconds_of_log_magnitudes():
     padded = np.pad(whole, 256, mode="reflect")
     window = 0.5 - 0.5 * np.cos(2 * np.pi * np.arange(512) / 512)
     wanted = np.array([np.abs(np.fft.rfft(window * padded[353 * t : 353 * t + 512])) for t in range(len(found))])
-    # magnitudes are at most half of the window's length: eight times those that STFT_FP32 is for
-    np.testing.assert_allclose(np.exp(found.astype(np.float64)) - 1e-7, wanted, rtol=0, atol=16 * STFT_FP32)
+    np.testing.assert_allclose(np.exp(found.astype(np.float64)) - 1e-7, wanted, rtol=0, atol=STFT_512_FP32)
 
 
 @pytest.fixture
@@ -124,8 +126,7 @@ def test_evaluation_shows_the_seeded_frames_squashed_in_imagenet_s_colours(clips
             [normalised(Image.fromarray(held[name][n]).resize((224, 224), Image.Resampling.BILINEAR)) for n in taken]
         )
         found = batch.inputs["video"][k].numpy().reshape(frames, 3, 224, 224)
-        # (255 x - 255 m) / 255 s in float32 against (x - m) / s in float64: x - m loses half an eps of 255
-        np.testing.assert_allclose(found, wanted, rtol=0, atol=4 * FP32 / 0.224)
+        np.testing.assert_allclose(found, wanted, rtol=0, atol=COLOURS_FP32)
     assert batch.inputs["audio"].shape == (2, 1004, 257)
 
 

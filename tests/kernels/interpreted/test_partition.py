@@ -9,7 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from op_cases import PARTITIONS, forward_and_gradients
-from tolerances import EPS, NATIVE_TIMES_EPS
+from tolerances import EPS, NATIVE_TIMES_EPS, summed_by_gates
 
 import pgm_fast
 from pgm_fast import ops
@@ -22,9 +22,10 @@ def _compare(op, h, logits, temperature):
     with pgm_fast.backend("triton"):
         got = sum(forward_and_gradients(run, [h, *logits], temperature=temperature), [])
     with pgm_fast.backend("torch"):
-        want = sum(forward_and_gradients(run, [h, *logits], temperature=temperature), [])
-    for a, b in zip(got, want, strict=True):
-        scale = max(1.0, b.abs().max().item()) if b.numel() else 1.0
+        parts, gradients = forward_and_gradients(run, [h, *logits], temperature=temperature)
+    least = [1.0] * (len(parts) + 1) + [max(1.0, summed_by_gates(h))] * len(logits)
+    for a, b, scale in zip(got, [*parts, *gradients], least, strict=True):
+        scale = max(scale, b.abs().max().item()) if b.numel() else scale
         bound = NATIVE_TIMES_EPS * max(EPS[a.dtype], EPS[torch.float32] * (a.dtype != torch.float64)) * scale
         torch.testing.assert_close(a, b, rtol=0, atol=bound)
 
