@@ -19,6 +19,7 @@ import competition
 import epochs
 import media_input
 import presets
+import shares_real
 import synthetic_shares
 import trials
 
@@ -210,6 +211,11 @@ def trials_table() -> str:
 def shares() -> str:
     """How PgM's shares go with a known truth."""
     return synthetic_shares.table().split("\n\n", 1)[1].rstrip()
+
+
+def shares_on_real_sets() -> str:
+    """PgM's shares beside LSMI's estimates."""
+    return shares_real.table().split("\n\n", 1)[1].rstrip()
 
 
 def partition() -> str:
@@ -433,6 +439,7 @@ PAGES: dict[str, dict[str, Callable[[], str]]] = {
         "trials": trials_table,
         "attached": attached_table,
         "shares": shares,
+        "shares on real sets": shares_on_real_sets,
     },
     "docs/speed.md": {
         "partition": partition,
