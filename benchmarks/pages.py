@@ -360,6 +360,26 @@ def step() -> str:
     return "\n".join(lines)
 
 
+def fit() -> str:
+    """Epochs of whole jobs: the engine's loop with and without train.compile, and a bare loop."""
+    content = read_json(CPU / "fit.json")
+    lines = [
+        f"{_circumstances(content)}; batch 64, three modalities, d 128.",
+        "",
+        "| method | bare loop, torch.compile, fused AdamW | fit | fit, train.compile | fit against the bare loop "
+        "| with train.compile |",
+        "|---|---|---|---|---|---|",
+    ]
+    of: dict[str, dict[str, dict]] = {}
+    for row in content["rows"]:
+        of.setdefault(row["method"], {})[row["form"]] = row
+    for method, forms in of.items():
+        rates = [row["samples_per_processor_second"] for row in forms.values()]
+        cells = [f"{rate:.0f}" for rate in rates] + [f"{rate / rates[0]:.2f}×" for rate in rates[1:]]
+        lines.append(f"| {method} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
 def plots() -> str:
     """The plots that ``plots.py`` has drawn."""
     return "\n".join(
@@ -447,6 +467,7 @@ PAGES: dict[str, dict[str, Callable[[], str]]] = {
         "plots": plots,
         "dimml": dimml,
         "optimizers": optimizers,
+        "fit": fit,
         "step": step,
         "components": components,
         "densities": densities,

@@ -78,6 +78,9 @@ class TrainConfig:
     device: str = "auto"  # auto, cpu, cuda, cuda:N
     backend: str = "auto"  # auto, torch, native, triton
     precision: str = choice("fp32", DTYPES)  # fp32, bf16 (autocast), fp16 (autocast and a scaled loss)
+    # losses and gradients of a step by one program of torch.compile: minutes at the start, then shorter steps; CPU, one
+    # process, no sequences
+    compile: bool = False
     threads: int = 0  # CPU threads of torch; 0 leaves torch's choice
     workers: int = number(0, at_least=0)  # processes that decode sounds and pictures; 0 for a thread
     checkpoint_every_steps: int = 0  # besides each epoch's end; 0 for none

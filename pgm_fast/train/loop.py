@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -20,6 +21,7 @@ from ..methods.base import Method, Stage
 from ..optim.groups import NO_DECAY, without_decay
 from . import checkpoints
 from .averaging import WeightAverage
+from .compiled import CompiledStep, why_not_compiled
 from .config import Config
 from .distributed import Ranks
 from .evaluation import collect, fused_loss, held_out, measure
@@ -35,6 +37,8 @@ from .scaling import LossScale, autocast
 from .signals import StopRequest
 
 __all__ = ["Best", "Position", "StoppedBySignal", "Training"]
+
+log = logging.getLogger(__name__)
 
 _ALIKE = 1e-3  # nats, or the unit of a regression loss: losses that differ by less say nothing about the model
 _READ_EVERY = 8  # steps between looks at the guard's counts on an accelerator
@@ -244,7 +248,20 @@ class Training:
         self.scale = LossScale(self.ranks.device) if settings.precision == "fp16" else None
         unused = bool(self.identity.get("encoders")) or self.method.turns > 1
         self.wrapped = self.ranks.wrap(self.method, unused=unused)
+        self.compiled = self._compiled_step()
         self._begin_epoch()
+
+    def _compiled_step(self) -> CompiledStep | None:
+        settings = self.config.train
+        if not settings.compile:
+            return None
+        reason = why_not_compiled(self.method, self.ranks, settings)
+        if reason is not None:
+            log.warning("train.compile: steps are not compiled, %s", reason)
+            return None
+        log.info("train.compile: steps of stage %s are compiled at the first batch", self.stage.name)
+        trained = [p for group in self.optimizer.param_groups for p in group["params"]]
+        return CompiledStep(self.method, trained, settings.batch_size, settings.precision)
 
     def _begin_epoch(self) -> None:
         self.losses = LossTable(self.steps_per_epoch, self.ranks.device)
@@ -294,6 +311,8 @@ class Training:
 
     def _add_gradients(self, batch: Batch, last: bool) -> dict[str, Tensor]:
         """One pass forth and back; the loss terms. In the ``last`` of an update gradients are averaged over ranks."""
+        if self.compiled is not None and (compiled := self.compiled(batch)) is not None:
+            return compiled
         with self.ranks.postponed(self.wrapped, not last):
             with autocast(self.ranks.device, self.config.train.precision):
                 terms = self.wrapped(batch).losses
