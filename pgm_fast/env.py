@@ -34,6 +34,7 @@ EXTRAS = {
     "av": {"soundfile": "soundfile", "scipy": "scipy", "PIL": "pillow", "transformers": "transformers"},
     "tables": {"pyarrow": "pyarrow"},
     "hdf5": {"h5py": "h5py"},
+    "sweep": {"optuna": "optuna"},
     "trackers": {"wandb": "wandb", "mlflow": "mlflow-skinny", "sqlalchemy": "sqlalchemy", "alembic": "alembic"},
     "test": {"pytest": "pytest", "xdist": "pytest-xdist", "hypothesis": "hypothesis", "triton": "triton"},
 }

@@ -35,6 +35,7 @@ COMMANDS = [
     "compare",
     "presets",
     "study",
+    "sweep",
     "doctor",
     "bench",
 ]

@@ -38,7 +38,7 @@ def main() -> None:
         "--constraint",
         str(constraint),
         "--editable",
-        f"{ROOT}[train,av,tables,hdf5,integrations,docs,test]",
+        f"{ROOT}[train,av,tables,hdf5,sweep,integrations,docs,test]",
     )
 
 

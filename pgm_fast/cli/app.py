@@ -400,6 +400,73 @@ def study(
         raise typer.Exit(1)
 
 
+@app.command(
+    cls=command_class(
+        [
+            "pgm-fast sweep --data digits --out sweeps/digits --search train.lr=log:1e-4..1e-2 --trials 20",
+            "pgm-fast sweep --method joint --data features.npz --out sweeps/mine --search model.dropout=0,0.1,0.3 "
+            "--search model.layers=1..3 --seeds 0 1 2 train.epochs=30",
+        ],
+        variadic=["--seeds"],
+    )
+)
+@reporting_errors
+def sweep(
+    overrides: Annotated[
+        Optional[list[str]],
+        typer.Argument(help="Configuration values of every trial, as for train.", metavar="[KEY=VALUE]..."),
+    ] = None,
+    search: Annotated[
+        Optional[list[str]],
+        typer.Option(
+            help="What is searched: KEY=LOW..HIGH, KEY=log:LOW..HIGH, or KEY=A,B,C; again for more.",
+            metavar="KEY=VALUES",
+        ),
+    ] = None,
+    out: Annotated[Path, typer.Option(help="Folder to write.", metavar="FOLDER")] = Path("sweeps/sweep"),
+    method: Annotated[Optional[str], typer.Option(help="Short for method=.", metavar="NAME")] = None,
+    data: Annotated[Optional[str], typer.Option(help="Short for data.source=.", metavar="SOURCE")] = None,
+    trials: Annotated[int, typer.Option(help="Budget, trials of earlier calls included.", metavar="N")] = 20,
+    seeds: Annotated[str, typer.Option(help="train.seed of each trial's trainings.", metavar="0 1 2")] = "0",
+    sampler_seed: Annotated[int, typer.Option(help="Of what is tried.", metavar="N")] = 0,
+    quiet: Annotated[bool, typer.Option("--quiet", help="Print nothing but errors.")] = False,
+    debug: Debug = False,
+) -> None:
+    """Search settings of one method on validation scores, with Optuna.
+
+    Reads a feature file or folder and configuration values, as train does. Needs pgm-fast[sweep].
+    The same command goes on where it was stopped; more --trials add to what is there.
+
+    Writes sweep.db (Optuna's SQLite storage), best/ (the runs of the best trial, one per seed), sweep.json, sweep.md,
+    history.png and settings.png. The test split takes no part; best/ holds its scores, of the chosen settings alone.
+    """
+    from ..sweep import run_sweep
+    from ..sweep.page import COLUMNS, table_rows
+
+    shortcuts = {"method": method, "data.source": data}
+    given = [*(overrides or []), *(f"{key}={value}" for key, value in shortcuts.items() if value is not None)]
+    settings = {}
+    for text in given:
+        key, equals, value = text.partition("=")
+        if not equals:
+            raise ConfigError(f"{text!r} is not of the form KEY=VALUE, such as train.epochs=30")
+        settings[key] = value
+    content = run_sweep(
+        settings,
+        search or [],
+        out,
+        trials=trials,
+        seeds=_whole_numbers(seeds),
+        sampler_seed=sampler_seed,
+        progress=None if quiet else say,
+    )
+    if not quiet:
+        say()
+        show_table(COLUMNS, table_rows(content), title=f"{content['metric']} on validation", numbers=False)
+        for name in ("sweep.md", "sweep.json", "best"):
+            say(f"{name.ljust(10)} {out / name}")
+
+
 @app.command(cls=command_class(["pgm-fast presets", "pgm-fast presets dimml/crema-d"]))
 @reporting_errors
 def presets(
