@@ -68,6 +68,7 @@ def test_values_outside_their_range_and_unknown_settings_are_refused_before_anyt
     assert not (tmp_path / "sweep").exists()
 
 
+@pytest.mark.slow
 @needs_optuna
 def test_three_trials_stopped_after_each_are_three_trials_at_once(tmp_path, monkeypatch):
     data, whole, parts = features(), tmp_path / "whole", tmp_path / "parts"
