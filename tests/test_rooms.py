@@ -17,7 +17,7 @@ errors settings presets
 host backends ops
 nn optim data methods
 env
-train interactions study
+train interactions study sweep
 cli
 """.split()
 

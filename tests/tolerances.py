@@ -198,6 +198,12 @@ def mean_of_draws(deviation: float, n: int) -> float:
 # Results that must not be the same differ by more than this in some entry of order 1: 1e10 roundings.
 DIFFERENT = 1e-2
 
+
+# Runs of Adam that differ in the order of sums alone part by less than a thousandth of what unrelated ones may, 2 n lr.
+def same_run(updates: int, lr: float) -> float:
+    return 1e-3 * 2 * updates * lr
+
+
 # a magnitude is at most 0.5 * sum(Hann window of 64) = 16; the transform and the logarithm each lose up to 8 eps of it
 STFT_FP32 = 16 * 16 * EPS[torch.float32]
 # of a Hann window of 512 eight times as large; the exponential takes the logarithm's rounding back with as much again
