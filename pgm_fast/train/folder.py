@@ -25,6 +25,7 @@ PLOTS = (
     "ranks.png",
     "scatter.png",
     "shares.png",
+    "shares_by_class.png",
 )
 """Names of the pictures of a run."""
 

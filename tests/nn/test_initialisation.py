@@ -34,12 +34,13 @@ MODULES = {
     "UniPairedLearners": (6, 4),
     "VariationalLayer": (6, 4),
 }
+WITHOUT_TENSORS = {"Dropout"}
 CASES = [(getattr(pgm_nn, name), args) for name, args in MODULES.items()]
 
 
 def test_no_module_is_left_out():
     classes = {name for name in pgm_nn.__all__ if inspect.isclass(getattr(pgm_nn, name))}
-    assert {name for name in classes if issubclass(getattr(pgm_nn, name), nn.Module)} == set(MODULES)
+    assert {name for name in classes if issubclass(getattr(pgm_nn, name), nn.Module)} == set(MODULES) | WITHOUT_TENSORS
 
 
 def begin_again(module):
