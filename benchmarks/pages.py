@@ -40,13 +40,15 @@ def results() -> str:
     studies = [read_json(path) for path in _findings()]
     if not studies:
         return "Not measured yet."
-    methods = list(dict.fromkeys(name for content in studies for name in content["study"]["methods"]))
+    # in the order of the study that has most of them
+    most = sorted((list(content["study"]["methods"]) for content in studies), key=len, reverse=True)
+    methods = list(dict.fromkeys(name for names in most for name in names))
     lines = [f"| set | {' | '.join(methods)} |", "|---|" + "---|" * len(methods)]
     for content in studies:
         for name, of in content["sets"].items():
             if of:
                 cells = [overview_cell(of, row) for row in methods]
-                lines.append(f"| {name} | {' | '.join(cells)} |")
+                lines.append(f"| {name}, {of['metric']} | {' | '.join(cells)} |")
     return "\n".join(
         [
             "Test split, percent, mean ± standard deviation. Settings and epochs are chosen on validation splits, with",
