@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
-import importlib.util
-
 import pytest
 
 
 @pytest.fixture
-def tool(repository):
-    spec = importlib.util.spec_from_file_location("compatibility", repository / "tools" / "compatibility.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+def tool(script):
+    return script("tools/compatibility.py")
 
 
 def test_the_page_is_what_the_tests_say(tool, capsys):

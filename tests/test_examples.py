@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
 import socket
@@ -19,14 +18,8 @@ from pgm_fast.cli.app import app
 
 
 @pytest.fixture
-def example(repository):
-    def load(name):
-        spec = importlib.util.spec_from_file_location(name, repository / "examples" / f"{name}.py")
-        module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
-        return module
-
-    return load
+def example(script):
+    return lambda name: script(f"examples/{name}.py")
 
 
 def test_drop_in(example, capsys):

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
-
 import pytest
 from tolerances import FP64
 
@@ -11,11 +9,8 @@ from pgm_fast.interactions.estimates import Interaction
 
 
 @pytest.fixture(scope="module")
-def shares_real(repository):
-    spec = importlib.util.spec_from_file_location("shares", repository / "benchmarks" / "shares_real.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+def shares_real(script):
+    return script("benchmarks/shares_real.py")
 
 
 def test_the_committed_table_is_made_from_the_committed_runs(shares_real):

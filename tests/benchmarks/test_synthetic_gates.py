@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-import importlib.util
-
 import pytest
 from tolerances import SHARE_SUM
 
 
 @pytest.fixture(scope="module")
-def synthetic_gates(repository):
-    spec = importlib.util.spec_from_file_location("gates", repository / "benchmarks" / "synthetic_gates.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+def synthetic_gates(script):
+    return script("benchmarks/synthetic_gates.py")
 
 
 def test_the_committed_table_is_made_from_the_committed_runs(synthetic_gates):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import sys
 
 import numpy as np
@@ -10,13 +9,10 @@ import pytest
 
 
 @pytest.fixture(scope="module")
-def trials(repository):
+def trials(repository, script):
     sys.path.insert(0, str(repository / "benchmarks"))
     try:
-        spec = importlib.util.spec_from_file_location("trials", repository / "benchmarks" / "trials.py")
-        module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
-        yield module
+        yield script("benchmarks/trials.py")
     finally:
         sys.path.remove(str(repository / "benchmarks"))
 

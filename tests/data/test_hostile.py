@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import io
 import pickle
 import re
@@ -22,11 +21,8 @@ from pgm_fast.train.configure import make_config
 
 
 @pytest.fixture(scope="module")
-def fuzz(repository):
-    spec = importlib.util.spec_from_file_location("fuzz", repository / "tools" / "fuzz.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+def fuzz(script):
+    return script("tools/fuzz.py")
 
 
 def test_files_broken_at_random_end_in_data_or_in_an_error_of_the_package(fuzz):
