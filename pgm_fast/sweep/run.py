@@ -100,6 +100,7 @@ class _Sweep:
         self.optuna = optuna
         self.settings, self.space, self.folder, self.seeds, self.say = settings, space, folder, seeds, say
         self.sampler_seed = sampler_seed
+        self.best, self.replaced = folder / "best", folder / "best.replaced"
         self.config = make_config(None, overrides_of(settings))
         self.handed = data if isinstance(data, FeatureSet) else None
         self.features = load_features(self.config, self.handed)
@@ -158,11 +159,16 @@ class _Sweep:
         scores = [score(self.features.task, r["valid"]["fused"], self.config.train.monitor) for r in reports]
         before = [t.value for t in self._finished() if t.value is not None]
         if not before or statistics.fmean(scores) > max(before):
-            shutil.rmtree(self.folder / "best", ignore_errors=True)
-            out.rename(self.folder / "best")
+            self._replace_best(out)
         else:
             shutil.rmtree(out)
         return scores, None
+
+    def _replace_best(self, out: Path) -> None:
+        if self.best.exists():
+            self.best.rename(self.replaced)
+        out.rename(self.best)
+        shutil.rmtree(self.replaced, ignore_errors=True)
 
     def _finished(self) -> list[Any]:
         states = (self.optuna.trial.TrialState.COMPLETE, self.optuna.trial.TrialState.PRUNED)
@@ -190,6 +196,9 @@ class _Sweep:
 
     def _take_up_interrupted(self) -> None:
         """A trial that a stopped process left is tried again first, and its trainings go on from their checkpoints."""
+        if self.replaced.exists() and not self.best.exists():
+            self.replaced.rename(self.best)
+        shutil.rmtree(self.replaced, ignore_errors=True)
         for trial in self.study.get_trials(states=(self.optuna.trial.TrialState.RUNNING,)):
             self.study.tell(trial.number, state=self.optuna.trial.TrialState.FAIL)
             self.study.enqueue_trial(trial.params)

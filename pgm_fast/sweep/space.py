@@ -14,6 +14,9 @@ from ..train.configure import flat, make_config
 __all__ = ["Choices", "Interval", "overrides_of", "read_space", "require_allowed"]
 
 _INTERVAL = re.compile(r"(log:)?([^.].*?)\.\.(.+)")
+# Settings without which trials are not scored by the same measure on the same rows.
+_COMMON = ("out", "preset", "train.seed", "train.monitor")
+_OF_TRAINING = ("data.standardize", "data.nonfinite", "data.modality_dropout")
 
 
 @dataclass(frozen=True)
@@ -66,7 +69,7 @@ def read_space(given: Iterable[str] | Mapping[str, str | Sequence[Any]]) -> dict
             it draws evenly by the logarithm.
 
     Raises:
-        ConfigError: no such setting, or a text that is neither.
+        ConfigError: a text that is neither, or a setting that decides by what or on which rows trials are scored.
     """
     pairs = given.items() if isinstance(given, Mapping) else [_split(text) for text in given]
     space: dict[str, Interval | Choices] = {}
@@ -74,6 +77,9 @@ def read_space(given: Iterable[str] | Mapping[str, str | Sequence[Any]]) -> dict
     for key, value in pairs:
         if key in space:
             raise ConfigError(f"the search names {key} twice; give it once")
+        if key in _COMMON or (key.startswith("data.") and key not in _OF_TRAINING):
+            instead = "give several to --seeds" if key == "train.seed" else "set it for all of them"
+            raise ConfigError(f"{key} is not searched, for trials would not be scored alike; {instead}")
         space[key] = _read(key, value, isinstance(defaults.get(key), int) and not isinstance(defaults[key], bool))
     if not space:
         raise ConfigError("a sweep needs something to search, such as --search train.lr=log:1e-4..1e-2")

@@ -43,6 +43,8 @@ def test_what_may_be_searched_and_how_it_is_written():
         (["model.layers=1..2.5"], "two whole numbers"),
         (["model.dropout=0.1"], "two values or more"),
         (["train.lr=1..2", "train.lr=1..3"], "twice"),
+        (["train.seed=1,2"], "give several to --seeds"),
+        (["data.resplit_seed=0..9"], "not be scored alike"),
     ],
 )
 def test_what_is_no_search_is_refused_in_one_line(search, said):
