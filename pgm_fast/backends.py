@@ -287,6 +287,9 @@ def _load(key: tuple[str, str, torch.dtype], name: str) -> tuple[Callable | None
         return None, _left_out[(*key, name)]
     try:
         return implementation.load(), None
+    except ModuleNotFoundError as error:
+        of_ours = (error.name or "").startswith(f"{__package__}.")
+        return None, "is not built here; pgm-fast doctor says what that takes" if of_ours else str(error)
     except (ImportError, OSError) as error:
         return None, str(error)
 

@@ -142,6 +142,15 @@ def test_a_kernel_that_fails_to_load_is_a_reason_not_a_crash(toy):
         toy(4)
 
 
+def test_an_extension_that_was_not_built_is_no_module_that_the_user_lacks(toy):
+    def load():
+        import pgm_fast._of_nobody  # noqa: F401
+
+    backends.register("toy", "native", load, devices=("cuda",))
+    _, reasons = backends.explain("toy", "cuda")
+    assert reasons["native"] == "is not built here; pgm-fast doctor says what that takes"
+
+
 def test_a_kernel_that_the_device_cannot_start_is_left_out_from_then_on(toy, caplog):
     tried = []
 
