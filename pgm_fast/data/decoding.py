@@ -42,6 +42,7 @@ class Decoders:
             pin_memory=pinned,
             multiprocessing_context="spawn",
             worker_init_fn=_leave_the_group,
+            generator=torch.Generator(),  # seeds of processes are not drawn from training's random numbers
         )
 
     def batches(self, plans: Iterable[Plan], epoch: int) -> Iterator[tuple[Plan, dict[str, Tensor]]]:
