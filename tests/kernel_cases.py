@@ -47,10 +47,12 @@ def _meta(*shape: int, dtype: torch.dtype) -> torch.Tensor:
     return torch.empty(shape, dtype=dtype, device="meta")
 
 
-def _split(op: str, share: bool, gates: int, d: int, dtype: torch.dtype, z_dtype: torch.dtype) -> None:
+def _split(
+    op: str, share: bool, gates: int, d: int, dtype: torch.dtype, z_dtype: torch.dtype, rows: int = 4096
+) -> None:
     kernels = importlib.import_module(f"pgm_fast.kernels.{op}")
     count = 1 if op == "partition" else 2
-    h, logits = _meta(4096, d, dtype=dtype), [_meta(4096, gates, dtype=z_dtype) for _ in range(count)]
+    h, logits = _meta(rows, d, dtype=dtype), [_meta(rows, gates, dtype=z_dtype) for _ in range(count)]
     grad_share = None
     if share:
         *_, grad_share = kernels.forward_with_share(h, *logits, 0.5)
@@ -87,9 +89,9 @@ def _split_cases(op: str, share: bool) -> list[Case]:
     ]
 
 
-def _boundary(share: bool, detached: bool, d: int, dtype: torch.dtype, b_dtype: torch.dtype) -> None:
+def _boundary(share: bool, detached: bool, d: int, dtype: torch.dtype, b_dtype: torch.dtype, rows: int = 4096) -> None:
     kernels = importlib.import_module("pgm_fast.kernels.partition_boundary")
-    h, places = _meta(4096, d, dtype=dtype), [_meta(4096, 1, dtype=b_dtype) for _ in range(2)]
+    h, places = _meta(rows, d, dtype=dtype), [_meta(rows, 1, dtype=b_dtype) for _ in range(2)]
     numbers = 0.12, 0.1, detached
     grad_share = None
     if share:
