@@ -30,37 +30,9 @@ from setuptools.errors import CompileError
 
 NATIVE = "pgm_fast._native"
 CUDA = "pgm_fast._cuda"
-CUDA_KERNELS = ["partition", "partition_boundary", "partition_dual", "multi_rate"]
 CUDA_FLAGS = ["-O3", "-std=c++17", "-DNDEBUG", "-Xcompiler", "-fPIC,-fvisibility=hidden"]
 # machine code for these, and for later ones the last as PTX; what nvcc does not know is left out
 CUDA_ARCHITECTURES = ["8.0", "9.0", "10.0"]
-KERNELS = [
-    "convert",
-    "duc_loss",
-    "gated_mixture",
-    "gaussian_sample_kl",
-    "gelu",
-    "info_nce",
-    "partition",
-    "partition_boundary",
-    "partition_dual",
-    "reconstruction",
-    "multi_rate",
-]
-HOST = [
-    "module",
-    "serving",
-    "ops",
-    "duc_loss",
-    "gated_mixture",
-    "gaussian_sample_kl",
-    "info_nce",
-    "mlp",
-    "partition_boundary",
-    "partitioned_linear",
-    "reconstruction",
-    "multi_rate",
-]
 FLAGS = ["-O3", "-fPIC", "-fvisibility=hidden", "-fno-math-errno", "-ffp-contract=fast", "-DNDEBUG"]
 # the flag of the instruction set, and the macros that say that the building machine has it
 INSTRUCTION_SETS = {
@@ -97,7 +69,7 @@ class BuildNative(build_ext):
         else:
             # without OpenMP at::parallel_for is a plain loop
             flags, libraries = _for_torch(ext, [*flags, *self._openmp])
-        kernels = set(_kernel_units())
+        kernels = set(_units("cpu/*.cpp"))
         objects = self._compile({unit: flags for unit in ext.sources if unit not in kernels})
         output = Path(self.get_ext_fullpath(ext.name))
         output.parent.mkdir(parents=True, exist_ok=True)
@@ -153,7 +125,7 @@ class BuildNative(build_ext):
     @cached_property
     def _kernels(self) -> list[str]:
         flags = ["-std=c++17", *INSTRUCTION_SETS[self._instruction_set][0], *self._openmp]
-        return self._compile({unit: flags for unit in _kernel_units()})
+        return self._compile({unit: flags for unit in _units("cpu/*.cpp")})
 
     def _compile(self, units: dict[str, list[str]]) -> list[str]:
         """Object files of the units, each compiled with its flags."""
@@ -224,8 +196,8 @@ def _run(command: list[str]) -> None:
         raise CompileError(f"{' '.join(command)}\n{last}\npgm_fast is installed without what this would have built")
 
 
-def _kernel_units() -> list[str]:
-    return [f"csrc/cpu/{name}.cpp" for name in KERNELS]
+def _units(pattern: str) -> list[str]:
+    return sorted(path.as_posix() for path in Path("csrc").glob(pattern))
 
 
 def _nvcc() -> str | None:
@@ -274,16 +246,14 @@ def _extensions() -> list[Extension]:
     """All optional: a failed build warns and the package is installed without it."""
     if os.environ.get("PGM_FAST_NO_NATIVE") or os.name != "posix":
         return []
-    extensions = [Extension(NATIVE, ["csrc/bindings.cpp", *_kernel_units()], optional=True)]
+    extensions = [Extension(NATIVE, ["csrc/bindings.cpp", *_units("cpu/*.cpp")], optional=True)]
     version = _torch_facts().get("__version__")
     if version is not None:
         # the name that pgm_fast/host.py loads
         name = "pgm_fast._host_torch_" + re.sub(r"\W", "_", version)
-        sources = [f"csrc/torch/{unit}.cpp" for unit in HOST]
-        extensions.append(Extension(name, [*sources, *_kernel_units()], optional=True))
+        extensions.append(Extension(name, [*_units("torch/*.cpp"), *_units("cpu/*.cpp")], optional=True))
     if _wants_cuda():
-        sources = ["csrc/cuda/bindings.cpp", *(f"csrc/cuda/{name}.cu" for name in CUDA_KERNELS)]
-        extensions.append(Extension(CUDA, sources, optional=True))
+        extensions.append(Extension(CUDA, ["csrc/cuda/bindings.cpp", *_units("cuda/*.cu")], optional=True))
     return extensions
 
 

@@ -4,6 +4,9 @@ The command line prints these without a traceback and exits with status 2; anyth
 traceback.
 """
 
+from collections.abc import Iterable
+from difflib import get_close_matches
+
 __all__ = [
     "BackendError",
     "CheckpointError",
@@ -12,7 +15,22 @@ __all__ = [
     "LaunchError",
     "PgmFastError",
     "TrainingStopped",
+    "did_you_mean",
 ]
+
+
+def did_you_mean(name: object, allowed: Iterable[str], prefix: str = "", most: int = 1, cutoff: float = 0.6) -> str:
+    """`` (did you mean x?)`` for a message about an unknown name where there is one like it, else nothing.
+
+    Args:
+        name: as received.
+        allowed: the names that there are.
+        prefix: of each in the message.
+        most: how many are named.
+        cutoff: how like they are at least, between 0 and 1.
+    """
+    near = get_close_matches(str(name), list(allowed), n=most, cutoff=cutoff)
+    return f" (did you mean {' or '.join(prefix + other for other in near)}?)" if near else ""
 
 
 class PgmFastError(Exception):

@@ -6,7 +6,7 @@ from .feature_set import SPLITS, TASKS, DataSpec, FeatureSet, ModalitySpec
 from .loading import Loader
 from .media_settings import MediaConfig
 from .normalize import Normalizer
-from .raw import Problem
+from .raw import Problem, Request
 from .sources import check, load
 from .synthetic import Synthetic, draw, generate
 
@@ -21,6 +21,7 @@ __all__ = [
     "ModalitySpec",
     "Normalizer",
     "Problem",
+    "Request",
     "Synthetic",
     "check",
     "check_features",

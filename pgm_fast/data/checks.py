@@ -8,12 +8,12 @@ from dataclasses import replace
 import numpy as np
 from torch import nn
 
-from ..errors import DataError
+from ..errors import DataError, did_you_mean
 from .arrays import LazyRows
 from .feature_set import SPLITS, TASKS, FeatureSet
 from .grouping import disagreement
 from .labels import LABELS, decide_task, label_problems, likely_classes, recode
-from .raw import Problem, Raw, RefusedData, Request, nearest
+from .raw import Problem, Raw, RefusedData, Request
 from .readers import read
 from .splitting import RESPLITS
 from .values import value_problems
@@ -50,10 +50,10 @@ def examine(request: Request) -> tuple[Raw | None, list[Problem]]:
 
 def _check_request(request: Request) -> None:
     if request.task not in ("auto", *TASKS):
-        message = f"unknown task '{request.task}'{nearest(request.task, TASKS)}; one of auto, {', '.join(TASKS)}"
+        message = f"unknown task '{request.task}'{did_you_mean(request.task, TASKS)}; one of auto, {', '.join(TASKS)}"
         raise RefusedData(Problem(request.source, "task", None, message))
     if request.labels not in LABELS:
-        message = f"'{request.labels}' is not one of {', '.join(LABELS)}{nearest(request.labels, LABELS)}"
+        message = f"'{request.labels}' is not one of {', '.join(LABELS)}{did_you_mean(request.labels, LABELS)}"
         raise RefusedData(Problem(request.source, "labels", None, message))
     if request.labels != "auto" and request.task not in ("auto", "classification", "retrieval"):
         message = f"'{request.labels}' makes classes, and task={request.task} needs none; leave one of them out"
@@ -118,7 +118,7 @@ def check_features(features: FeatureSet, *, apply: bool = False) -> None:
 def _unusual(raw: Raw, features: FeatureSet, apply: bool) -> Iterator[Problem]:
     """What a reader never hands on: other types than arrays, and values that loading would have converted."""
     if features.task not in TASKS:
-        message = f"unknown task '{features.task}'{nearest(features.task, TASKS)}; one of {', '.join(TASKS)}"
+        message = f"unknown task '{features.task}'{did_you_mean(features.task, TASKS)}; one of {', '.join(TASKS)}"
         yield raw.problem("task", None, message)
         return
     if not raw.modalities:
@@ -128,7 +128,7 @@ def _unusual(raw: Raw, features: FeatureSet, apply: bool) -> Iterator[Problem]:
     if raw.split is None:
         yield raw.problem("split", None, "None; [N] of train / valid / test is needed")
     for name in raw.lengths.keys() - raw.modalities.keys():
-        yield raw.problem(f"{name}_lengths", None, f"no such modality{nearest(name, list(raw.modalities))}")
+        yield raw.problem(f"{name}_lengths", None, f"no such modality{did_you_mean(name, list(raw.modalities))}")
     named = {
         "labels": raw.label,
         "split": raw.split,
@@ -373,7 +373,7 @@ def _columns(raw: Raw, request: Request, rows: int) -> Iterator[Problem]:
     for argument in ("group_by", "order_by", "resplit_by"):
         key = getattr(request, argument)
         if key is not None and key not in raw.columns:
-            hint = f"{nearest(key, list(raw.columns))}; columns are {', '.join(raw.columns) or 'none'}"
+            hint = f"{did_you_mean(key, list(raw.columns))}; columns are {', '.join(raw.columns) or 'none'}"
             yield raw.problem(key, None, f"no such column for {argument}{hint}")
         elif key is not None and len(raw.columns[key]) != rows:
             yield raw.problem(

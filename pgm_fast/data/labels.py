@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from .raw import nearest
+from ..errors import did_you_mean
 
 __all__ = ["LABELS", "convert_labels", "decide_task", "label_problems", "likely_classes", "recode"]
 
@@ -152,7 +152,10 @@ def _class_problems(
             unknown = next(name for name in names if name not in class_names)
             row = int(np.flatnonzero(label.astype(str) == unknown)[0])
             allowed = ", ".join(class_names)
-            yield row, f"label '{unknown}' is not in class_names{nearest(unknown, class_names)}; allowed are {allowed}"
+            yield (
+                row,
+                f"label '{unknown}' is not in class_names{did_you_mean(unknown, class_names)}; allowed are {allowed}",
+            )
         return
     if label.dtype.kind == "f" and (label != np.rint(label)).any():
         row = int(np.flatnonzero(label != np.rint(label))[0])

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
 
-from ..settings import choice, number
+from ..errors import ConfigError, did_you_mean
+from ..settings import check_settings, choice, number
 
 __all__ = ["FRAME_CHOICES", "FASTEST", "SLOWEST", "MediaConfig"]
 
@@ -38,3 +41,22 @@ class MediaConfig:
     augment: bool = False
     # data: by data.standardize; imagenet: ImageNet's means and deviations of the colours in their place
     picture_statistics: str = choice("data", ("data", "imagenet"))
+
+    @classmethod
+    def of(cls, given: MediaConfig | Mapping[str, Any] | None) -> MediaConfig:
+        """Checked settings from some of them, defaults for the others.
+
+        Raises:
+            ConfigError: a setting that there is not, or a value that it does not take.
+        """
+        if not isinstance(given, MediaConfig):
+            defaults = asdict(cls())
+            for key, value in (given or {}).items():
+                if key not in defaults:
+                    near = did_you_mean(key, defaults)
+                    raise ConfigError(f"media has no setting '{key}'{near}; there are {', '.join(defaults)}")
+                if type(value) is not type(defaults[key]):
+                    raise ConfigError(f"media.{key}={value!r} has the wrong type; it takes one as {defaults[key]!r} is")
+            given = cls(**(given or {}))
+        check_settings(given, "media")
+        return given

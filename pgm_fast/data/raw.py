@@ -4,17 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from difflib import get_close_matches
+from typing import Any
 
 import numpy as np
 
-from ..errors import DataError
+from ..errors import DataError, did_you_mean
 from .media_settings import MediaConfig
 
-__all__ = ["Problem", "Raw", "RefusedData", "Request", "listing", "nearest", "one_line"]
+__all__ = ["Problem", "Raw", "RefusedData", "Request", "listing", "one_line"]
 
 SHOWN = 20  # names of a long list in a message
 LONGEST_REASON = 300  # characters of what a library says
+_LISTS = ("modalities", "ignore", "class_names")  # of names, kept as tuples
 
 
 @dataclass(frozen=True)
@@ -55,26 +56,68 @@ class RefusedData(DataError):
 
 @dataclass(frozen=True)
 class Request:
-    """How a source is to be read: the arguments of :func:`pgm_fast.data.load`."""
+    """What is read, and how.
+
+    Attributes:
+        source: ``digits``, ``synthetic``, or the path of a file or folder.
+        format: ``auto`` (by name, then by content), or one of :data:`pgm_fast.data.readers.FORMATS`.
+        task: ``auto`` (integers: classification; integers 0/1 ``[N, C]``: multilabel; floats: regression), or one of
+            the four tasks.
+        modalities: a subset in this order; None for all.
+        ignore: keys (of a folder of files: names of folders or files) that are left out. Without it, and without
+            ``modalities``, an array that is not read is an error.
+        label: key of the labels.
+        labels: what their values mean: ``auto``; ``classes``, every value is a class, numbered in order; ``onehot``,
+            the column that holds the 1; ``sign``, two classes, above zero or not.
+        group_by: column whose equal values make one sequence of vectors, padded to the longest, with a label per step.
+        order_by: column that orders the steps of a sequence; the order of the file otherwise.
+        nonfinite: ``error``, or ``zero``: NaN and infinities are read as 0, which training puts in their place after it
+            has standardised. A row of NaN alone is one that lacks the modality, in either case.
+        options: for ``synthetic``, arguments of :func:`pgm_fast.data.synthetic.draw`.
+        media: how sounds and pictures become numbers: a :class:`~pgm_fast.data.media_settings.MediaConfig`, or some of
+            its settings by name.
+        apply: the data is for a trained model to be applied to: no split is made (rows without one are all ``test``),
+            and no split needs rows.
+        class_names: the classes in the model's order. Names as labels, and numbers in a source with ``class_names`` of
+            its own, are coded by this list.
+        num_classes: how many classes there are; a class may be without rows.
+        resplit: ``none``; ``all``: rows are dealt to the splits anew, stratified, in the proportions that the splits
+            have; ``validation``: those of train and validation are, and the test rows stay.
+        resplit_seed: of that.
+        resplit_by: column whose rows with one value then come into one split.
+
+    Raises:
+        ConfigError: a setting of ``media`` that there is not, or a value that it does not take.
+    """
 
     source: str
     format: str = "auto"
     task: str = "auto"
-    modalities: tuple[str, ...] | None = None
-    ignore: tuple[str, ...] = ()
+    modalities: Sequence[str] | None = None
+    ignore: Sequence[str] = ()
     label: str = "label"
     labels: str = "auto"
     group_by: str | None = None
     order_by: str | None = None
     nonfinite: str = "error"
-    options: Mapping = field(default_factory=dict)
-    media: MediaConfig = field(default_factory=MediaConfig)
+    options: Mapping | None = None
+    media: MediaConfig | Mapping[str, Any] | None = None
     apply: bool = False
-    class_names: tuple[str, ...] | None = None
+    class_names: Sequence[str] | None = None
     num_classes: int | None = None
     resplit: str = "none"
     resplit_seed: int = 0
     resplit_by: str | None = None
+
+    def __post_init__(self):
+        as_read = {
+            "source": str(self.source),
+            "options": dict(self.options or {}),
+            "media": MediaConfig.of(self.media),
+            **{key: tuple(names) for key in _LISTS if (names := getattr(self, key)) is not None},
+        }
+        for key, value in as_read.items():
+            object.__setattr__(self, key, value)
 
     def wanted(self, found: Sequence[str], held: Sequence[str]) -> list[str]:
         """The modalities to read: all that were ``found``, or those that were asked for.
@@ -89,7 +132,7 @@ class Request:
         """Raises RefusedData unless what is to be ignored is among the keys of the source, which a model may lack."""
         for name in self.ignore:
             if name not in keys and not self.apply:
-                message = f"to be ignored, but there is no such key{nearest(name, keys)}; it holds {listing(keys)}"
+                message = f"to be ignored, but there is no such key{did_you_mean(name, keys)}; it holds {listing(keys)}"
                 raise RefusedData(Problem(file, name, None, message))
 
 
@@ -152,12 +195,6 @@ class Raw:
                     return Problem(file, prefix.format(key=key), int(row - start), message, severity)
             return Problem(file, key, int(row), message, severity)
         return Problem(file, key, None, message, severity)
-
-
-def nearest(name: str, allowed: Sequence[str]) -> str:
-    """`` (did you mean 'x'?)`` where a near name exists, else nothing."""
-    close = get_close_matches(str(name), list(allowed), n=1)
-    return f" (did you mean '{close[0]}'?)" if close else ""
 
 
 def listing(names: Sequence[str]) -> str:

@@ -3,108 +3,36 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 from os import PathLike
 from typing import Any
 
 import numpy as np
 
-from ..errors import ConfigError
-from ..settings import check_settings
 from .arrays import CleanRows, is_lazy, kind_of
 from .checks import examine, normal_split
 from .feature_set import FeatureSet
 from .grouping import group_array, group_members
 from .labels import convert_labels, decide_task
-from .media_settings import MediaConfig
-from .raw import Problem, Raw, RefusedData, Request, nearest
+from .raw import Problem, Raw, RefusedData, Request
 from .splitting import carve_validation, redraw_split, stratified_split
 
 __all__ = ["check", "load"]
 
 log = logging.getLogger(__name__)
 
-_LISTS = ("modalities", "ignore", "class_names")  # of names, in a request as tuples
-
-
-def _request(source: str | PathLike, reading: Mapping[str, Any]) -> Request:
-    lists = {key: tuple(reading[key]) for key in _LISTS if reading.get(key) is not None}
-    others = {"options": dict(reading.get("options") or {}), "media": _media(reading.get("media"))}
-    return Request(source=str(source), **{**reading, **lists, **others})
-
-
-def _media(given: MediaConfig | Mapping[str, Any] | None) -> MediaConfig:
-    """Raises ConfigError for a setting that there is not, or a value that it does not take."""
-    if not isinstance(given, MediaConfig):
-        defaults = asdict(MediaConfig())
-        for key, value in (given or {}).items():
-            if key not in defaults:
-                near = nearest(key, list(defaults))
-                raise ConfigError(f"media has no setting '{key}'{near}; there are {', '.join(defaults)}")
-            if type(value) is not type(defaults[key]):
-                raise ConfigError(f"media.{key}={value!r} has the wrong type; it takes one as {defaults[key]!r} is")
-        given = MediaConfig(**(given or {}))
-    check_settings(given, "media")
-    return given
-
 
 def check(source: str | PathLike, **reading: Any) -> list[Problem]:
     """Everything that is wrong with a source, errors first; arguments as for :func:`load`. Reads every value once."""
-    _, problems = examine(_request(source, reading))
+    _, problems = examine(Request(source, **reading))
     return sorted(problems, key=lambda problem: ("error", "warning", "note").index(problem.severity))
 
 
-def load(
-    source: str | PathLike,
-    *,
-    format: str = "auto",
-    task: str = "auto",
-    modalities: Sequence[str] | None = None,
-    ignore: Sequence[str] = (),
-    label: str = "label",
-    labels: str = "auto",
-    group_by: str | None = None,
-    order_by: str | None = None,
-    nonfinite: str = "error",
-    options: Mapping | None = None,
-    media: MediaConfig | Mapping[str, Any] | None = None,
-    apply: bool = False,
-    class_names: Sequence[str] | None = None,
-    num_classes: int | None = None,
-    resplit: str = "none",
-    resplit_seed: int = 0,
-    resplit_by: str | None = None,
-) -> FeatureSet:
+def load(source: str | PathLike, **reading: Any) -> FeatureSet:
     """Read and check a feature set.
 
     Args:
         source: ``digits``, ``synthetic``, or the path of a file or folder.
-        format: ``auto`` (by name, then by content), or one of :data:`pgm_fast.data.readers.FORMATS`.
-        task: ``auto`` (integers: classification; integers 0/1 ``[N, C]``: multilabel; floats: regression), or one of
-            the four tasks.
-        modalities: a subset in this order; None for all.
-        ignore: keys (of a folder of files: names of folders or files) that are left out. Without it, and without
-            ``modalities``, an array that is not read is an error.
-        label: key of the labels.
-        labels: what their values mean: ``auto``; ``classes``, every value is a class, numbered in order; ``onehot``,
-            the column that holds the 1; ``sign``, two classes, above zero or not.
-        group_by: column whose equal values make one sequence of vectors, padded to the longest, with a label per step.
-        order_by: column that orders the steps of a sequence; the order of the file otherwise.
-        nonfinite: ``error``, or ``zero``: NaN and infinities are read as 0, which training puts in their place after it
-            has standardised. A row of NaN alone is one that lacks the modality, in either case.
-        options: for ``synthetic``, arguments of :func:`pgm_fast.data.synthetic.draw`.
-        media: how sounds and pictures become numbers: settings of
-            :class:`~pgm_fast.data.media_settings.MediaConfig`, defaults for the others.
-        apply: the data is for a trained model to be applied to: no split is made (rows without one are all ``test``),
-            and no split needs rows.
-        class_names: the classes in the model's order. Names as labels, and numbers in a source with ``class_names`` of
-            its own, are coded by this list.
-        num_classes: how many classes there are; a class may be without rows.
-        resplit: ``none``; ``all``: rows are dealt to the splits anew, stratified, in the proportions that the splits
-            have; ``validation``: those of train and validation are, and the test rows stay.
-        resplit_seed: of that.
-        resplit_by: column whose rows with one value then come into one split.
+        reading: how; the fields of :class:`~pgm_fast.data.Request`.
 
     Without splits in the source a seeded stratified 70/10/20 split is made; without validation rows 15 % of the
     training rows (stratified, seeded) become validation. Both are logged, and both depend on the data alone. Validation
@@ -113,28 +41,7 @@ def load(
     Raises:
         DataError: the first problem, and how many more there are. ConfigError: a setting of ``media``.
     """
-    request = _request(
-        source,
-        {
-            "format": format,
-            "task": task,
-            "modalities": modalities,
-            "ignore": ignore,
-            "label": label,
-            "labels": labels,
-            "group_by": group_by,
-            "order_by": order_by,
-            "nonfinite": nonfinite,
-            "options": options,
-            "media": media,
-            "apply": apply,
-            "class_names": class_names,
-            "num_classes": num_classes,
-            "resplit": resplit,
-            "resplit_seed": resplit_seed,
-            "resplit_by": resplit_by,
-        },
-    )
+    request = Request(source, **reading)
     raw, problems = examine(request)
     errors = [problem for problem in problems if problem.severity == "error"]
     if errors:

@@ -21,9 +21,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ..errors import DataError
+from ..errors import DataError, did_you_mean
 from .feature_set import FeatureSet
-from .raw import Raw, Request, nearest
+from .raw import Raw, Request
 from .splitting import stratified_split
 
 __all__ = ["KINDS", "NAMES", "Synthetic", "draw", "generate", "read_synthetic"]
@@ -175,7 +175,7 @@ def read_synthetic(request: Request) -> Raw:
     for key in request.options:
         if key not in allowed:
             raise DataError(
-                f"synthetic: unknown option '{key}'{nearest(key, allowed)}; allowed are {', '.join(allowed)}"
+                f"synthetic: unknown option '{key}'{did_you_mean(key, allowed)}; allowed are {', '.join(allowed)}"
             )
     features = generate(**request.options)
     wanted = list(features.modalities) if request.modalities is None else list(request.modalities)
@@ -200,7 +200,7 @@ def read_synthetic(request: Request) -> Raw:
 
 def _check(kind, n, dim, noise, modalities, private, proportions, steps, missing, seed) -> None:
     if kind not in KINDS:
-        raise DataError(f"synthetic: unknown kind '{kind}'{nearest(kind, KINDS)}; one of {', '.join(KINDS)}")
+        raise DataError(f"synthetic: unknown kind '{kind}'{did_you_mean(kind, KINDS)}; one of {', '.join(KINDS)}")
     if modalities not in (2, 3):
         raise DataError(f"synthetic: modalities={modalities}; 2 or 3 are made")
     for name, value, least in (

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping
 
 from torch import nn
 
 from ..data.feature_set import DataSpec
-from ..errors import ConfigError
+from ..errors import ConfigError, did_you_mean
 from .base import HeldOut, Method, ModelConfig, Output, Stage
 from .baselines import BaselineConfig, Ensemble, Joint, Unimodal
 from .dimml import DIMML, DIMMLConfig
@@ -63,9 +62,7 @@ def build(
         ConfigError: unknown name, a config of another method, or values that do not fit the data.
     """
     if name not in METHODS:
-        near = difflib.get_close_matches(str(name), METHODS, n=1)
-        hint = f"; did you mean {near[0]}?" if near else ""
-        raise ConfigError(f"method is {name!r}, must be one of {', '.join(METHODS)}{hint}")
+        raise ConfigError(f"method is {name!r}, must be one of {', '.join(METHODS)}{did_you_mean(name, METHODS)}")
     method = METHODS[name]
     if not isinstance(config, method.config_class):
         raise ConfigError(

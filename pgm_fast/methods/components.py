@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping
 
 import torch
@@ -11,7 +10,7 @@ from torch.nn import functional as F
 
 from ..data.batch import Batch
 from ..data.feature_set import DataSpec, ModalitySpec
-from ..errors import ConfigError
+from ..errors import ConfigError, did_you_mean
 from ..nn.encoders import ENCODERS, make_encoder
 from ..nn.mlp import MLP
 from ..nn.parts import mark_part, modality_dict
@@ -38,13 +37,11 @@ def check_model(model: ModelConfig) -> None:
         )
     check_settings(model, "model")
     if model.answer not in ANSWERS:
-        near = difflib.get_close_matches(str(model.answer), ANSWERS, n=1)
-        hint = f"; did you mean {near[0]}?" if near else ""
-        raise ConfigError(f"model.answer is {model.answer!r}, must be one of {', '.join(ANSWERS)}{hint}")
+        near = did_you_mean(model.answer, ANSWERS)
+        raise ConfigError(f"model.answer is {model.answer!r}, must be one of {', '.join(ANSWERS)}{near}")
     if model.encoder not in ("auto", *ENCODERS):
-        near = difflib.get_close_matches(str(model.encoder), ENCODERS, n=1)
-        hint = f"; did you mean {near[0]}?" if near else ""
-        raise ConfigError(f"model.encoder is {model.encoder!r}, must be one of auto, {', '.join(ENCODERS)}{hint}")
+        near = did_you_mean(model.encoder, ENCODERS)
+        raise ConfigError(f"model.encoder is {model.encoder!r}, must be one of auto, {', '.join(ENCODERS)}{near}")
 
 
 def build_encoders(spec: DataSpec, model: ModelConfig, encoders: Mapping[str, nn.Module] | None) -> nn.ModuleDict:
@@ -60,9 +57,8 @@ def build_encoders(spec: DataSpec, model: ModelConfig, encoders: Mapping[str, nn
     encoders = dict(encoders or {})
     for name in encoders:
         if name not in spec.modalities:
-            near = difflib.get_close_matches(str(name), spec.modalities, n=1)
-            hint = f" (did you mean {near[0]}?)" if near else ""
-            raise ConfigError(f"encoders name {name!r}{hint}; the data has {', '.join(spec.modalities)}")
+            near = did_you_mean(name, spec.modalities)
+            raise ConfigError(f"encoders name {name!r}{near}; the data has {', '.join(spec.modalities)}")
     own = [m for m in spec.modalities if m not in encoders]
     if own and model.encoder not in ("auto", "mlp") and not any(s.sequence for s in spec.modalities.values()):
         raise ConfigError(

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import difflib
 import math
 from collections.abc import Iterable, Mapping
 
 from torch import nn
 
-from ..errors import ConfigError
+from ..errors import ConfigError, did_you_mean
 from ..nn.parts import PARTS, parameter_parts
 
 __all__ = ["NO_DECAY", "multi_rate_groups", "without_decay"]
@@ -83,7 +82,7 @@ def multi_rate_groups(
             if (key, part) not in used:
                 names = [f"{m}.{p}" for m, p in grouped]
                 raise ConfigError(
-                    f"rate {key}.{part} sets the learning rate of no parameter{_near(f'{key}.{part}', names)}; "
+                    f"rate {key}.{part} sets the learning rate of no parameter{did_you_mean(f'{key}.{part}', names)}; "
                     f"the model has {', '.join(names) or 'no trainable parameter'}"
                 )
     return without_decay(groups) if no_decay else groups
@@ -121,19 +120,14 @@ def _check_rates(
     for key, parts in rates.items():
         if key not in known:
             raise ConfigError(
-                f"rates name {key!r}, which is no modality here{_near(key, known)}; allowed: {', '.join(known)}"
+                f"rates name {key!r}, which is no modality here{did_you_mean(key, known)}; allowed: {', '.join(known)}"
             )
         for part, multiplier in parts.items():
             if part not in known_parts:
-                near, allowed = _near(part, known_parts), ", ".join(known_parts)
+                near, allowed = did_you_mean(part, known_parts), ", ".join(known_parts)
                 raise ConfigError(f"rates of {key!r} name the part {part!r}{near}; allowed: {allowed}")
             if not (isinstance(multiplier, (int, float)) and math.isfinite(multiplier) and multiplier >= 0):
                 raise ConfigError(f"rate {key}.{part} is {multiplier!r}, must be a finite number >= 0")
-
-
-def _near(name: str, known: Iterable[str]) -> str:
-    near = difflib.get_close_matches(str(name), list(known), n=1)
-    return f" (did you mean {near[0]}?)" if near else ""
 
 
 def _entries(rates: Mapping[str, Mapping[str, float]]) -> str:

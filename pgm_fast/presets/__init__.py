@@ -7,14 +7,13 @@ interactions``.
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from ..errors import ConfigError
+from ..errors import ConfigError, did_you_mean
 
 __all__ = ["KINDS", "names", "read", "summary", "text"]
 
@@ -35,9 +34,7 @@ def text(name: str, kind: str | None = None) -> str:
     """The file of a preset. Raises ConfigError for an unknown name, or one of another command than ``kind``."""
     known = names(kind)
     if name not in known:
-        near = difflib.get_close_matches(name, known, n=1)
-        hint = f" (did you mean {near[0]}?)" if near else ""
-        raise ConfigError(f"preset={name!r} is not allowed{hint}; it takes {', '.join(known)}")
+        raise ConfigError(f"preset={name!r} is not allowed{did_you_mean(name, known)}; it takes {', '.join(known)}")
     return (_FOLDER / f"{name}.yaml").read_text(encoding="utf-8")
 
 

@@ -9,14 +9,13 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
-from difflib import get_close_matches
 from itertools import product
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from ..errors import ConfigError
+from ..errors import ConfigError, did_you_mean
 from ..train.assembly import resolve_config
 from ..train.config import Config
 from ..train.configure import read_mapping
@@ -298,9 +297,7 @@ def _only(values: Mapping[str, Any], allowed: Sequence[str], where: str) -> None
 
 def _known(name: Any, allowed: Sequence[str] | Mapping[str, Any], where: str) -> None:
     if name not in allowed:
-        near = get_close_matches(str(name), list(allowed), n=1)
-        hint = f" (did you mean {near[0]}?)" if near else ""
-        raise ConfigError(f"{where}: unknown {name!r}{hint}; it takes {', '.join(allowed)}")
+        raise ConfigError(f"{where}: unknown {name!r}{did_you_mean(name, allowed)}; it takes {', '.join(allowed)}")
 
 
 def _flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -6,7 +6,6 @@ allowed.
 
 from __future__ import annotations
 
-import difflib
 import math
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -27,7 +26,7 @@ from ..data.labels import LABELS
 from ..data.media_settings import MediaConfig
 from ..data.readers import FORMATS
 from ..data.splitting import RESPLITS
-from ..errors import ConfigError
+from ..errors import ConfigError, did_you_mean
 from ..methods.answers import ANSWERS
 from ..nn.encoders import ENCODERS
 from ..settings import Range, choices_of, ranges_of
@@ -238,7 +237,7 @@ def validate(config: Config) -> None:
     for key, choices in CHOICES.items():
         value = _get(config, key)
         if value not in choices:
-            raise _refused(key, value, ", ".join(choices), _near(str(value), choices))
+            raise _refused(key, value, ", ".join(choices), did_you_mean(value, choices, most=2, cutoff=0.65))
     for key, allowed in RANGES.items():
         value = _get(config, key)
         if value is not None and value not in allowed:
@@ -266,7 +265,7 @@ def validate(config: Config) -> None:
         raise _refused("data.modalities", list(names), "at least one name, each once, or null for all")
     names = config.train.logger
     if len(set(names)) != len(names) or not set(names) <= set(TRACKERS):
-        near = next((_near(name, TRACKERS) for name in names if name not in TRACKERS), "")
+        near = next((did_you_mean(name, TRACKERS) for name in names if name not in TRACKERS), "")
         allowed = f"a list of any of {', '.join(TRACKERS)}, each once; [] for none"
         raise _refused("train.logger", list(names), allowed, near)
 
@@ -428,14 +427,11 @@ def _unknown(key: str, owner: type, prefix: str) -> ConfigError:
     allowed = list(get_type_hints(owner))
     name = key.split(".")[-1]
     elsewhere = [f"{section}.{name}" for section, hint in SECTIONS.items() if name in get_type_hints(hint)]
-    near = f" (did you mean {' or '.join(elsewhere)}?)" if elsewhere else _near(key.split(".")[0], allowed, prefix)
+    near = f" (did you mean {' or '.join(elsewhere)}?)"
+    if not elsewhere:
+        near = did_you_mean(key.split(".")[0], allowed, prefix, most=2, cutoff=0.65)
     where = f"section {prefix[:-1]}" if prefix else "the top level"
     return ConfigError(f"unknown configuration key '{prefix}{key}'{near}; {where} takes {', '.join(allowed)}")
-
-
-def _near(value: str, allowed: Sequence[str], prefix: str = "") -> str:
-    close = difflib.get_close_matches(value, allowed, n=2, cutoff=0.65)
-    return f" (did you mean {' or '.join(prefix + name for name in close)}?)" if close else ""
 
 
 def _get(config: Config, key: str) -> Any:

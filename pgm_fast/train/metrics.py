@@ -7,7 +7,6 @@ given a made-up value.
 
 from __future__ import annotations
 
-import difflib
 import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -25,7 +24,7 @@ from torchmetrics.functional.classification import (
     multilabel_f1_score,
 )
 
-from ..errors import ConfigError, DataError
+from ..errors import ConfigError, DataError, did_you_mean
 from .predictions import Predictions
 
 __all__ = ["METRICS", "evaluate_predictions", "monitored_metric", "primary_metric", "retrieval_ranks", "score"]
@@ -123,10 +122,9 @@ def monitored_metric(task: str, monitor: str = "auto") -> tuple[str, str]:
         return primary_metric(task)
     directions = METRICS[task]
     if monitor not in directions:
-        near = difflib.get_close_matches(monitor, directions, n=1)
-        hint = f" (did you mean {near[0]}?)" if near else ""
+        near = did_you_mean(monitor, directions)
         raise ConfigError(
-            f"train.monitor is {monitor!r}{hint}; for {task} it is auto or one of {', '.join(directions)}"
+            f"train.monitor is {monitor!r}{near}; for {task} it is auto or one of {', '.join(directions)}"
         )
     return monitor, directions[monitor]
 

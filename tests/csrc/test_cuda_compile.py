@@ -16,7 +16,7 @@ import pytest
 NVCC = shutil.which("nvcc")
 pytestmark = pytest.mark.skipif(NVCC is None, reason="nvcc is not on the PATH")
 
-SOURCES = ("partition", "partition_boundary", "partition_dual", "multi_rate")
+SOURCES = sorted(path.stem for path in Path(__file__).parents[2].glob("csrc/cuda/*.cu"))
 ARCHITECTURES = ("sm_90", *(pytest.param(other, marks=pytest.mark.slow) for other in ("sm_80", "sm_100")))
 DOUBLE_ARITHMETIC = r"\bD(?:ADD|MUL|FMA|SETP|MNMX)\b"
 WIDE = r"\.E\.128\b"

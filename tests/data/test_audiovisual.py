@@ -153,7 +153,7 @@ def test_what_is_wrong_is_named(media):
     assert len(problems) == 2
     assert "train_05.wav: audio of train.csv, row 5: cannot be read" in problems[0]
     assert "test_02/002.png: video of test.csv, row 2: cannot be read" in problems[1]
-    with pytest.raises(ConfigError, match="media has no setting 'image'.*did you mean 'image_size'"):
+    with pytest.raises(ConfigError, match="media has no setting 'image'.*did you mean image_size"):
         load(folder, media={"image": 8})
     with pytest.raises(ConfigError, match="media.frames=0 is not allowed; it takes a number of at least 1"):
         load(folder, media={"frames": 0})

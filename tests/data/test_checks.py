@@ -105,26 +105,26 @@ BAD = {
     "wrong label key": (
         lambda a: None,
         {"label": "lable"},
-        r"no key 'lable'.*did you mean 'label'\?.*holds text, audio",
+        r"no key 'lable'.*did you mean label\?.*holds text, audio",
     ),
     "wrong modality": (
         lambda a: None,
         {"modalities": ["txt"]},
-        r"txt: no such modality \(did you mean 'text'\?\); .* text, audio",
+        r"txt: no such modality \(did you mean text\?\); .* text, audio",
     ),
     "modality twice": (lambda a: None, {"modalities": ["text", "text"]}, "name each modality once"),
     "wrong task": (
         lambda a: None,
         {"task": "clasification"},
-        "unknown task 'clasification'.*did you mean 'classification'",
+        "unknown task 'clasification'.*did you mean classification",
     ),
-    "wrong format": (lambda a: None, {"format": "nzp"}, "unknown format 'nzp'.*did you mean 'npz'"),
+    "wrong format": (lambda a: None, {"format": "nzp"}, "unknown format 'nzp'.*did you mean npz"),
     "wrong nonfinite": (lambda a: None, {"nonfinite": "drop"}, "'drop' is not one of error, zero"),
     "options": (lambda a: None, {"options": {"kind": "xor"}}, "options.*'synthetic'"),
     "wrong group": (
         lambda a: a.pop("audio"),
         {"group_by": "speakr"},
-        r"speakr: no such column for group_by \(did you mean 'speaker'\?\); columns are",
+        r"speakr: no such column for group_by \(did you mean speaker\?\); columns are",
     ),
     "group of sequences": (
         lambda a: None,
@@ -219,9 +219,9 @@ def test_integer_arrays_are_not_taken_silently(tmp_path):
 
 def test_a_missing_file_is_named_with_near_names(tmp_path):
     np.savez(tmp_path / "features.npz", **good())
-    with pytest.raises(DataError, match=r"fetures.npz: no such file or folder \(did you mean 'features.npz'\?\)"):
+    with pytest.raises(DataError, match=r"fetures.npz: no such file or folder \(did you mean features.npz\?\)"):
         load(tmp_path / "fetures.npz")
-    with pytest.raises(DataError, match="did you mean 'digits'"):
+    with pytest.raises(DataError, match="did you mean digits"):
         load("digit")
     with pytest.raises(DataError, match="nor its folder"):
         load(tmp_path / "nowhere" / "features.npz")
@@ -246,7 +246,7 @@ def test_other_kinds_of_files_are_refused_with_the_kinds_that_are_read(tmp_path)
         load(tmp_path / "empty")
     with pytest.raises(DataError, match="format 'folder' is a folder, and this is none"):
         load(tmp_path / "a.xyz", format="folder")
-    with pytest.raises(DataError, match="unknown option 'nose'.*did you mean 'noise'"):
+    with pytest.raises(DataError, match="unknown option 'nose'.*did you mean noise"):
         load("synthetic", options={"nose": 1})
 
 
@@ -301,7 +301,7 @@ def test_an_array_that_is_not_read_is_an_error_whose_advice_works(tmp_path, case
 
 def test_what_is_ignored_must_be_there(tmp_path):
     np.savez(tmp_path / "set.npz", **good())
-    with pytest.raises(DataError, match=r"audo: to be ignored.*did you mean 'audio'"):
+    with pytest.raises(DataError, match=r"audo: to be ignored.*did you mean audio"):
         load(tmp_path / "set.npz", ignore=["audo"])
     assert list(load(tmp_path / "set.npz", ignore=["audio"]).modalities) == ["text"]
 

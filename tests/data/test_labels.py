@@ -66,7 +66,7 @@ def test_labels_per_step_are_recoded_without_their_padding(tmp_path):
         (np.ones((ROWS, 2), int), "onehot", "one 1 per row"),
         (np.ones((ROWS, 2)), "sign", "one value per row"),
         (np.array(["a", "b"] * (ROWS // 2)), "sign", "finite numbers"),
-        (np.arange(ROWS) % 3, "clases", "not one of auto, classes.*did you mean 'classes'"),
+        (np.arange(ROWS) % 3, "clases", "not one of auto, classes.*did you mean classes"),
     ],
 )
 def test_values_that_cannot_mean_that_are_refused(tmp_path, label, labels, message):

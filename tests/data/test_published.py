@@ -116,7 +116,7 @@ def test_a_missing_key_of_a_split_is_named_with_those_present(tmp_path):
     content["valid"]["lables"] = content["valid"].pop("labels")
     (tmp_path / "a.pkl").write_bytes(pickle.dumps(content))
     with pytest.raises(
-        DataError, match=r"a\.pkl: valid/labels: no such key \(did you mean 'lables'\?\); it holds vision, audio"
+        DataError, match=r"a\.pkl: valid/labels: no such key \(did you mean lables\?\); it holds vision, audio"
     ):
         load(tmp_path / "a.pkl")
 

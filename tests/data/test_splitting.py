@@ -83,7 +83,7 @@ def test_a_source_is_read_with_its_rows_dealt_anew(tmp_path):
     assert all(len(set(by_row.split[video == value])) == 1 for value in range(20))
     sequences = load(tmp_path / "set.npz", group_by="video", resplit="all", resplit_by="video", resplit_seed=1)
     assert sorted(sequences.split) == sorted(split[::3])
-    with pytest.raises(DataError, match="vide: no such column for resplit_by .did you mean 'video'"):
+    with pytest.raises(DataError, match="vide: no such column for resplit_by .did you mean video"):
         load(tmp_path / "set.npz", resplit="all", resplit_by="vide")
     with pytest.raises(DataError, match="keeps no rows together without resplit=all"):
         load(tmp_path / "set.npz", resplit_by="video")

@@ -6,7 +6,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..raw import Problem, Raw, RefusedData, Request, nearest
+from ...errors import did_you_mean
+from ..raw import Problem, Raw, RefusedData, Request
 from ..synthetic import read_synthetic
 from .audiovisual import read_audiovisual
 from .digits import read_digits
@@ -74,7 +75,7 @@ FORMATS = {
 def read(request: Request) -> Raw:
     """Read ``request.source``, an embedded name or a path. Raises RefusedData: missing, unknown or unreadable."""
     if request.format not in ("auto", *FORMATS):
-        close = nearest(request.format, list(FORMATS))
+        close = did_you_mean(request.format, list(FORMATS))
         message = f"unknown format '{request.format}'{close}; one of auto, {', '.join(FORMATS)}"
         raise RefusedData(Problem(request.source, "", None, message))
     if request.format == "auto" and request.source in EMBEDDED:
@@ -112,5 +113,5 @@ def _missing(path: Path) -> str:
     folder = path.parent if path.parent.is_dir() else None
     if folder is None:
         return f"no such file, nor its folder {path.parent}"
-    close = nearest(path.name, sorted(p.name for p in folder.iterdir()) + list(EMBEDDED))
+    close = did_you_mean(path.name, sorted(p.name for p in folder.iterdir()) + list(EMBEDDED))
     return f"no such file or folder{close}; embedded sets are {', '.join(EMBEDDED)}"

@@ -8,10 +8,11 @@ from pathlib import Path
 
 import numpy as np
 
+from ...errors import did_you_mean
 from ..media import FrameRows, MediaRows, SpectrogramRows
 from ..media_files import Place
 from ..media_settings import MediaConfig
-from ..raw import Problem, Raw, RefusedData, Request, nearest
+from ..raw import Problem, Raw, RefusedData, Request
 from .lists import find_lists, read_list
 
 __all__ = ["MODALITIES", "OTHERS", "READ", "media_rows", "read_audiovisual"]
@@ -52,7 +53,7 @@ def read_audiovisual(path: Path, request: Request) -> Raw:
     raw, identifiers = _listed(path, request)
     for name in request.modalities or ():
         if name not in MODALITIES:
-            message = f"no such modality{nearest(name, raw.keys)}; there are audio and video"
+            message = f"no such modality{did_you_mean(name, raw.keys)}; there are audio and video"
             raise RefusedData(Problem(str(path), name, None, message))
     wanted = [name for name in request.modalities or MODALITIES if name not in request.ignore]
     found = _files(path, set(identifiers), request)

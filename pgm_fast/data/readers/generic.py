@@ -24,10 +24,11 @@ from pathlib import Path
 
 import numpy as np
 
+from ...errors import did_you_mean
 from ..archives import UNREADABLE, unpack_npz
 from ..arrays import LazyRows
 from ..files import out_of_map
-from ..raw import Problem, Raw, RefusedData, Request, listing, nearest
+from ..raw import Problem, Raw, RefusedData, Request, listing
 
 __all__ = ["arrays_of", "as_array", "interpret", "read_folder", "read_npy", "read_npz", "read_safetensors"]
 
@@ -147,9 +148,8 @@ def interpret(
     if raw.label_key in arrays:
         raw.label = arrays[raw.label_key]
     elif request.task != "retrieval":
-        message = (
-            f"no key '{request.label}' for the labels{nearest(request.label, keys)}; the file holds {listing(keys)}"
-        )
+        near = did_you_mean(request.label, keys)
+        message = f"no key '{request.label}' for the labels{near}; the file holds {listing(keys)}"
         cure = "predict needs none" if request.apply else "name one with label=, or ask for task=retrieval"
         raise RefusedData(Problem(str(path), request.label, None, f"{message}; {cure}"))
     raw.split = arrays.get("split")
@@ -164,7 +164,7 @@ def interpret(
     wanted = request.wanted(found, keys)
     for key in wanted:
         if key not in arrays:
-            message = f"no such modality{nearest(key, found)}; the file holds {listing(found)}"
+            message = f"no such modality{did_you_mean(key, found)}; the file holds {listing(found)}"
             raise RefusedData(Problem(str(path), key, None, message))
     raw.modalities = {key: arrays[key] for key in wanted}
     if not wanted:

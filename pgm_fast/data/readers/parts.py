@@ -7,9 +7,10 @@ from pathlib import Path
 
 import numpy as np
 
+from ...errors import did_you_mean
 from ..arrays import StackedRows, is_lazy
 from ..feature_set import SPLITS
-from ..raw import Problem, Raw, RefusedData, Request, nearest
+from ..raw import Problem, Raw, RefusedData, Request
 from .generic import as_array, interpret
 
 __all__ = ["columns_of", "has_parts", "interpret_members", "interpret_parts", "parts_of", "places_of"]
@@ -51,7 +52,7 @@ def columns_of(path: Path, splits: Mapping[str, Mapping], key: str, convert: Cal
     arrays = []
     for name, part in splits.items():
         if key not in part:
-            hint = f"{nearest(key, [str(k) for k in part])}; it holds {', '.join(map(str, part))}"
+            hint = f"{did_you_mean(key, [str(k) for k in part])}; it holds {', '.join(map(str, part))}"
             raise RefusedData(Problem(str(path), f"{name}/{key}", None, f"no such key{hint}"))
         try:
             arrays.append(convert(part[key]))

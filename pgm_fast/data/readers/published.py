@@ -11,10 +11,11 @@ from pathlib import Path
 
 import numpy as np
 
+from ...errors import did_you_mean
 from ..archives import UNREADABLE
 from ..arrays import StackedRows
 from ..files import out_of_map
-from ..raw import Problem, Raw, RefusedData, Request, nearest
+from ..raw import Problem, Raw, RefusedData, Request
 from .generic import arrays_of, as_array, interpret
 from .parts import columns_of, has_parts, parts_of, places_of
 from .pickles import load_pickle
@@ -189,7 +190,7 @@ def read_lsmi(path: Path, request: Request) -> Raw:
     def column(name: str) -> list[np.ndarray]:
         for part in ("train", "val"):
             if f"{part}_{name}" not in content:
-                hint = f"{nearest(f'{part}_{name}', raw.keys)}; the file holds {', '.join(raw.keys)}"
+                hint = f"{did_you_mean(f'{part}_{name}', raw.keys)}; the file holds {', '.join(raw.keys)}"
                 raise RefusedData(Problem(str(path), f"{part}_{name}", None, f"no such key{hint}"))
         return [as_array(content[f"{part}_{name}"]) for part in ("train", "val")]
 
@@ -228,7 +229,9 @@ def read_avmnist(path: Path, request: Request) -> Raw:
     for key in modalities:
         if key not in ("image", "audio"):
             raise RefusedData(
-                Problem(str(path), key, None, f"no such modality{nearest(key, raw.keys)}; there are image and audio")
+                Problem(
+                    str(path), key, None, f"no such modality{did_you_mean(key, raw.keys)}; there are image and audio"
+                )
             )
         parts = [load(path / key / f"{part}_data.npy", "r") for part in ("train", "test")]
         if parts[0].shape[1:] != parts[1].shape[1:]:

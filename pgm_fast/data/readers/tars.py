@@ -22,9 +22,10 @@ from pathlib import Path
 
 import numpy as np
 
+from ...errors import did_you_mean
 from ..archives import UNREADABLE, require_free
 from ..media_files import Member, open_place
-from ..raw import Problem, Raw, RefusedData, Request, listing, nearest, one_line
+from ..raw import Problem, Raw, RefusedData, Request, listing, one_line
 from .audiovisual import MODALITIES, OTHERS, READ, media_rows
 from .parts import NAMES
 
@@ -76,7 +77,7 @@ def read_tars(path: Path, request: Request) -> Raw:
     raw.ids = np.array(_ids(samples, archives, starts))
     for name in request.modalities or ():
         if name not in MODALITIES:
-            message = f"no such modality{nearest(name, raw.keys)}; there are audio and video"
+            message = f"no such modality{did_you_mean(name, raw.keys)}; there are audio and video"
             raise RefusedData(Problem(str(path), name, None, message))
     held: dict[str, list[list[Member]]] = {}
     for name in (name for name in request.modalities or MODALITIES if name not in request.ignore):
