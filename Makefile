@@ -4,10 +4,12 @@
 # make test-portable  runs the numeric tests again as other processors would: other instruction sets, orders and threads
 # make test-kill  ends runs by SIGKILL 200 times and holds what comes out against runs that were left alone
 # make bench   measures what this machine can run and writes benchmarks/results/
+# make lint   checks how Python and C++ are written
 # All prepare .venv themselves, once.
 
 PYTHON ?= python3
 READY := .venv/.ready
+LINT := .venv/.lint
 # a thread per process: as many processes as cores share them
 PYTEST = OMP_NUM_THREADS=1 .venv/bin/python -m pytest -n auto --maxprocesses 8 --dist worksteal
 OUT ?= runs/digits-$(shell date +%Y%m%d-%H%M%S)
@@ -35,11 +37,16 @@ test-kill: $(READY)
 bench: $(READY)
 	.venv/bin/pgm-fast bench
 
-lint: $(READY)
-	.venv/bin/python -m pip install --quiet "ruff>=0.8,<1" "clang-format>=23,<24"
+lint: $(LINT)
 	.venv/bin/ruff check .
 	.venv/bin/ruff format --check .
 	.venv/bin/clang-format --dry-run --Werror $(wildcard csrc/*.* csrc/*/*)
+
+# by minor version: another one formats otherwise
+$(LINT): Makefile
+	test -x .venv/bin/python || $(PYTHON) -m venv .venv
+	.venv/bin/python -m pip install --quiet "ruff>=0.17,<0.18" "clang-format>=23,<24"
+	touch $(LINT)
 
 $(READY): pyproject.toml setup.py constraints.txt tools/setup_venv.py $(wildcard csrc/*.cpp csrc/*/*)
 	$(PYTHON) tools/setup_venv.py

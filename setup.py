@@ -260,7 +260,7 @@ def _extensions() -> list[Extension]:
 setup(
     packages=[*find_packages(include=["pgm_fast", "pgm_fast.*"]), "pgm_fast.kernels"],
     package_dir={"pgm_fast.kernels": "kernels"},
-    package_data={"pgm_fast.presets": ["*.yaml", "*/*.yaml"]},
+    package_data={"pgm_fast": ["py.typed"], "pgm_fast.presets": ["*.yaml", "*/*.yaml"]},
     ext_modules=_extensions(),
     cmdclass={"build_ext": BuildNative},
 )
