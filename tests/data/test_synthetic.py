@@ -93,7 +93,7 @@ def test_a_seed_says_everything_and_the_source_gives_the_same():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"kind": "or"}, "unknown kind 'or'.*'xor'"),
+        ({"kind": "or"}, "unknown kind 'or'.*mean xor"),
         ({"modalities": 4}, "modalities=4; 2 or 3"),
         ({"n": 2}, "n=2"),
         ({"n": "many"}, "n='many'"),
