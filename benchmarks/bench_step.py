@@ -1,13 +1,16 @@
 """A whole training step of PgM, forward, all losses, backward, clipping, optimizer: plain PyTorch, torch.compile of it
 and this project's ops, each with the same optimizers, in one run.
 
-    python benchmarks/bench_step.py [--device cpu|cuda] [--threads 2] [--quick]
+    python benchmarks/bench_step.py [--device cpu|cuda] [--threads 2] [--processor] [--quick]
 
-Three modalities, ten classes, a learning rate per part of the model, no dropout. ``eager`` is the model written with
-``torch.nn`` alone (plain_pgm.py), ``ours`` the method as it is trained here, on a CPU by itself and under
-torch.compile. On a CUDA device torch.compile runs in its mode ``reduce-overhead``, and ``ours`` is also captured in a
-CUDA graph, whole. Correctness comes first: all forms have the same loss and the same gradients in the encoders, where
-the reverse pass ends.
+Three modalities, ten classes, the defaults of the method but for the gate and dropout, which is off, and a learning
+rate per part of the model. ``eager`` is the model written with ``torch.nn`` alone (plain_pgm.py), ``torch.compile``
+that model compiled, ``cpp_wrapper`` the same without Python between its kernels, ``ours`` the method as it is trained
+here, by itself, under torch.compile, and with the engine's ``train.compile``. On a CUDA device torch.compile runs in
+its mode ``reduce-overhead``, and ``ours`` is also captured in a CUDA graph, whole. ``bare products`` are the matrix
+products of a step and nothing else. Correctness comes first: all forms have the same loss and the same gradients in the
+encoders, where the reverse pass ends, and in the gates. With ``--processor`` a step is what it takes of the processor:
+on a machine that has other work its wall clock measures that.
 """
 
 from __future__ import annotations
@@ -16,34 +19,36 @@ import argparse
 import copy
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import combinations
 
 import harness
 import torch
+from clocks import HostClock, ProcessorClock
 from plain_pgm import PlainPgM
 from torch import Tensor, nn
 
 from pgm_fast import backends
 from pgm_fast.data.batch import Batch
 from pgm_fast.data.feature_set import DataSpec, ModalitySpec
-from pgm_fast.methods import ModelConfig, Output, PgMConfig, build
+from pgm_fast.methods import ModelConfig, PgMConfig, build
 from pgm_fast.optim import MultiRateAdamW, multi_rate_groups
+from pgm_fast.train.compiled import CompiledStep
 
 MODALITIES = ("text", "audio", "vision")
-# the form that PlainPgM writes out
-EARLIER = {"identity_start": False, "interaction": "attention", "uni_weight": 1.0}
 CLASSES = 10
 CASES = {  # gate, batch, width of inputs and all features
-    "cpu": (("single", 64, 128), ("dual", 64, 128), ("single", 1024, 512)),
-    "cuda": (("single", 64, 128), ("single", 1024, 512)),
+    "cpu": (("boundary", 64, 128), ("single", 64, 128), ("dual", 64, 128), ("boundary", 1024, 512)),
+    "cuda": (("boundary", 64, 128), ("single", 64, 128), ("boundary", 1024, 512)),
 }
-QUICK = (("single", 16, 32),)
+QUICK = (("boundary", 16, 32),)
 RATES = {"*": {"encoder": 0.5, "partitioner": 2.0, "uni": 1.5, "paired": 0.75, "decoder": 1.25, "head": 1.0}}
-CAPTURED, COMPILED = "ours, CUDA graph", "ours, torch.compile"
+CLOCKS = {False: "wall", True: "time of the processor"}
+PRODUCTS, WRAPPED = "bare products", "torch.compile, cpp_wrapper"
+CAPTURED, COMPILED, PROGRAM = "ours, CUDA graph", "ours, torch.compile", "ours, train.compile"
 # a rate at which nothing is learned: at 1e-3 the forms were slower the more often their model had learned the batch,
 # probably since its gradients become too small to be normal numbers, on which arithmetic is slow
 RATE, DECAY, LARGEST_NORM = 1e-9, 1e-2, 1.0
 OPTIMIZERS: dict[str, Callable[[list[dict]], torch.optim.Optimizer]] = {
-    "torch AdamW": lambda groups: torch.optim.AdamW(groups, weight_decay=DECAY),
     "torch AdamW, fused": lambda groups: torch.optim.AdamW(groups, weight_decay=DECAY, fused=True),
     "MultiRateAdamW": lambda groups: MultiRateAdamW(groups, weight_decay=DECAY, max_norm=LARGEST_NORM),
 }
@@ -51,10 +56,15 @@ OPTIMIZERS: dict[str, Callable[[list[dict]], torch.optim.Optimizer]] = {
 
 @dataclass(frozen=True)
 class Form:
-    """One way to write the model: its module, and its loss on the batch."""
+    """One way to write the model: its module, what leaves the gradients of a batch there and returns the loss, and
+    where its gates are."""
 
     model: nn.Module
-    loss: Callable[[], Tensor]
+    gradients: Callable[[], Tensor]
+    gates: nn.Module
+
+    def checked(self) -> list[nn.Parameter]:
+        return [*self.model.encoders.parameters(), *self.gates.parameters()]
 
 
 @dataclass(frozen=True)
@@ -69,8 +79,11 @@ def forms(gate: str, rows: int, d: int, device: torch.device) -> dict[str, Form]
     """name -> form, all with the same parameters and on the same batch."""
     spec = DataSpec({m: ModalitySpec(d) for m in MODALITIES}, "classification", CLASSES)
     torch.manual_seed(0)
-    model = ModelConfig(dim=d, hidden=d, dropout=0.0, normalize=False)
-    ours = build("pgm", spec, model, PgMConfig(**EARLIER, gate=gate)).to(device)
+    ours = build("pgm", spec, ModelConfig(dim=d, hidden=d, dropout=0.0), PgMConfig(gate=gate)).to(device)
+    with torch.no_grad():
+        for parameter in ours.parameters():
+            # some layers start as zeros, behind which there is no gradient to compare
+            parameter.add_(torch.randn_like(parameter), alpha=0.3 * d**-0.5)
     batch = Batch(
         inputs={m: torch.randn(rows, d) for m in MODALITIES},
         weight=torch.full((rows,), 1.0 / rows),
@@ -78,34 +91,44 @@ def forms(gate: str, rows: int, d: int, device: torch.device) -> dict[str, Form]
         labels=torch.randint(CLASSES, (rows,)),
     ).to(device)
     plain = PlainPgM(ours).to(device)
-    compiled = torch.compile(plain, mode="reduce-overhead" if device.type == "cuda" else None)
 
-    def ours_on(model: nn.Module, run: Callable[[Batch], Output]) -> Form:
-        return Form(model, lambda: run(batch).losses["total"])
+    def plainly(run: Callable[..., Tensor]) -> Form:
+        return Form(plain, lambda: _backward(run(batch.inputs, batch.labels)), plain.gates)
 
-    found = {
-        "eager": Form(plain, lambda: plain(batch.inputs, batch.labels)),
-        "torch.compile": Form(plain, lambda: compiled(batch.inputs, batch.labels)),
-        "ours": ours_on(ours, ours),
-    }
+    def ours_by(model: nn.Module, run: Callable[[Batch], object]) -> Form:
+        return Form(model, lambda: _backward(run(batch).losses["total"]), model.block.partitioners)
+
+    found = {"eager": plainly(plain)}
     if device.type == "cuda":
         own = copy.deepcopy(ours)  # whose gradients no other step drops
-        found[CAPTURED] = ours_on(own, own)
-    else:
-        found[COMPILED] = ours_on(ours, torch.compile(ours))
-    return found
+        found["torch.compile"] = plainly(torch.compile(plain, mode="reduce-overhead"))
+        return found | {"ours": ours_by(ours, ours), CAPTURED: ours_by(own, own)}
+    program = CompiledStep(ours, ours.parameters(), rows, "fp32")
+    return found | {
+        "torch.compile": plainly(torch.compile(plain)),
+        WRAPPED: plainly(torch.compile(plain, options={"cpp_wrapper": True})),
+        "ours": ours_by(ours, ours),
+        COMPILED: ours_by(ours, torch.compile(ours)),
+        PROGRAM: Form(ours, lambda: program(batch)["total"], ours.block.partitioners),
+    }
+
+
+def _backward(loss: Tensor) -> Tensor:
+    loss.backward()
+    return loss.detach()
 
 
 def check(found: dict[str, Form]) -> None:
-    """Loss and gradients of the encoders in every form.
+    """Loss and gradients of encoders and gates in every form.
 
     Raises:
         AssertionError: one differs from those of the plain model.
     """
     expected = None
     for form in found.values():
-        loss = form.loss()
-        got = loss.detach().clone(), *torch.autograd.grad(loss, list(form.model.encoders.parameters()))
+        form.model.zero_grad()
+        got = [form.gradients().clone(), *(p.grad.clone() for p in form.checked())]
+        form.model.zero_grad()
         expected = expected or got
         for a, b in zip(got, expected, strict=True):
             torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-3 * b.abs().max().item())
@@ -118,7 +141,7 @@ def training_step(form: Form, optimizer: torch.optim.Optimizer, captured: bool =
     def run() -> None:
         # a captured step writes to the same gradients each time
         optimizer.zero_grad(set_to_none=not captured)
-        form.loss().backward()
+        form.gradients()
         if not isinstance(optimizer, MultiRateAdamW):
             torch.nn.utils.clip_grad_norm_(parameters, LARGEST_NORM)
         optimizer.step()
@@ -142,7 +165,43 @@ def capture(run: Callable[[], object], warm_up: int = 3) -> Callable[[], object]
     return graph.replay
 
 
-def measure(gate: str, rows: int, d: int, device: torch.device) -> list[dict]:
+def bare_products(plain: PlainPgM, gradients: Callable[[], Tensor], rows: int, d: int) -> Step:
+    """Products of the linear layers and of the alignment, forward and for both gradients, on operands that are there
+    already; the data has no gradient."""
+    shapes: list[tuple[nn.Linear, int, bool]] = []
+    hooks = [
+        layer.register_forward_hook(
+            lambda layer, given, _: shapes.append((layer, len(given[0]), given[0].requires_grad))
+        )
+        for layer in plain.modules()
+        if isinstance(layer, nn.Linear)
+    ]
+    gradients()
+    for hook in hooks:
+        hook.remove()
+    plain.zero_grad()
+    device = next(plain.parameters()).device
+
+    def made(*shape: int) -> Tensor:
+        return torch.randn(shape, device=device)
+
+    work = []
+    for layer, count, needed in shapes:
+        n, k, m = count, layer.in_features, layer.out_features
+        x, w, y = made(n, k), made(m, k), made(n, m)
+        work += [(x, w.t(), made(n, m)), (y.t(), x, made(m, k)), *([(y, w, made(n, k))] if needed else [])]
+    for _ in combinations(MODALITIES, 2):
+        a, b, logits = made(rows, d), made(rows, d), made(rows, rows)
+        work += [(a, b.t(), made(rows, rows)), (logits, b, made(rows, d)), (logits.t(), a, made(rows, d))]
+
+    def run() -> None:
+        for a, b, out in work:
+            torch.mm(a, b, out=out)
+
+    return Step(run, lambda: None)
+
+
+def measure(gate: str, rows: int, d: int, device: torch.device, clock: HostClock | None) -> list[dict]:
     """Rows of one gate and size: every form with every optimizer."""
     torch.compiler.reset()
     found = forms(gate, rows, d, device)
@@ -153,7 +212,13 @@ def measure(gate: str, rows: int, d: int, device: torch.device) -> list[dict]:
         for kind, make in OPTIMIZERS.items()
         if kind == "MultiRateAdamW" or name != CAPTURED
     }
-    timings = harness.interleaved({key: step.run for key, step in steps.items()}, device)
+    eager = found["eager"]
+    steps[PRODUCTS, "none"] = bare_products(eager.model, eager.gradients, rows, d)
+    timings = harness.interleaved({key: step.run for key, step in steps.items()}, device, clock)
+    # the best that PyTorch has, by itself and with its own optimizer
+    best = min(
+        timings[name, "torch AdamW, fused"].median for name in (WRAPPED, "torch.compile", "eager") if name in found
+    )
     measured = []
     for (name, kind), timing in timings.items():
         step = steps[name, kind]
@@ -168,15 +233,13 @@ def measure(gate: str, rows: int, d: int, device: torch.device) -> list[dict]:
             dtype="float32",
             shape={"batch": rows, "modalities": len(MODALITIES), "d": d},
             kind="training step",
-            times_eager=round(timings["eager", kind].median / timing.median, 2),
-            times_compile=round(timings["torch.compile", kind].median / timing.median, 2),
+            times_best=round(best / timing.median, 2),
         )
         measured.append(row)
         print(
-            f"pgm {gate:7} B={rows:<5} d={d:<4} {name:18} {kind:19} {timing.median:8.2f} ms "
-            f"({timing.p20:.2f} to {timing.p80:.2f})  {row['times_eager']:.2f}x eager  "
-            f"{row['times_compile']:.2f}x compile  {counts.ops} ops  {counts.host_reads} host reads  "
-            f"{counts.peak_bytes / 2**20:.1f} MiB",
+            f"pgm {gate:8} B={rows:<5} d={d:<4} {name:27} {kind:19} {timing.median:8.2f} ms "
+            f"({timing.p20:.2f} to {timing.p80:.2f})  {row['times_best']:.2f}x torch's best  "
+            f"{counts.ops} ops  {counts.host_reads} host reads  {counts.peak_bytes / 2**20:.1f} MiB",
             flush=True,
         )
     return measured
@@ -186,15 +249,17 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", choices=sorted(CASES), default="cpu")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--processor", action="store_true", help="count the processor's time, for --threads 1")
     parser.add_argument("--quick", action="store_true", help="a small size, nothing is written")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     device, rows = torch.device(arguments.device), []
+    clock = ProcessorClock() if arguments.processor else None
     for case in QUICK if arguments.quick else CASES[device.type]:
-        rows += measure(*case, device)
+        rows += measure(*case, device, clock)
         if not arguments.quick:
             # at every size, so that a run that is stopped leaves what it measured
-            print(harness.write("step", device, rows))
+            print(harness.write("step", device, rows, clock=CLOCKS[arguments.processor]))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""How one call is timed: by the host's clock, or by events of a CUDA stream."""
+"""How one call is timed: by the host's clock, by the time that its process gets, or by events of a CUDA stream."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import torch
 
-__all__ = ["CudaClock", "HostClock", "Sample"]
+__all__ = ["CudaClock", "HostClock", "ProcessorClock", "Sample"]
 
 L2_SIZES = 3  # read between two calls, so that replacement that is not strictly by age leaves nothing of the operands
 ASSUMED_L2 = 64 * 2**20  # where the driver does not say
@@ -34,6 +34,19 @@ class HostClock:
             start = time.perf_counter_ns()
             run()
             samples.append(Sample((time.perf_counter_ns() - start) / 1e6))
+        return samples
+
+
+class ProcessorClock(HostClock):
+    """Time that the process takes of the processor, all threads together: what other work of a shared machine takes is
+    not in it. For one thread, since threads that wait for each other take time too."""
+
+    def time(self, run: Callable[[], object], calls: int) -> list[Sample]:
+        samples = []
+        for _ in range(calls):
+            start = time.process_time_ns()
+            run()
+            samples.append(Sample((time.process_time_ns() - start) / 1e6))
         return samples
 
 

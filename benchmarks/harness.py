@@ -88,9 +88,11 @@ class Counts:
     launches: int | None = None
 
 
-def interleaved(variants: Mapping[str, Callable[[], object]], device: torch.device) -> dict[str, Timing]:
+def interleaved(
+    variants: Mapping[str, Callable[[], object]], device: torch.device, clock: HostClock | None = None
+) -> dict[str, Timing]:
     """Time all variants in one run, in an order drawn anew each round, so that the machine's drift meets all alike."""
-    clock = CudaClock(device) if device.type == "cuda" else HostClock()
+    clock = clock or (CudaClock(device) if device.type == "cuda" else HostClock())
     calls = {name: _calibrated(run, clock) for name, run in variants.items()}
     samples: dict[str, list[Sample]] = {name: [] for name in variants}
     states: dict[str, list[Mapping[str, float]]] = {name: [] for name in variants}
