@@ -7,8 +7,13 @@ representation is split as well, those ops give the same from the pass that they
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
+
+import torch
 from torch import Tensor
 
+from .. import backends, host
 from .checks import check_features, check_gate, check_temperature
 from .gates import (
     cumsoftmax,
@@ -20,6 +25,7 @@ from .gates import (
     single_share,
     single_share_backward,
 )
+from .native import NATIVE_DTYPES, refuse_mixed_precision
 from .registration import define, define_autograd, define_backward
 
 __all__ = ["partition_share"]
@@ -94,6 +100,51 @@ _partition_dual_share_backward = define_backward(
     "partition_dual_share_backward(Tensor grad, Tensor z_uni, Tensor z_paired, float temperature) -> (Tensor, Tensor)",
     _dual_reference_backward,
     lambda grad, z_uni, z_paired, temperature: (z_uni.new_empty(z_uni.shape), z_paired.new_empty(z_paired.shape)),
+)
+
+
+def _from_partition(*z: Tensor, temperature: float) -> Tensor:
+    """The share that the partition of nothing gives: its kernels make it from the same gates."""
+    op = torch.ops.pgm_fast.partition_with_share if len(z) == 1 else torch.ops.pgm_fast.partition_dual_with_share
+    return op(torch.zeros_like(z[0]), *z, temperature)[-1]
+
+
+def _from_partition_backward(grad: Tensor, *z: Tensor, temperature: float) -> tuple[Tensor, ...]:
+    op = torch.ops.pgm_fast.partition_backward if len(z) == 1 else torch.ops.pgm_fast.partition_dual_backward
+    nothing = torch.zeros_like(z[0])
+    parts = (nothing,) * (1 + len(z))  # a gradient of each part; of two gates they make three
+    return op(*parts, grad, nothing, *z, temperature)[1:]
+
+
+def _load_native(function: Callable) -> Callable:
+    host.load()
+    return function
+
+
+def _register_native(op: str, function: Callable) -> None:
+    # in the CPU's kernels alone: on other devices this has not been measured beside the reference
+    backends.register(
+        op,
+        "native",
+        partial(_load_native, function),
+        devices=("cpu",),
+        dtypes=tuple(NATIVE_DTYPES),
+        refuse=refuse_mixed_precision,
+    )
+
+
+_register_native("partition_share", lambda z, temperature: _from_partition(z, temperature=temperature))
+_register_native(
+    "partition_share_backward",
+    lambda grad, z, temperature: _from_partition_backward(grad, z, temperature=temperature)[0],
+)
+_register_native(
+    "partition_dual_share",
+    lambda z_uni, z_paired, temperature: _from_partition(z_uni, z_paired, temperature=temperature),
+)
+_register_native(
+    "partition_dual_share_backward",
+    lambda grad, z_uni, z_paired, temperature: _from_partition_backward(grad, z_uni, z_paired, temperature=temperature),
 )
 
 
