@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any
 
-from .errors import ConfigError
+from .errors import ConfigError, did_you_mean
 
 __all__ = ["Range", "check_settings", "choice", "choices_of", "number", "ranges_of"]
 
@@ -64,15 +64,13 @@ def choices_of(settings: Any) -> dict[str, tuple[str, ...]]:
 
 def check_settings(settings: Any, section: str) -> None:
     """Raises ConfigError for the first value that is not allowed; None counts as unset."""
-    for key, value, allowed in _wrong(settings):
-        raise ConfigError(f"{section}.{key}={value!r} is not allowed; it takes {allowed}")
-
-
-def _wrong(settings: Any) -> Iterator[tuple[str, Any, str]]:
+    place = f"{section}." if section else ""
+    for name, choices in choices_of(settings).items():
+        value = getattr(settings, name)
+        if value not in choices:
+            near = did_you_mean(value, choices, most=2, cutoff=0.65)
+            raise ConfigError(f"{place}{name}={value!r} is not allowed{near}; it takes {', '.join(choices)}")
     for name, allowed in ranges_of(settings).items():
         value = getattr(settings, name)
         if value is not None and value not in allowed:
-            yield name, value, f"a number {allowed}"
-    for name, choices in choices_of(settings).items():
-        if getattr(settings, name) not in choices:
-            yield name, getattr(settings, name), ", ".join(choices)
+            raise ConfigError(f"{place}{name}={value!r} is not allowed; it takes a number {allowed}")

@@ -21,7 +21,7 @@ from typer.testing import CliRunner
 import pgm_fast.train
 from pgm_fast.cli.app import app
 from pgm_fast.cli.reference import commented_yaml, describe
-from pgm_fast.data.readers import FORMATS
+from pgm_fast.settings import choices_of
 from pgm_fast.train.config import Config
 from pgm_fast.train.configure import from_yaml, make_config
 
@@ -113,9 +113,12 @@ def test_every_key_is_documented_where_it_is_defined():
     assert all(section.meaning for section in describe())
 
 
-def test_the_meaning_of_the_format_names_every_one_that_is_read():
-    meaning = next(key.meaning for section in describe() for key in section.keys if key.name == "data.format")
-    assert meaning.replace(" (by the name, then by the content)", "").split(", ") == ["auto", *FORMATS]
+def test_the_meaning_of_a_choice_names_all_that_there_is():
+    meanings = {key.name: key.meaning for section in describe() for key in section.keys}
+    for section, owner in get_type_hints(Config).items():
+        for name, choices in choices_of(owner).items() if is_dataclass(owner) else ():
+            missing = [each for each in choices if each not in meanings[f"{section}.{name}"]]
+            assert not missing, f"{section}.{name}: {missing}"
 
 
 def test_train_help_lists_every_key_with_its_default(monkeypatch):

@@ -80,8 +80,9 @@ def _section(name: str, owner: type, skip: Mapping[str, type] = ()) -> Section:
     summary = " ".join((inspect.getdoc(owner) or "").split("\n\n")[0].split())
     prefix = f"{name}." if name else ""
     for key, choices in choices_of(owner).items():
-        if key in meanings and choices[0] not in meanings[key]:
-            meanings[key] += f": {', '.join(choices)}"
+        meaning, listed = meanings.get(key, ""), ", ".join(choices)
+        if not all(re.search(rf"\b{re.escape(each)}\b", meaning) for each in choices):
+            meanings[key] = f"{meaning}: {listed}" if meaning else listed
     keys = (Key(prefix + f.name, _value(f), meanings.get(f.name, "")) for f in fields(owner) if f.name not in skip)
     return Section(name, _as_yaml_user(summary), tuple(keys))
 

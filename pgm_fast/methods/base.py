@@ -11,9 +11,36 @@ from torch import Tensor, nn
 from ..data.batch import Batch
 from ..data.feature_set import DataSpec
 from ..errors import ConfigError
-from ..settings import choice
+from ..nn.encoders import ENCODERS
+from ..settings import choice, number
+from .answers import ANSWERS
 
-__all__ = ["KEPT", "LABELLED", "HeldOut", "Method", "ModelConfig", "Output", "Stage"]
+__all__ = [
+    "KEPT",
+    "LABELLED",
+    "MONITORS",
+    "OPTIMIZERS",
+    "SCHEDULES",
+    "HeldOut",
+    "Method",
+    "ModelConfig",
+    "Output",
+    "Stage",
+]
+
+OPTIMIZERS = ("adamw", "sgd")
+"""What a stage may name; sgd has momentum 0.9."""
+
+SCHEDULES: dict[str, dict[str, float | str]] = {
+    "constant": {},
+    "cosine": {},
+    "plateau": {"factor": 0.3, "patience": 5, "monitor": "score"},
+    "step": {"factor": 0.1, "every": 30},
+}
+"""What a stage may name -> its options and their defaults, see :class:`~pgm_fast.train.optimizers.Schedule`."""
+
+MONITORS = ("score", "loss")
+"""What a plateau watches of the fused output on validation: the monitored metric, the task's loss."""
 
 KEPT = ("best", "last")
 """Which epoch's weights a stage hands on: that of the best validation score, or its last."""
@@ -46,16 +73,16 @@ class ModelConfig:
             method's own way.
     """
 
-    dim: int = 64
-    encoder: str = "auto"
-    hidden: int = 128
-    layers: int = 1
-    heads: int = 4
-    dropout: float = 0.1
-    contrastive_temperature: float = 0.1
+    dim: int = number(64, at_least=1)
+    encoder: str = choice("auto", ("auto", *ENCODERS))
+    hidden: int = number(128, at_least=1)
+    layers: int = number(1, at_least=1)
+    heads: int = number(4, at_least=1)
+    dropout: float = number(0.1, at_least=0, below=1)
+    contrastive_temperature: float = number(0.1, above=0)
     projection: str = choice("linear", ("linear", "none"))
     normalize: Optional[bool] = None  # null: on for classification
-    answer: str = "auto"
+    answer: str = choice("auto", ANSWERS)
     recompute: bool = False  # what encoders compute is not kept but computed again in the backward pass
 
 

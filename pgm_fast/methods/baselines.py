@@ -15,9 +15,10 @@ from ..errors import ConfigError
 from ..nn.contrastive import cross_modal_info_nce
 from ..nn.parts import SHARED, modality_dict
 from ..optim.groups import multi_rate_groups
+from ..settings import check_settings
 from .answers import make_answer, usable_alone
 from .base import LABELLED, HeldOut, Method, ModelConfig, Output, Stage
-from .components import Head, build_encoders, check_model, encode, fuse, fuse_only
+from .components import Head, build_encoders, encode, fuse, fuse_only
 from .tasks import task_loss
 
 __all__ = [
@@ -54,7 +55,7 @@ class Baseline(Method):
         encoders: Mapping[str, nn.Module] | None = None,
     ):
         super().__init__(spec, model, config, encoders)
-        check_model(model)
+        check_settings(model, "model")
         self.encoders = build_encoders(spec, model, encoders)
         self.answer = make_answer(self.name, model.answer, "task", self._answering(), spec.task)
 

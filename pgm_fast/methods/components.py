@@ -11,37 +11,13 @@ from torch.nn import functional as F
 from ..data.batch import Batch
 from ..data.feature_set import DataSpec, ModalitySpec
 from ..errors import ConfigError, did_you_mean
-from ..nn.encoders import ENCODERS, make_encoder
+from ..nn.encoders import make_encoder
 from ..nn.mlp import MLP
 from ..nn.parts import mark_part, modality_dict
 from ..nn.recompute import recomputed
-from ..settings import check_settings
-from .answers import ANSWERS
 from .base import ModelConfig
 
-__all__ = ["Head", "build_encoders", "check_model", "encode", "fuse", "fuse_only"]
-
-
-def check_model(model: ModelConfig) -> None:
-    """Raises ConfigError for sizes that no method can use."""
-    for name in ("dim", "hidden", "heads"):
-        if getattr(model, name) < 1:
-            raise ConfigError(f"model.{name} is {getattr(model, name)}, must be at least 1")
-    if model.layers < 0:
-        raise ConfigError(f"model.layers is {model.layers}, must be at least 0")
-    if not 0.0 <= model.dropout < 1.0:
-        raise ConfigError(f"model.dropout is {model.dropout}, must be in [0, 1)")
-    if not 0.0 < model.contrastive_temperature < float("inf"):
-        raise ConfigError(
-            f"model.contrastive_temperature is {model.contrastive_temperature}, must be positive and finite"
-        )
-    check_settings(model, "model")
-    if model.answer not in ANSWERS:
-        near = did_you_mean(model.answer, ANSWERS)
-        raise ConfigError(f"model.answer is {model.answer!r}, must be one of {', '.join(ANSWERS)}{near}")
-    if model.encoder not in ("auto", *ENCODERS):
-        near = did_you_mean(model.encoder, ENCODERS)
-        raise ConfigError(f"model.encoder is {model.encoder!r}, must be one of auto, {', '.join(ENCODERS)}{near}")
+__all__ = ["Head", "build_encoders", "encode", "fuse", "fuse_only"]
 
 
 def build_encoders(spec: DataSpec, model: ModelConfig, encoders: Mapping[str, nn.Module] | None) -> nn.ModuleDict:

@@ -30,8 +30,8 @@ from ..ops import EffectiveDimensions, certainty_weighted_logits
 from ..optim.groups import multi_rate_groups
 from ..settings import check_settings, choice, number
 from .answers import make_answer, usable_alone
-from .base import KEPT, HeldOut, Method, ModelConfig, Output, Stage
-from .components import build_encoders, check_model, encode, fuse
+from .base import KEPT, OPTIMIZERS, SCHEDULES, HeldOut, Method, ModelConfig, Output, Stage
+from .components import build_encoders, encode, fuse
 from .tasks import task_loss
 
 __all__ = ["DIMML", "DIMMLConfig"]
@@ -55,9 +55,9 @@ class DIMMLConfig:
     # torch: torch's own; released: fusion head Xavier with zero bias, gains of the encoders' BatchNorm from N(1, 0.02)
     initialisation: str = choice("torch", ("torch", "released"))
     cache: bool = True  # second stage: keep the frozen encoders' outputs; false where inputs change between epochs
-    optimizer: str = "auto"  # of both stages: adamw, sgd; auto for train.optimizer
+    optimizer: str = choice("auto", ("auto", *OPTIMIZERS))  # of both stages; auto for train.optimizer
     weight_decay: Optional[float] = number(None, at_least=0)  # null for train.weight_decay
-    schedule: str = "auto"  # constant, cosine, plateau, step; auto for train.schedule
+    schedule: str = choice("auto", ("auto", *SCHEDULES))  # constant, cosine, plateau, step; auto for train.schedule
     schedule_options: dict[str, Any] = field(default_factory=dict)  # of dimml.schedule: {every: 70, factor: 0.1}
     # epochs without a better validation score that end a stage; 0 for never, as published
     patience: int = number(0, at_least=0)
@@ -89,7 +89,7 @@ class DIMML(Method):
         self, spec: DataSpec, model: ModelConfig, config: DIMMLConfig, encoders: Mapping[str, nn.Module] | None = None
     ):
         super().__init__(spec, model, config, encoders)
-        check_model(model)
+        check_settings(model, "model")
         check_settings(config, self.name)
         names, dim, outputs = list(spec.modalities), model.dim, spec.num_outputs
         self.encoders = build_encoders(spec, model, encoders)

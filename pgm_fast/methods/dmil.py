@@ -34,9 +34,10 @@ from ..nn.weights import among
 from ..ops.gates import accumulation_dtype
 from ..ops.philox import draw_seed
 from ..optim.groups import multi_rate_groups
+from ..settings import check_settings
 from .answers import make_answer, usable_alone
 from .base import HeldOut, Method, ModelConfig, Output, Stage
-from .components import build_encoders, check_model, encode
+from .components import build_encoders, encode
 from .dmil_config import CONSISTENCY, INTRA, JOINT, STAGES, DMILConfig, check_config, loss_terms
 from .tasks import task_rows
 
@@ -97,7 +98,7 @@ class DMIL(Method):
         self, spec: DataSpec, model: ModelConfig, config: DMILConfig, encoders: Mapping[str, nn.Module] | None = None
     ):
         super().__init__(spec, model, config, encoders)
-        check_model(model)
+        check_settings(model, "model")
         check_config(config, spec)
         names, d, outputs = list(spec.modalities), model.dim, spec.num_outputs
         self.encoders = build_encoders(spec, model, encoders)

@@ -6,6 +6,8 @@ from typing import Dict, List, NamedTuple, Optional
 
 from ..data.feature_set import DataSpec
 from ..errors import ConfigError
+from ..settings import check_settings, choice
+from .base import MONITORS
 
 __all__ = ["CONSISTENCY", "INTRA", "JOINT", "STAGES", "DMILConfig", "Term", "check_config", "loss_terms"]
 
@@ -41,10 +43,11 @@ class DMILConfig:
 
     stage_epochs: List[int] = _three(10, 5, 0)  # of each stage; 0 for train.epochs
     stage_rates: List[float] = _three(3.0, 3.0, 3.0)  # factors on train.lr; 3 did best in validation on digits
-    schedule: str = "train"  # train: as train.schedule says; plateau: by the two lists below
+    schedule: str = choice("train", ("train", "plateau"))  # plateau: by the two lists below
     plateau_factor: List[float] = _three(0.2, 0.1, 0.1)  # plateau: times this
     plateau_patience: List[int] = _three(2, 1, 10)  # plateau: after this many epochs without a better monitor
-    plateau_monitor: str = "loss"  # of the fused output on validation: loss (as released), score (train.monitor)
+    # of the fused output on validation: loss (as released), score (train.monitor)
+    plateau_monitor: str = choice("loss", MONITORS)
     task_weight: List[float] = _three(0.0, 1.0, 1.0)  # loss of the gated output
     uni_weight: List[float] = _three(1.0, 0.0, 0.5)  # loss of each M
     kl_weight: List[float] = _three(0.02, 0.0, 0.02)  # divergence of each M and each N
@@ -61,6 +64,7 @@ class DMILConfig:
 
 
 def check_config(config: DMILConfig, spec: DataSpec) -> None:
+    check_settings(config, "dmil")
     for m in config.modality_weight:
         if m not in spec.modalities:
             raise ConfigError(f"dmil.modality_weight names {m!r}; the data has {', '.join(spec.modalities)}")
@@ -75,10 +79,6 @@ def check_config(config: DMILConfig, spec: DataSpec) -> None:
     for name, value in config.modality_weight.items():
         if not 0 <= value < float("inf"):
             raise ConfigError(f"dmil.modality_weight of {name!r} is {value}, must be a finite number >= 0")
-    if config.schedule not in ("train", "plateau"):
-        raise ConfigError(f"dmil.schedule is {config.schedule!r}, must be train or plateau")
-    if config.plateau_monitor not in ("loss", "score"):
-        raise ConfigError(f"dmil.plateau_monitor is {config.plateau_monitor!r}, must be loss or score")
 
 
 class Term(NamedTuple):

@@ -27,12 +27,14 @@ from ..nn.calibration import Calibration
 from ..nn.contrastive import cross_modal_info_nce
 from ..nn.information import information_targets, share_error
 from ..nn.interaction import INTERACTIONS, PairedInteraction
+from ..nn.partitioner import GATES
 from ..nn.parts import SHARED, mark_part, modality_dict
 from ..nn.weights import among
 from ..optim.groups import multi_rate_groups
+from ..settings import check_settings, choice, number
 from .answers import make_answer, usable_alone
 from .base import LABELLED, HeldOut, Method, ModelConfig, Output, Stage
-from .components import Head, build_encoders, check_model, encode, fuse, fuse_only
+from .components import Head, build_encoders, encode, fuse, fuse_only
 from .tasks import repeated, task_rows
 
 __all__ = ["PgM", "PgMConfig"]
@@ -44,24 +46,27 @@ PARTITIONER_RATE = 10.0  # of the boundary gate, relative to train.lr, where pgm
 class PgMConfig:
     """Switches and loss weights of PgM. Every weight multiplies a mean over rows and over modalities."""
 
-    gate: str = "boundary"  # boundary, single, dual, sigmoid, fixed, none
-    temperature: float = 1.0  # of the gate's softmax (sigmoid gate: of the sigmoid)
-    chunk: int = 1  # this many neighbouring dimensions share one gate value; must divide model.dim
+    gate: str = choice("boundary", GATES)
+    temperature: float = number(1.0, above=0)  # of the gate's softmax (sigmoid gate: of the sigmoid)
+    chunk: int = number(1, at_least=1)  # this many neighbouring dimensions share one gate value; must divide model.dim
     condition_on_others: bool = False  # the gate also sees the mean of the other present modalities' representations
     uni_learner: bool = True  # False: no uni-modal features and no uni-modal loss
     paired_learner: bool = True  # False: no paired features, interaction, paired loss or alignment
     decoder: bool = True  # False: the task head reads the uni-modal and paired features themselves
-    interaction: str = "concat"  # across the modalities' paired features, for the paired loss: attention, concat
-    learner_dim: int = 0  # width inside of the learners (identity_start=false: of their features); 0 for model.dim
+    # across the modalities' paired features, for the paired loss
+    interaction: str = choice("concat", INTERACTIONS)
+    # width inside of the learners (identity_start=false: of their features); 0 for model.dim
+    learner_dim: int = number(0, at_least=0)
     identity_start: bool = True  # at first the block returns the encoders' representations as they are
-    uni_weight: float = 10.0  # each modality's own task loss on its uni-modal features
-    paired_weight: float = 1.0  # task loss on the interacting paired features
-    align_weight: float = 0.1  # contrastive alignment of the modalities' paired features
-    align_temperature: float = 0.1  # of that alignment
-    reconstruction_weight: float = 0.1  # decoder's output against the encoder's
+    uni_weight: float = number(10.0, at_least=0)  # each modality's own task loss on its uni-modal features
+    paired_weight: float = number(1.0, at_least=0)  # task loss on the interacting paired features
+    align_weight: float = number(0.1, at_least=0)  # contrastive alignment of the modalities' paired features
+    align_temperature: float = number(0.1, above=0)  # of that alignment
+    reconstruction_weight: float = number(0.1, at_least=0)  # decoder's output against the encoder's
     reconstruct_through: bool = False  # True: the reconstruction's gradient also moves its target, the encoder's output
-    information_weight: float = 1.0  # boundary gate: pull of its shares to what is unique, redundant and synergistic
-    share_weight: float = 0.0  # pull of each row's paired share towards share_target
+    # boundary gate: pull of its shares to what is unique, redundant and synergistic
+    information_weight: float = number(1.0, at_least=0)
+    share_weight: float = number(0.0, at_least=0)  # pull of each row's paired share towards share_target
     share_target: dict[str, float] = field(default_factory=dict)  # modality or "*": wanted paired share in [0, 1]
     # {modality, shared or "*": {encoder, partitioner, uni, paired, decoder or head: factor on train.lr}}
     rates: dict[str, dict[str, float]] = field(default_factory=dict)
@@ -96,7 +101,7 @@ class PgM(Method):
         self, spec: DataSpec, model: ModelConfig, config: PgMConfig, encoders: Mapping[str, nn.Module] | None = None
     ):
         super().__init__(spec, model, config, encoders)
-        check_model(model)
+        check_settings(model, "model")
         _check_config(config, spec)
         modalities = list(spec.modalities)
         retrieval = spec.task == "retrieval"
@@ -328,15 +333,7 @@ def _silent(linear: nn.Linear, modality: str | None = None) -> nn.Linear:
 
 def _check_config(config: PgMConfig, spec: DataSpec) -> None:
     """Raises ConfigError for what no single module can see."""
-    weights = ("uni", "paired", "align", "reconstruction", "information", "share")
-    for name in (f"{kind}_weight" for kind in weights):
-        value = getattr(config, name)
-        if not 0.0 <= value < float("inf"):
-            raise ConfigError(f"pgm.{name} is {value}, must be a finite number >= 0")
-    if config.interaction not in INTERACTIONS:
-        raise ConfigError(f"pgm.interaction is {config.interaction!r}, must be one of {', '.join(INTERACTIONS)}")
-    if config.learner_dim < 0:
-        raise ConfigError(f"pgm.learner_dim is {config.learner_dim}, must be 0 (for model.dim) or more")
+    check_settings(config, "pgm")
     for m, target in config.share_target.items():
         if m != "*" and m not in spec.modalities:
             raise ConfigError(f"pgm.share_target names {m!r}; the data has {', '.join(spec.modalities)}, or use '*'")

@@ -6,9 +6,14 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, Dict, List, Optional
 
+from ..backends import BACKENDS
+from ..data.feature_set import TASKS
+from ..data.labels import LABELS
 from ..data.media_settings import MediaConfig
+from ..data.readers import FORMATS
+from ..data.splitting import RESPLITS
 from ..methods import METHODS
-from ..methods.base import KEPT, ModelConfig
+from ..methods.base import KEPT, OPTIMIZERS, SCHEDULES, ModelConfig
 from ..methods.baselines import BaselineConfig
 from ..methods.dimml import DIMMLConfig
 from ..methods.dmil_config import DMILConfig
@@ -30,23 +35,26 @@ class DataConfig:
     """Where features come from and how they are prepared."""
 
     source: str = "digits"  # digits, synthetic, or the path of a feature file or folder
-    # auto (by the name, then by the content), npz, npy, lsmi, pt, safetensors, csv, parquet, hdf5, matlab, pickle,
-    # mmsa, multibench, avmnist, datasets, av, webdataset, folder
-    format: str = "auto"
-    task: str = "auto"  # auto, classification, multilabel, regression, retrieval
+    # auto goes by the name, then by the content
+    format: str = choice("auto", ("auto", *FORMATS))
+    task: str = choice("auto", ("auto", *TASKS))
     modalities: Optional[List[str]] = None  # a subset, in this order; None for all
     ignore: List[str] = field(default_factory=list)  # keys, or folders and files of a folder, that are left out
     label: str = "label"  # key of the labels
-    labels: str = "auto"  # auto; classes: every value is one; onehot: the place of the 1; sign: above zero or not
+    # auto; classes: every value is one; onehot: the place of the 1; sign: above zero or not
+    labels: str = choice("auto", LABELS)
     group_by: Optional[str] = None  # per-row key: rows with one value form a sequence, with a label per step
     order_by: Optional[str] = None  # per-row key that orders the steps of a sequence
-    resplit: str = "none"  # none; all or validation: rows, or those of train and valid, are dealt to the splits anew
-    resplit_seed: int = 0  # of that
+    # none; all or validation: rows, or those of train and valid, are dealt to the splits anew
+    resplit: str = choice("none", RESPLITS)
+    resplit_seed: int = number(0, at_least=0)  # of that
     resplit_by: Optional[str] = None  # per-row key: rows with one value come into one split when they are dealt anew
     standardize: bool = True  # zero mean and unit variance per dimension, statistics from the training split only
-    nonfinite: str = "error"  # error, or zero: NaN and infinities become 0
-    modality_dropout: float = 0.0  # training: probability of hiding a modality of a sample, never all of them
-    resident: str = "auto"  # auto: a split that fits half of the free memory is kept on the device; always; never
+    nonfinite: str = choice("error", ("error", "zero"))  # error, or zero: NaN and infinities become 0
+    # training: probability of hiding a modality of a sample, never all of them
+    modality_dropout: float = number(0.0, at_least=0, below=1)
+    # auto: a split that fits half of the free memory is kept on the device; always; never
+    resident: str = choice("auto", ("auto", "always", "never"))
     # synthetic: kind, n, noise, ...
     options: Dict[str, Any] = field(default_factory=dict)
 
@@ -55,36 +63,39 @@ class DataConfig:
 class TrainConfig:
     """The loop."""
 
-    epochs: int = 50  # at most, per stage; see patience
+    epochs: int = number(50, at_least=1)  # at most, per stage; see patience
     max_steps: int = number(0, at_least=0)  # updates at most, per stage, besides epochs; 0 for no such bound
-    batch_size: int = 64  # over all ranks together
+    batch_size: int = number(64, at_least=1)  # over all ranks together
     accumulate: int = number(1, at_least=1)  # batches whose gradients make one update
-    eval_batch_size: int = 512  # in validation, test and prediction
-    optimizer: str = "adamw"  # adamw, sgd (momentum 0.9)
-    lr: float = 1e-3  # base learning rate, which the rates of a method multiply
-    weight_decay: float = 1e-2  # decoupled from the gradient in adamw
+    eval_batch_size: int = number(512, at_least=1)  # in validation, test and prediction
+    optimizer: str = choice("adamw", OPTIMIZERS)  # sgd has momentum 0.9
+    lr: float = number(1e-3, above=0)  # base learning rate, which the rates of a method multiply
+    weight_decay: float = number(1e-2, at_least=0)  # decoupled from the gradient in adamw
     no_decay: bool = True  # biases, norms and single numbers go without weight decay
-    schedule: str = "cosine"  # constant, cosine (with warm-up), plateau, step (times 0.1 every 30 epochs)
-    warmup_epochs: float = 1.0  # cosine: the learning rate rises from 0 over this many
-    clip_norm: float = 1.0  # global gradient norm; 0 for none
+    # cosine has a warm-up, step is times 0.1 every 30 epochs
+    schedule: str = choice("cosine", SCHEDULES)
+    # cosine: the learning rate rises from 0 over this many
+    warmup_epochs: float = number(1.0, at_least=0)
+    clip_norm: float = number(1.0, at_least=0)  # global gradient norm; 0 for none
     monitor: str = "auto"  # a validation metric of the fused output; auto: the task's primary one
-    patience: int = 15  # validations without a better score before stopping, one an epoch at least; 0 for never
+    # validations without a better score before stopping, one an epoch at least; 0 for never
+    patience: int = number(15, at_least=0)
     validate_every: int = number(0, at_least=0)  # updates between validations besides each epoch's end; 0 for none
     # decay of a moving average of the weights, which is validated and kept in place of them (0.999, say); 0 for none
     ema: float = number(0.0, at_least=0, below=1)
     # the epoch whose weights a stage hands on and the run is judged by: best by validation score, or last (no patience)
     keep: str = choice("best", KEPT)
-    seed: int = 0  # of weights, dropout and the order of samples
+    seed: int = number(0, at_least=0)  # of weights, dropout and the order of samples
     device: str = "auto"  # auto, cpu, cuda, cuda:N
-    backend: str = "auto"  # auto, torch, native, triton
+    backend: str = choice("auto", ("auto", *BACKENDS))
     precision: str = choice("fp32", DTYPES)  # fp32, bf16 (autocast), fp16 (autocast and a scaled loss)
     # losses and gradients of a step by one program of torch.compile: minutes at the start, then shorter steps; CPU, one
     # process, no sequences
     compile: bool = False
-    threads: int = 0  # CPU threads of torch; 0 leaves torch's choice
+    threads: int = number(0, at_least=0)  # CPU threads of torch; 0 leaves torch's choice
     workers: int = number(0, at_least=0)  # processes that decode sounds and pictures; 0 for a thread
-    checkpoint_every_steps: int = 0  # besides each epoch's end; 0 for none
-    nonfinite_limit: int = 20  # skipped updates in a row before training stops
+    checkpoint_every_steps: int = number(0, at_least=0)  # besides each epoch's end; 0 for none
+    nonfinite_limit: int = number(20, at_least=1)  # skipped updates in a row before training stops
     plots: bool = True  # draw plots/ at the end
     # any of tensorboard, wandb, mlflow (the last two come with pgm-fast[trackers]); [] for none
     logger: List[str] = field(default_factory=lambda: ["tensorboard"])

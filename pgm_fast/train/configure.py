@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import is_dataclass
 from io import StringIO
 from pathlib import Path
@@ -20,18 +20,10 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from .. import presets
-from ..backends import BACKENDS
-from ..data.feature_set import TASKS
-from ..data.labels import LABELS
 from ..data.media_settings import MediaConfig
-from ..data.readers import FORMATS
-from ..data.splitting import RESPLITS
 from ..errors import ConfigError, did_you_mean
-from ..methods.answers import ANSWERS
-from ..nn.encoders import ENCODERS
-from ..settings import Range, choices_of, ranges_of
+from ..settings import check_settings
 from .config import Config
-from .optimizers import OPTIMIZERS, SCHEDULES
 
 __all__ = [
     "ENVIRONMENT",
@@ -52,39 +44,8 @@ ENVIRONMENT = "environment"  # the section of a run's config.yaml that records v
 
 TRACKERS = ("tensorboard", "wandb", "mlflow")  # what train.logger takes
 
-AT_LEAST_ONE = Range(at_least=1)
-NOT_NEGATIVE = Range(at_least=0)
-POSITIVE = Range(above=0)
-FRACTION = Range(at_least=0, below=1)
-
 SECTIONS = {name: owner for name, owner in get_type_hints(Config).items() if is_dataclass(owner)}
 
-
-def _declared(of: Callable[[type], dict[str, T]]) -> dict[str, T]:
-    """Dotted key -> what :mod:`pgm_fast.settings` holds of it beside the setting itself."""
-    inner = {f"{section}.{name}": found for section, owner in SECTIONS.items() for name, found in of(owner).items()}
-    return {**of(Config), **inner}
-
-
-CHOICES = {
-    **_declared(choices_of),
-    "data.format": ("auto", *FORMATS),
-    "data.task": ("auto", *TASKS),
-    "data.labels": LABELS,
-    "data.nonfinite": ("error", "zero"),
-    "data.resplit": RESPLITS,
-    "data.resident": ("auto", "always", "never"),
-    "model.encoder": ("auto", *ENCODERS),
-    "model.answer": ANSWERS,
-    "pgm.gate": ("boundary", "single", "dual", "sigmoid", "fixed", "none"),
-    "pgm.interaction": ("attention", "concat"),
-    "dimml.optimizer": ("auto", *OPTIMIZERS),
-    "dimml.schedule": ("auto", *SCHEDULES),
-    "dmil.schedule": ("train", "plateau"),
-    "train.optimizer": tuple(OPTIMIZERS),
-    "train.schedule": tuple(SCHEDULES),
-    "train.backend": ("auto", *BACKENDS),
-}
 
 # What a run did that was written before the setting existed.
 EARLIER = {
@@ -98,40 +59,6 @@ EARLIER = {
 _FORMER_SWITCH = "train.tensorboard"
 _FORMER_PLACE = "data.options"  # of the settings of sounds and pictures that have a section now
 _MOVED = ("sample_rate", "n_fft", "hop", "max_steps", "frames", "image_size")
-
-RANGES = {
-    **_declared(ranges_of),
-    "data.modality_dropout": FRACTION,
-    "data.resplit_seed": NOT_NEGATIVE,
-    "model.dim": AT_LEAST_ONE,
-    "model.hidden": AT_LEAST_ONE,
-    "model.layers": AT_LEAST_ONE,
-    "model.heads": AT_LEAST_ONE,
-    "model.dropout": FRACTION,
-    "model.contrastive_temperature": POSITIVE,
-    "pgm.temperature": POSITIVE,
-    "pgm.chunk": AT_LEAST_ONE,
-    "pgm.learner_dim": NOT_NEGATIVE,
-    "pgm.uni_weight": NOT_NEGATIVE,
-    "pgm.paired_weight": NOT_NEGATIVE,
-    "pgm.align_weight": NOT_NEGATIVE,
-    "pgm.align_temperature": POSITIVE,
-    "pgm.reconstruction_weight": NOT_NEGATIVE,
-    "pgm.information_weight": NOT_NEGATIVE,
-    "pgm.share_weight": NOT_NEGATIVE,
-    "train.epochs": AT_LEAST_ONE,
-    "train.batch_size": AT_LEAST_ONE,
-    "train.eval_batch_size": AT_LEAST_ONE,
-    "train.lr": POSITIVE,
-    "train.weight_decay": NOT_NEGATIVE,
-    "train.warmup_epochs": NOT_NEGATIVE,
-    "train.clip_norm": NOT_NEGATIVE,
-    "train.patience": NOT_NEGATIVE,
-    "train.seed": NOT_NEGATIVE,
-    "train.threads": NOT_NEGATIVE,
-    "train.checkpoint_every_steps": NOT_NEGATIVE,
-    "train.nonfinite_limit": AT_LEAST_ONE,
-}
 
 
 def make_config(file: Path | str | None = None, overrides: Sequence[str] | Mapping[str, Any] = ()) -> Config:
@@ -234,14 +161,9 @@ def validate(config: Config) -> None:
         OmegaConf.structured(config)
     except OmegaConfBaseException as error:
         raise ConfigError(f"the configuration holds a value of the wrong type: {_first_line(error)}") from None
-    for key, choices in CHOICES.items():
-        value = _get(config, key)
-        if value not in choices:
-            raise _refused(key, value, ", ".join(choices), did_you_mean(value, choices, most=2, cutoff=0.65))
-    for key, allowed in RANGES.items():
-        value = _get(config, key)
-        if value is not None and value not in allowed:
-            raise _refused(key, value, f"a number {allowed}")
+    check_settings(config, "")
+    for section in SECTIONS:
+        check_settings(getattr(config, section), section)
     if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", config.train.device):
         raise _refused("train.device", config.train.device, "auto, cpu, cuda, cuda:0, cuda:1, ...")
     for key in ("dim", "hidden"):

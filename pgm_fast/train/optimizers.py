@@ -10,22 +10,13 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR, ReduceLROnPlateau, StepLR
 
 from ..errors import ConfigError
+from ..methods.base import MONITORS, OPTIMIZERS, SCHEDULES
 from ..optim import MultiRateAdamW, MultiRateOptimizer, MultiRateSGD
 
-__all__ = ["MONITORS", "OPTIMIZERS", "SCHEDULES", "Schedule", "build_optimizer", "cosine_factor"]
+__all__ = ["Schedule", "build_optimizer", "cosine_factor"]
 
 MOMENTUM = 0.9
 FINAL_FACTOR = 0.01  # the cosine ends at this part of the base rate
-
-MONITORS = ("score", "loss")  # of the fused output on validation: the monitored metric, the task's loss
-
-SCHEDULES: dict[str, dict[str, float | str]] = {
-    "constant": {},
-    "cosine": {},
-    "plateau": {"factor": 0.3, "patience": 5, "monitor": "score"},
-    "step": {"factor": 0.1, "every": 30},
-}
-"""name -> its numbers and their defaults."""
 
 
 def _adamw(groups: list[dict], weight_decay: float) -> MultiRateOptimizer:
@@ -36,8 +27,7 @@ def _sgd(groups: list[dict], weight_decay: float) -> MultiRateOptimizer:
     return MultiRateSGD(groups, momentum=MOMENTUM, weight_decay=weight_decay)
 
 
-OPTIMIZERS: dict[str, Callable[[list[dict], float], MultiRateOptimizer]] = {"adamw": _adamw, "sgd": _sgd}
-"""name -> builder from param groups and weight decay."""
+_BUILDERS: dict[str, Callable[[list[dict], float], MultiRateOptimizer]] = {"adamw": _adamw, "sgd": _sgd}
 
 
 def build_optimizer(name: str, groups: list[dict], weight_decay: float) -> MultiRateOptimizer:
@@ -52,7 +42,7 @@ def build_optimizer(name: str, groups: list[dict], weight_decay: float) -> Multi
         raise ConfigError(f"train.optimizer is {name!r}, must be one of {', '.join(OPTIMIZERS)}")
     if not any(len(group["params"]) for group in groups):
         raise ConfigError("there is no parameter to train in this stage; check the rates and the encoders")
-    return OPTIMIZERS[name]([{**group, "params": list(group["params"])} for group in groups], weight_decay)
+    return _BUILDERS[name]([{**group, "params": list(group["params"])} for group in groups], weight_decay)
 
 
 def cosine_factor(step: int, total: int, warmup: int) -> float:

@@ -10,8 +10,9 @@ from torch import nn
 from pgm_fast.errors import ConfigError
 from pgm_fast.methods import ModelConfig, build
 from pgm_fast.methods.baselines import BaselineConfig
-from pgm_fast.methods.components import Head, build_encoders, check_model, encode, fuse_only
+from pgm_fast.methods.components import Head, build_encoders, encode, fuse_only
 from pgm_fast.nn import GRUEncoder, MLPEncoder, TransformerEncoder, parameter_parts
+from pgm_fast.settings import check_settings
 
 
 @pytest.mark.parametrize(
@@ -105,18 +106,18 @@ def test_a_sequence_encoder_for_vectors_only_is_refused(make_batch):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"dim": 0}, "model.dim is 0"),
-        ({"hidden": -1}, "model.hidden is -1"),
-        ({"heads": 0}, "model.heads is 0"),
-        ({"layers": -1}, "model.layers is -1"),
-        ({"dropout": 1.0}, "model.dropout is 1.0"),
-        ({"contrastive_temperature": 0.0}, "contrastive_temperature is 0.0"),
+        ({"dim": 0}, "model.dim=0 is not allowed; it takes a number of at least 1"),
+        ({"hidden": -1}, "model.hidden=-1"),
+        ({"heads": 0}, "model.heads=0"),
+        ({"layers": -1}, "model.layers=-1"),
+        ({"dropout": 1.0}, "model.dropout=1.0"),
+        ({"contrastive_temperature": 0.0}, "contrastive_temperature=0.0"),
         ({"encoder": "tranformer"}, "'tranformer'.*did you mean transformer"),
     ],
 )
 def test_wrong_sizes_are_named(change, message):
     with pytest.raises(ConfigError, match=message):
-        check_model(ModelConfig(**change))
+        check_settings(ModelConfig(**change), "model")
 
 
 def test_every_head_is_one_hidden_layer_of_the_same_width():

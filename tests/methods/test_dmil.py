@@ -264,7 +264,7 @@ def test_plateau_and_epochs_are_per_stage(make_batch):
         ({}, {"modality_weight": {"smell": 1.0}}, "dmil.modality_weight names 'smell'; the data has text, audio"),
         ({}, {"kl_weight": [1.0, 2.0]}, r"dmil.kl_weight is \[1.0, 2.0\], must be three"),
         ({}, {"component_weight": [0.0, -1.0, 0.0]}, "dmil.component_weight is"),
-        ({}, {"schedule": "cosine"}, "dmil.schedule is 'cosine', must be train or plateau"),
+        ({}, {"schedule": "cosine"}, "dmil.schedule='cosine' is not allowed; it takes train, plateau"),
         ({}, {"rates": {"*": {"tail": 1.0}}}, "tail"),
     ],
 )

@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 from pgm_fast.data.feature_set import TASKS
 from pgm_fast.errors import ConfigError
 from pgm_fast.methods import METHODS
+from pgm_fast.settings import choices_of, ranges_of
 from pgm_fast.train.config import Config
-from pgm_fast.train.configure import CHOICES, RANGES, from_yaml, make_config, to_dict, to_yaml, validate
+from pgm_fast.train.configure import from_yaml, make_config, to_dict, to_yaml, validate
 
 names = st.text(st.characters(codec="utf-8", exclude_categories=("Cs", "Cc")), min_size=1).filter(
     lambda text: text.strip() and "$" not in text
@@ -173,6 +174,16 @@ def test_a_file_that_cannot_be_read_is_named(tmp_path):
     assert "cannot be read" in refusal(tmp_path)
     (tmp_path / "binary.yaml").write_bytes(b"\xff\xfe\x00")
     assert "cannot be read as text" in refusal(tmp_path / "binary.yaml")
+
+
+def declared(of):
+    """Dotted key -> what stands beside the setting of it."""
+    sections = {name: owner for name, owner in get_type_hints(Config).items() if is_dataclass(owner)}
+    inner = {f"{section}.{name}": found for section, owner in sections.items() for name, found in of(owner).items()}
+    return {**of(Config), **inner}
+
+
+CHOICES, RANGES = declared(choices_of), declared(ranges_of)
 
 
 @pytest.mark.parametrize("key", CHOICES)

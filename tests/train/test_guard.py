@@ -10,9 +10,10 @@ import torch
 from tolerances import FP32, OPTIMIZER_MOVE_FP32
 from torch import nn
 
+from pgm_fast.methods.base import OPTIMIZERS
 from pgm_fast.train.distributed import Ranks
 from pgm_fast.train.guard import DelayedReading, UpdateGuard
-from pgm_fast.train.optimizers import OPTIMIZERS, build_optimizer
+from pgm_fast.train.optimizers import build_optimizer
 
 
 def parts(name="adamw", clip=1.0):

@@ -10,7 +10,8 @@ from tolerances import FP32, FP64, OPTIMIZER_MOVE_FP32
 from torch import nn
 
 from pgm_fast.errors import ConfigError
-from pgm_fast.train.optimizers import MONITORS, OPTIMIZERS, Schedule, build_optimizer, cosine_factor
+from pgm_fast.methods.base import MONITORS, OPTIMIZERS
+from pgm_fast.train.optimizers import Schedule, build_optimizer, cosine_factor
 
 
 def groups(rates=(0.1, 0.01)):
