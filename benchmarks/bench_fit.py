@@ -16,12 +16,13 @@ import random
 import statistics
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import harness
 import numpy as np
 import torch
+from torch import Tensor
 from torch.utils.data import DataLoader, TensorDataset
 
 from pgm_fast.data import FeatureSet
@@ -51,8 +52,8 @@ def features(rows: int) -> FeatureSet:
     return FeatureSet("made", vectors, "classification", labels, split, num_classes=CLASSES)
 
 
-def engine(config: Config, parts: Run, out: Path) -> Callable[[], float]:
-    """An epoch of the engine's loop; its total loss."""
+def training_of(config: Config, parts: Run, out: Path) -> Training:
+    """The engine's loop at the beginning of the stage."""
     observers = Observers(False, Trackers((), RunFolder(out), config, 0), "accuracy")
     training = Training(
         config,
@@ -68,20 +69,27 @@ def engine(config: Config, parts: Run, out: Path) -> Callable[[], float]:
     )
     training.position.stage = STAGE[config.method]
     training._begin_stage()
-
-    def epoch() -> float:
-        training._train_epoch()
-        total = training.losses.means(parts.ranks)["total"]
-        training.position.epoch += 1
-        training.position.step = 0
-        training._begin_epoch()
-        return total
-
-    return epoch
+    return training
 
 
-def bare(config: Config, parts: Run) -> Callable[[], float]:
-    """The same as a loop of a user's own."""
+def epoch_of(training: Training) -> float:
+    """An epoch of the engine's loop; its total loss."""
+    training._train_epoch()
+    total = training.losses.means(training.ranks)["total"]
+    training.position.epoch += 1
+    training.position.step = 0
+    training._begin_epoch()
+    return total
+
+
+def engine(config: Config, parts: Run, out: Path) -> Callable[[], float]:
+    """An epoch of the engine's loop; its total loss."""
+    training = training_of(config, parts, out)
+    return lambda: epoch_of(training)
+
+
+def own_loop(config: Config, parts: Run) -> tuple[Method, torch.optim.AdamW, DataLoader]:
+    """What a loop of a user's own has: the model, torch's fused optimizer, torch's loader."""
     method: Method = parts.method
     stage = method.stages(config.train.lr)[STAGE[config.method]]
     method.begin_stage(STAGE[config.method])
@@ -90,22 +98,33 @@ def bare(config: Config, parts: Run) -> Callable[[], float]:
         weight_decay=config.train.weight_decay,
         fused=True,
     )
-    trained = [p for group in optimizer.param_groups for p in group["params"]]
+    trained = {id(p) for group in optimizer.param_groups for p in group["params"]}
     for parameter in method.parameters():
-        parameter.requires_grad_(any(parameter is p for p in trained))
+        parameter.requires_grad_(id(parameter) in trained)
     whole = next(parts._loader("train", len(parts.features.rows("train")), True).batches(0))
     rows = TensorDataset(*whole.inputs.values(), whole.labels, whole.index)
-    loader = DataLoader(rows, batch_size=BATCH, shuffle=True)
+    return method, optimizer, DataLoader(rows, batch_size=config.train.batch_size, shuffle=True)
+
+
+def as_batch(rows: Sequence[Tensor]) -> Batch:
+    """What a method takes, from what torch's loader gives."""
+    *inputs, labels, index = rows
+    weight = torch.full((len(labels),), 1 / len(labels))
+    return Batch(dict(zip(MODALITIES, inputs, strict=True)), weight, index, labels=labels)
+
+
+def bare(config: Config, parts: Run) -> Callable[[], float]:
+    """The same as a loop of a user's own."""
+    method, optimizer, loader = own_loop(config, parts)
+    trained = [p for group in optimizer.param_groups for p in group["params"]]
     compiled = torch.compile(method, dynamic=False)
 
     def epoch() -> float:
         method.train()
         total = 0.0
-        for *inputs, labels, index in loader:
-            weight = torch.full((len(labels),), 1 / len(labels))
-            batch = Batch(dict(zip(MODALITIES, inputs, strict=True)), weight, index, labels=labels)
+        for rows in loader:
             optimizer.zero_grad(set_to_none=True)
-            loss = compiled(batch).losses["total"]
+            loss = compiled(as_batch(rows)).losses["total"]
             loss.backward()
             torch.nn.utils.clip_grad_norm_(trained, config.train.clip_norm)
             optimizer.step()

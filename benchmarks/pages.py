@@ -20,6 +20,7 @@ import epochs
 import kernel_model
 import media_input
 import presets
+import scaling_page
 import shares_real
 import synthetic_shares
 import trials
@@ -464,6 +465,13 @@ PAGES: dict[str, dict[str, Callable[[], str]]] = {
         "attached": attached_table,
         "shares": shares,
         "shares on real sets": shares_on_real_sets,
+    },
+    "docs/scaling.md": {
+        "jobs": scaling_page.jobs,
+        "shares": scaling_page.job_shares,
+        "media": media_input.sentence,
+        "weak scaling": scaling_page.weak_scaling,
+        "plan": scaling_page.scaling_plan,
     },
     "docs/speed.md": {
         "partition": partition,
