@@ -189,8 +189,8 @@ def resume(
 
     Raises:
         CheckpointError: no run, one that another process is writing, an unreadable checkpoint, another number of
-            processes, or a config.yaml edited in more than train.device, train.threads, train.plots and
-            train.logger.
+            processes (but with train.strategy=fsdp, which takes any), or a config.yaml edited in more than
+            train.device, train.threads, train.plots and train.logger.
         DataError: the data is not the same. Else as :func:`fit`.
     """
     folder = RunFolder(run)
@@ -214,7 +214,7 @@ def resume(
         else:
             with ranks.all_or_none():
                 parts = Run.from_checkpoint(state, config, features, encoders, ranks)
-            identity = {key: state.get(key) for key in _IDENTITY}
+            identity = {**{key: state.get(key) for key in _IDENTITY}, "world": ranks.world}
             ranks.on_main(lambda: restore_log(folder, state))
         return _train(parts, folder, identity, progress, state, nullcontext())
 

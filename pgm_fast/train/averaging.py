@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
+
+from ..optim.watch import local_tensor
+from .sharding import cut
 
 __all__ = ["WeightAverage"]
 
@@ -35,20 +38,22 @@ class WeightAverage:
         """After an update of the optimizer; one that was skipped (a number on the device, not 0) changes nothing."""
         self._updates += 1
         decay = min(self.decay, (1 + self._updates) / (10 + self._updates))
-        way = torch._foreach_sub(self._weights, self._average)
+        weights, average = _here(self._weights), _here(self._average)
+        way = torch._foreach_sub(weights, average)
         torch._foreach_mul_(way, (1 - decay) * (skipped == 0))
-        torch._foreach_add_(self._average, way)
+        torch._foreach_add_(average, way)
 
     @contextmanager
     def in_place(self) -> Iterator[None]:
         """The module holds the average for the block, and its own weights, to the bit, afterwards."""
         with torch.no_grad():
-            own = [p.detach().clone() for p in self._weights]
-            torch._foreach_copy_(self._weights, self._average)
+            weights = _here(self._weights)
+            own = [x.clone() for x in weights]
+            torch._foreach_copy_(weights, _here(self._average))
             try:
                 yield
             finally:
-                torch._foreach_copy_(self._weights, own)
+                torch._foreach_copy_(weights, own)
 
     def state_dict(self) -> dict[str, int | dict[str, Tensor]]:
         return {"updates": self._updates, "weights": dict(zip(self._names, self._average, strict=True))}
@@ -57,4 +62,9 @@ class WeightAverage:
     def load_state_dict(self, state: Mapping[str, int | Mapping[str, Tensor]]) -> None:
         self._updates = state["updates"]
         for name, average in zip(self._names, self._average, strict=True):
-            average.copy_(state["weights"][name])
+            average.copy_(cut(state["weights"][name], average))
+
+
+def _here(tensors: Iterable[Tensor]) -> list[Tensor]:
+    """The memory of each that is in this process."""
+    return [local_tensor(x.detach()) for x in tensors]

@@ -27,7 +27,10 @@ from ..methods.umt import UMTConfig
 from ..settings import choice, number
 from .scaling import DTYPES
 
-__all__ = ["Config", "DataConfig", "TrainConfig"]
+__all__ = ["STRATEGIES", "Config", "DataConfig", "TrainConfig"]
+
+STRATEGIES = ("auto", "ddp", "fsdp")
+"""How several processes train together; ``auto`` is ``ddp``."""
 
 
 @dataclass
@@ -92,6 +95,8 @@ class TrainConfig:
     # losses and gradients of a step by one program of torch.compile: minutes at the start, then shorter steps; CPU, one
     # process, no sequences
     compile: bool = False
+    # several processes: each holds the model (ddp, which auto is), or its share of weights and optimizer state (fsdp)
+    strategy: str = choice("auto", STRATEGIES)
     threads: int = number(0, at_least=0)  # CPU threads of torch; 0 leaves torch's choice
     workers: int = number(0, at_least=0)  # processes that decode sounds and pictures; 0 for a thread
     checkpoint_every_steps: int = number(0, at_least=0)  # besides each epoch's end; 0 for none

@@ -24,6 +24,7 @@ from ..data.media_settings import MediaConfig
 from ..errors import ConfigError, did_you_mean
 from ..settings import check_settings
 from .config import Config
+from .sharding import require_strategy
 
 __all__ = [
     "ENVIRONMENT",
@@ -190,6 +191,7 @@ def validate(config: Config) -> None:
         near = next((did_you_mean(name, TRACKERS) for name in names if name not in TRACKERS), "")
         allowed = f"a list of any of {', '.join(TRACKERS)}, each once; [] for none"
         raise _refused("train.logger", list(names), allowed, near)
+    require_strategy(config)
 
 
 def _refused(key: str, value: Any, allowed: str, near: str = "") -> ConfigError:

@@ -74,9 +74,16 @@ class Ranks:
 
     def share_buffers(self, module: nn.Module) -> None:
         """Give every rank the buffers of rank 0 (running statistics of normalisation)."""
-        if self.world > 1:
-            for buffer in module.buffers():
-                dist.broadcast(buffer.data, src=0)
+        if self.world == 1:
+            return
+        kinds: dict[torch.dtype, list[Tensor]] = {}
+        for buffer in module.buffers():
+            kinds.setdefault(buffer.dtype, []).append(buffer.detach())
+        for buffers in kinds.values():
+            together = torch.cat([buffer.reshape(-1) for buffer in buffers])
+            dist.broadcast(together, src=0)
+            parts = together.split([buffer.numel() for buffer in buffers])
+            torch._foreach_copy_(buffers, [x.view_as(buffer) for x, buffer in zip(parts, buffers, strict=True)])
 
     def maximum_(self, tensor: Tensor) -> Tensor:
         """In place, the largest value over ranks."""

@@ -20,6 +20,7 @@ from .losses import LossTable
 from .metrics import evaluate_predictions
 from .predictions import Predictions
 from .scaling import autocast
+from .sharding import without_gradients
 
 __all__ = ["collect", "fused_loss", "held_out", "measure"]
 
@@ -53,7 +54,7 @@ def collect(
     parts: list[dict[str, np.ndarray]] = []
     losses = LossTable(count, ranks.device)
     try:
-        with torch.inference_mode(), autocast(ranks.device, precision):
+        with without_gradients(method), autocast(ranks.device, precision):
             for number, batch in enumerate(batches):
                 output = method(batch, report=True)
                 if output.losses:

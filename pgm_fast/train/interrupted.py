@@ -48,13 +48,13 @@ def state_of(folder: RunFolder, config: Config, world: int) -> dict[str, Any] | 
 
     Raises:
         CheckpointError: no checkpoint can be read, or the run was started with another configuration or another number
-            of processes.
+            of processes, which train.strategy=fsdp alone takes.
     """
     if not any(path.is_file() for path in (folder.last, folder.previous, folder.best, folder.metrics)):
         return None
     state = _last_readable(folder)
     _require_same_config(folder, config, from_yaml(state["config"]))
-    if state["world"] != world:
+    if state["world"] != world and config.train.strategy != "fsdp":
         raise CheckpointError(
             f"{folder} was trained by {state['world']} processes, now there are {world}; "
             "resume it with as many, so that the result is the same"

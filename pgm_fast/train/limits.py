@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -62,6 +63,11 @@ def _memory(config: Config, training: bool) -> str:
         "model.hidden": config.model.hidden,
     }
     smaller = ", ".join(f"{key} (now {value})" for key, value in keys.items())
+    others = "" if config.model.recompute else "model.recompute=true, "
+    if config.train.strategy != "fsdp" and int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        others += "train.strategy=fsdp, "
     folder = RunFolder(config.out)
     kept = f", or free memory and go on with {folder.resume_command}" if folder.last.is_file() else ""
-    return f"memory ran out; train into another folder with a smaller {smaller}, or with data.resident=never{kept}"
+    return (
+        f"memory ran out; train into another folder with a smaller {smaller}, or with {others}data.resident=never{kept}"
+    )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 import math
 import time
@@ -19,7 +20,7 @@ from ..data.batch import Batch
 from ..errors import TrainingStopped
 from ..methods.base import Method, Stage
 from ..optim.groups import NO_DECAY, without_decay
-from . import checkpoints
+from . import checkpoints, sharding
 from .averaging import WeightAverage
 from .compiled import CompiledStep, why_not_compiled
 from .config import Config
@@ -149,6 +150,8 @@ class Training:
         self.identity = dict(identity)
         self.observers = observers
         self.stop = stop
+        unused = bool(self.identity.get("encoders")) or method.turns > 1
+        self.sharded = sharding.shard(method, ranks, config, unused)  # before groups are made of its parameters
         self.stages: list[Stage] = method.stages(config.train.lr)
         self.position = Position()
         self.best = Best()
@@ -183,7 +186,7 @@ class Training:
                 self._end_epoch()
             best = self.ranks.on_main(lambda: checkpoints.load_run(self.folder.best))
             with checkpoints.reading("weights"):
-                self.method.load_state_dict(best["model"])
+                sharding.load_weights(self.method, best["model"])
             if self.position.stage + 1 == len(self.stages):
                 return
             self.position.stage += 1
@@ -247,7 +250,7 @@ class Training:
         self.average = WeightAverage(self.method, settings.ema) if settings.ema else None
         self.scale = LossScale(self.ranks.device) if settings.precision == "fp16" else None
         unused = bool(self.identity.get("encoders")) or self.method.turns > 1
-        self.wrapped = self.ranks.wrap(self.method, unused=unused)
+        self.wrapped = self.method if self.sharded else self.ranks.wrap(self.method, unused=unused)
         self.compiled = self._compiled_step()
         self._begin_epoch()
 
@@ -360,7 +363,8 @@ class Training:
         result = self._validate()
         offered = self.position.epoch + 1, result["score"], result["fused_loss"]
         if self.best.offer(*offered, always=self._keeps_last, step=self.position.step):
-            self.ranks.on_main(self._keep_best)
+            kept = self._kept()
+            self.ranks.on_main(lambda: self._keep_best(kept))
         self._clock = time.perf_counter()
         noted = {"step": self.position.step, "score": result["score"], "loss": result["fused_loss"]}
         self.validations.append({**noted, "seconds": self._clock - begun})
@@ -417,7 +421,8 @@ class Training:
         offered = self.position.epoch, result["score"], result["fused_loss"]
         better = self.best.offer(*offered, always=self._keeps_last)
         self._begin_epoch()
-        self.ranks.on_main(lambda: self._write_epoch(record, better))
+        kept = self._kept() if better else None
+        self.ranks.on_main(lambda: self._write_epoch(record, kept))
         # Last of all: what is written for an epoch that last.pt does not know of is written again, the same, when the
         # run goes on from it.
         self._save_last()
@@ -458,20 +463,25 @@ class Training:
             "held_out": held_out(predictions),
         }
 
-    def _write_epoch(self, record: Mapping[str, Any], better: bool) -> None:
+    def _write_epoch(self, record: Mapping[str, Any], kept: Mapping[str, Any] | None) -> None:
         self.folder.lock.require()
         line = json_line(record)
         append_line(self.folder.metrics, line)
         self.records += line
-        if better:
-            self._keep_best()
+        if kept is not None:
+            self._keep_best(kept)
         self.observers.epoch(record, asdict(self.best), self.stage_epochs)
 
-    def _keep_best(self) -> None:
-        self.folder.lock.require()
+    def _kept(self) -> dict[str, Any]:
+        """The weights that are kept if this is the best, whole on rank 0; every rank calls it."""
         with self._as_kept():
-            state = {"model": self.method.state_dict(), "position": self._position(), "best": asdict(self.best)}
-            checkpoints.save(self.folder.best, {**self.identity, **state})
+            weights = self._whole(self.method.state_dict())
+            return weights if self.average is None else copy.deepcopy(weights)
+
+    def _keep_best(self, weights: Mapping[str, Any]) -> None:
+        self.folder.lock.require()
+        state = {"model": weights, "position": self._position(), "best": asdict(self.best)}
+        checkpoints.save(self.folder.best, {**self.identity, **state})
 
     def _position(self) -> dict[str, int]:
         """The counts without the clocks, so that best.pt holds nothing that differs from one run to the next."""
@@ -503,7 +513,11 @@ class Training:
         }
         for name, part in self._optional_parts().items():
             state[name] = part.state_dict()
+        state = self._whole(state)
         self.ranks.on_main(lambda: self._replace_last(state))
+
+    def _whole(self, state: dict[str, Any]) -> dict[str, Any]:
+        return sharding.gathered(state, self.ranks) if self.sharded else state
 
     def _optional_parts(self) -> dict[str, WeightAverage | LossScale]:
         """What has a state only where a setting asks for it."""
@@ -521,9 +535,9 @@ class Training:
         self.position = Position(**{"rows": rows, **state["position"]})
         self.best = Best(**state["best"])
         self.records = state["records"]
-        self.method.load_state_dict(state["model"])
+        sharding.load_weights(self.method, state["model"])
         self._begin_stage()
-        self.optimizer.load_state_dict(state["optimizer"])
+        sharding.load_optimizer(self.optimizer, state["optimizer"])
         self.schedule.load_state_dict(state["schedule"])
         epoch = state["epoch"]
         self.losses.load_state_dict(epoch["losses"], self.ranks)
@@ -537,6 +551,10 @@ class Training:
             # The run was ended by this count; whoever takes it up again has mended the cause or wants to see it once
             # more.
             self.guard.counts[1:3] = 0.0
+        if self.ranks.rank >= len(state["generators"]):
+            # more processes than there were: it draws as it would from the start
+            torch.manual_seed(self.config.train.seed + self.ranks.rank)
+            return
         generators = state["generators"][self.ranks.rank]
         torch.set_rng_state(generators["cpu"])
         if generators["cuda"] is not None:

@@ -59,15 +59,17 @@ class LossTable:
 
     def state_dict(self, ranks: Ranks) -> dict[str, Any]:
         """Names, and the table summed over ranks; every rank calls it."""
-        return {"names": self._names, "table": None if self._table is None else ranks.sum_(self._table.clone())}
+        table = None if self._table is None else ranks.sum_(self._table.clone())
+        return {"names": self._names, "table": table, "world": ranks.world}
 
     def load_state_dict(self, state: Mapping[str, Any], ranks: Ranks) -> None:
-        """Rank 0 takes over the sum, the others begin with zeros: the sum over ranks is again the same."""
+        """Rank 0 takes over the sum, the others begin with zeros: the sum over ranks is again the same.
+
+        Terms hold the number of ranks, which may be another now."""
         self._names = list(state["names"])
         self._table = None
         if state["table"] is not None:
-            self._table = (
-                state["table"].to(self._device)
-                if ranks.is_main
-                else torch.zeros_like(state["table"], device=self._device)
-            )
+            self._table = state["table"].to(self._device, copy=True)
+            self._table[:, 1:] *= ranks.world / state.get("world", ranks.world)
+            if not ranks.is_main:
+                self._table.zero_()

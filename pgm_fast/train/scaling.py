@@ -7,6 +7,8 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
+from ..optim.watch import local_tensor
+
 __all__ = ["DTYPES", "LossScale", "autocast"]
 
 DTYPES = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -39,7 +41,7 @@ class LossScale:
     @torch.no_grad()
     def unscale_(self, gradients: Iterable[Tensor]) -> None:
         """Divide gradients by the factor, in place. It is a power of two: nothing is rounded."""
-        gradients = list(gradients)
+        gradients = [local_tensor(gradient) for gradient in gradients]
         if gradients:
             torch._foreach_mul_(gradients, 1 / self.factor)
 

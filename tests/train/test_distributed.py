@@ -3,62 +3,28 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 
-import numpy as np
 import pytest
 import torch
+from forked_ranks import run_script, write_tiny
 from tolerances import TWO_RANKS
 
 from pgm_fast.errors import ConfigError, TrainingStopped
 from pgm_fast.train.distributed import Ranks, _meeting, connect, current_ranks
 
-# One process warms up and forks the ranks, which spares importing torch for each of them; so it may have no CUDA and
-# no threads.
 SCRIPT = """
-import json, os, signal, socket, sys, traceback
+import json, os, signal, sys
 from pathlib import Path
 import torch
 torch.set_num_threads(1)
 from torch import nn
-from pgm_fast.errors import PgmFastError
-from pgm_fast.train import evaluate, fit, resume
+import forked_ranks
+from forked_ranks import SETTINGS
+from pgm_fast.train import fit, resume
 from pgm_fast.train.guard import UpdateGuard
-source, root = sys.argv[1], Path(sys.argv[2])
-SETTINGS = {
-    "data.source": source, "method": "pgm", "model.dim": 8, "model.hidden": 8, "model.dropout": 0.0,
-    "train.epochs": 3, "train.batch_size": 16, "train.eval_batch_size": 16, "train.lr": 0.05, "train.optimizer": "sgd",
-    "train.device": "cpu", "train.threads": 1, "train.plots": False, "train.logger": [],
-}
-
-def launch(name, world, action):
-    # Run action(rank) in `world` forked ranks; their statuses and last lines.
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    pids = []
-    for rank in range(world):
-        pid = os.fork()
-        if pid == 0:
-            place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": world, "MASTER_PORT": port}
-            os.environ.update({key: str(value) for key, value in place.items()}, MASTER_ADDR="127.0.0.1")
-            status, text = 0, ""
-            try:
-                action(rank)
-            except SystemExit as stop:
-                status, text = 10 + stop.code, "exit"
-            except PgmFastError as error:
-                status, text = 2, f"{type(error).__name__}: {error}"
-            except BaseException as error:
-                status, text = 1, f"{type(error).__name__}: {error}"
-                if not isinstance(error, ValueError): traceback.print_exc()
-            (root / f"{name}-{rank}.txt").write_text(text)
-            os._exit(status)
-        pids.append(pid)
-    statuses = [os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in pids]
-    return {"statuses": statuses, "texts": [(root / f"{name}-{rank}.txt").read_text() for rank in range(world)]}
+root = Path(sys.argv[1])
+SETTINGS = {**SETTINGS, "data.source": str(root / "tiny.npz")}
+launch = lambda name, world, action: forked_ranks.launch(root, name, world, action)
 
 def train(out, **more):
     return lambda rank: fit({**SETTINGS, **more}, out=str(root / out))
@@ -116,16 +82,8 @@ print(json.dumps(results))
 @pytest.fixture(scope="module")
 def campaign(tmp_path_factory):
     root = tmp_path_factory.mktemp("ranks")
-    rng = np.random.default_rng(0)
-    label = np.arange(151) % 3  # an odd number of rows: the last batches need padding
-    arrays = {m: (rng.normal(size=(151, d)) + label[:, None]).astype(np.float32) for m, d in (("a", 5), ("b", 7))}
-    split = np.array(["train"] * 91 + ["valid"] * 29 + ["test"] * 31)
-    np.savez(root / "tiny.npz", **arrays, label=label, split=split)
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-    command = [sys.executable, "-c", SCRIPT, str(root / "tiny.npz"), str(root)]
-    result = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300)
-    assert result.returncode == 0, result.stderr
-    return root, json.loads(result.stdout.splitlines()[-1]), result.stderr
+    write_tiny(root / "tiny.npz")
+    return root, *run_script(SCRIPT, root)
 
 
 def records(out):
