@@ -24,7 +24,6 @@ from .gates import (
     softmax_statistics,
     spread,
     store_grad_z,
-    sum_of_block,
     sum_where,
     tile,
 )
@@ -101,7 +100,7 @@ def partition_forward_kernel(
     p_paired += first * (GATES * CHUNK)
     logits = loaded_logits(p_z, o_row, m_row, scale, GATES, BLOCK, BLOCKS)
     inverse, sums = softmax_statistics(logits, o_row, m_row, GATES, BLOCK, BLOCKS)
-    of_uni, of_paired = tl.zeros_like(inverse), tl.zeros_like(inverse)
+    of_uni, of_paired = tl.zeros([ROWS, BLOCK], scale.dtype), tl.zeros([ROWS, BLOCK], scale.dtype)
     for block in range(BLOCKS):
         gate, complement, _ = gates(logits, o_row, m_row, block, inverse, sums, GATES, BLOCK, BLOCKS)
         for piece in range(0, CHUNK, PIECE):
@@ -110,12 +109,13 @@ def partition_forward_kernel(
             tl.store(p_uni + at, spread(complement, CHUNK) * h, mask)
             tl.store(p_paired + at, spread(gate, CHUNK) * h, mask)
         if p_share is not None:
-            of_uni += sum_of_block(complement, block, GATES, BLOCK)
-            of_paired += sum_of_block(gate, block, GATES, BLOCK)
+            m_gate = block * BLOCK + tl.arange(0, BLOCK)[None, :] < GATES
+            of_uni += tl.where(m_gate, complement, 0.0)
+            of_paired += tl.where(m_gate, gate, 0.0)
     if p_share is not None:
         p_share += first * 2 + o_row * 2
-        tl.store(p_share, of_uni / GATES, m_row)
-        tl.store(p_share + 1, of_paired / GATES, m_row)
+        tl.store(p_share, tl.sum(of_uni, 1, keep_dims=True) / GATES, m_row)
+        tl.store(p_share + 1, tl.sum(of_paired, 1, keep_dims=True) / GATES, m_row)
 
 
 @triton.jit(do_not_specialize=["rows", "scale"])

@@ -20,6 +20,7 @@ from __future__ import annotations
 import torch
 import triton
 import triton.language as tl
+from triton.language.target_info import cuda_capability_geq
 
 from .groups import launch
 from .products import FILL, Sums, Tiles, dot_formed, dot_precision, formed_right, split_rows, sum_splits
@@ -76,8 +77,8 @@ def decode_kernel(
     # the loss is of what is returned, so that backward can start from it
     b_target = tl.load(p_target + offsets, mask=mask, other=0.0).to(tl.float32)
     b_residual = tl.where(mask, b_decoded.to(tl.float32) - b_target, 0.0)
-    b_rows = tl.sum(b_residual * b_residual, 1) * _row_scale(p_row_weight, o_row, m_row, rows, d)
-    tl.store(p_loss + tl.program_id(0), tl.sum(b_rows, 0))
+    b_squares = b_residual * b_residual * _row_scale(p_row_weight, o_row, m_row, rows, d)[:, None]
+    tl.store(p_loss + tl.program_id(0), tl.sum(b_squares))
 
 
 @triton.jit(do_not_specialize=["count"])
@@ -147,8 +148,11 @@ def grad_features_kernel(
     o_row = (tl.program_id(0) // tiles_n) * BLOCK_M + tl.arange(0, BLOCK_M)
     o_n = (tl.program_id(0) % tiles_n) * BLOCK_N + tl.arange(0, BLOCK_N)
     m_row = o_row < rows
-    b_u = tl.zeros((BLOCK_N, BLOCK_M) if FORMED_RIGHT else (BLOCK_M, BLOCK_N), tl.float32)
-    b_p = tl.zeros((BLOCK_N, BLOCK_M) if FORMED_RIGHT else (BLOCK_M, BLOCK_N), tl.float32)
+    # what is formed here and multiplied on the right twice stops the pipeliner of triton 3.6 on sm_100, whose matrix
+    # units read the left from memory of their own
+    right: tl.constexpr = FORMED_RIGHT and (FORMED or not cuda_capability_geq(10))
+    b_u = tl.zeros((BLOCK_N, BLOCK_M) if right else (BLOCK_M, BLOCK_N), tl.float32)
+    b_p = tl.zeros((BLOCK_N, BLOCK_M) if right else (BLOCK_M, BLOCK_N), tl.float32)
     for column in range(0, d, BLOCK_K):
         o_col = column + tl.arange(0, BLOCK_K)
         m_col = o_col < d
@@ -161,14 +165,14 @@ def grad_features_kernel(
             mask=m_col[:, None] & (o_n < n_u)[None, :],
             other=0.0,
         )
-        b_u = dot_formed(b_u, b_grad, b_w_uni, FORMED_RIGHT, DOT)
+        b_u = dot_formed(b_u, b_grad, b_w_uni, right, DOT)
         b_w_paired = tl.load(
             p_w_paired + o_col.to(tl.int64)[:, None] * n_p + o_n[None, :],
             mask=m_col[:, None] & (o_n < n_p)[None, :],
             other=0.0,
         )
-        b_p = dot_formed(b_p, b_grad, b_w_paired, FORMED_RIGHT, DOT)
-    if FORMED_RIGHT:
+        b_p = dot_formed(b_p, b_grad, b_w_paired, right, DOT)
+    if right:
         b_u = tl.trans(b_u)
         b_p = tl.trans(b_p)
     o_first = o_row.to(tl.int64)[:, None]
@@ -193,8 +197,9 @@ def grad_decoder_kernel(
     o_n = pid_n * BLOCK_N + tl.arange(0, BLOCK_N)
     o_col = (tl.program_id(0) // tiles_n) % tiles_d * BLOCK_D + tl.arange(0, BLOCK_D)
     m_col = o_col < d
-    b_w_uni = tl.zeros((BLOCK_N, BLOCK_D) if FORMED_RIGHT else (BLOCK_D, BLOCK_N), tl.float32)
-    b_w_paired = tl.zeros((BLOCK_N, BLOCK_D) if FORMED_RIGHT else (BLOCK_D, BLOCK_N), tl.float32)
+    right: tl.constexpr = FORMED_RIGHT and (FORMED or not cuda_capability_geq(10))  # as in grad_features_kernel
+    b_w_uni = tl.zeros((BLOCK_N, BLOCK_D) if right else (BLOCK_D, BLOCK_N), tl.float32)
+    b_w_paired = tl.zeros((BLOCK_N, BLOCK_D) if right else (BLOCK_D, BLOCK_N), tl.float32)
     b_bias = tl.zeros((BLOCK_D,), tl.float32)
     end = tl.minimum(rows, (part + 1) * split)
     for start in range(part * split, end, BLOCK_R):
@@ -207,10 +212,10 @@ def grad_decoder_kernel(
         b_bias += tl.sum(b_grad.to(tl.float32), 1)
         o_first = o_row.to(tl.int64)[:, None]
         b_u = tl.load(p_u + o_first * n_u + o_n[None, :], mask=m_row[:, None] & (o_n < n_u)[None, :], other=0.0)
-        b_w_uni = dot_formed(b_w_uni, b_grad, b_u, FORMED_RIGHT, DOT)
+        b_w_uni = dot_formed(b_w_uni, b_grad, b_u, right, DOT)
         b_p = tl.load(p_p + o_first * n_p + o_n[None, :], mask=m_row[:, None] & (o_n < n_p)[None, :], other=0.0)
-        b_w_paired = dot_formed(b_w_paired, b_grad, b_p, FORMED_RIGHT, DOT)
-    if FORMED_RIGHT:
+        b_w_paired = dot_formed(b_w_paired, b_grad, b_p, right, DOT)
+    if right:
         b_w_uni = tl.trans(b_w_uni)
         b_w_paired = tl.trans(b_w_paired)
     o_split = part.to(tl.int64) * stride

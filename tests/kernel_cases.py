@@ -26,6 +26,7 @@ class Case:
         wide: loads and stores 16 bytes per thread.
         matrix: kernels that multiply on the matrix units (wgmma on sm_90), their operands copied 16 bytes at a time.
         gathered: kernels that multiply there what they gather element by element.
+        tf32: kernels that multiply fp32 there, in TF32, by whichever of its instructions.
         double: computes in fp64.
         double_scalars: takes rates that may be fp64, converted once per program, and computes in fp32.
         double_norm: forms sums of squares in fp64, or what to clip by from them, once per program.
@@ -37,6 +38,7 @@ class Case:
     wide: bool = False
     matrix: tuple[str, ...] = ()
     gathered: tuple[str, ...] = ()
+    tf32: tuple[str, ...] = ()
     double: bool = False
     double_scalars: bool = False
     double_norm: bool = False
@@ -168,18 +170,33 @@ def _product_cases() -> list[Case]:
         Case("linear-wide", partial(_linear, [(32768, 1024, 1, 1024, 1024)], None, half), matrix=linear),
         Case("linear-narrow", partial(_linear, [(32768, 1024, 1, 128, 128)], "gelu", half), matrix=linear),
         Case("linear-float32", partial(_linear, [(32768, 512, 1, 128, 128)], "silu", single)),
-        Case("linear-tf32-wide", partial(_in_tf32, partial(_linear, [(32768, 1024, 1, 1024, 1024)], None, single))),
+        Case(
+            "linear-tf32-wide",
+            partial(_in_tf32, partial(_linear, [(32768, 1024, 1, 1024, 1024)], None, single)),
+            tf32=linear,
+        ),
         Case(
             "linear-tf32-narrow",
             partial(_in_tf32, partial(_linear, [(32768, 512, 1, 128, 128)], "gelu", single)),
+            tf32=linear,
             rare=True,
         ),
         Case(
-            "linear-tf32-small", partial(_in_tf32, partial(_linear, [(64, 128, 2, 128, 96)], "gelu", single)), rare=True
+            "linear-tf32-small",
+            partial(_in_tf32, partial(_linear, [(64, 128, 2, 128, 96)], "gelu", single)),
+            tf32=linear,
+            rare=True,
         ),
-        Case("decoder-tf32", partial(_in_tf32, partial(_decoder, 32768, 1024, 512, 256, True, False, single))),
         Case(
-            "decoder-tf32-small", partial(_in_tf32, partial(_decoder, 64, 128, 128, 96, True, False, single)), rare=True
+            "decoder-tf32",
+            partial(_in_tf32, partial(_decoder, 32768, 1024, 512, 256, True, False, single)),
+            tf32=decoder,
+        ),
+        Case(
+            "decoder-tf32-small",
+            partial(_in_tf32, partial(_decoder, 64, 128, 128, 96, True, False, single)),
+            tf32=decoder,
+            rare=True,
         ),
         Case("linear-odd", partial(_linear, [(77, 99, 3, 33, 31)], "relu", torch.float16), rare=True),
         Case("linear-grouped", partial(_linear, two, "gelu", half), rare=True),
@@ -257,8 +274,13 @@ def _duc_cases() -> list[Case]:
         Case("duc-large", partial(_duc, 4096, 512, 256, False, True, half), gathered=kernels),
         Case("duc-mask", partial(_duc, 4096, 512, 0, True, False, half), gathered=kernels),
         Case("duc-odd", partial(_duc, 4097, 515, 131, False, True, torch.float16), gathered=kernels),
-        Case("duc-tf32-large", partial(_in_tf32, partial(_duc, 4096, 512, 256, False, True, single))),
-        Case("duc-tf32-small", partial(_in_tf32, partial(_duc, 64, 512, 256, False, False, single)), rare=True),
+        Case("duc-tf32-large", partial(_in_tf32, partial(_duc, 4096, 512, 256, False, True, single)), tf32=kernels),
+        Case(
+            "duc-tf32-small",
+            partial(_in_tf32, partial(_duc, 64, 512, 256, False, False, single)),
+            tf32=kernels,
+            rare=True,
+        ),
         Case("duc-float32", partial(_duc, 64, 512, 256, False, False, single), rare=True),
         Case("duc-float32-odd", partial(_duc, 4097, 515, 131, False, True, single), rare=True),
         Case("duc-float32-mask", partial(_duc, 4096, 512, 0, True, False, single)),
