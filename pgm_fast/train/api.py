@@ -39,6 +39,7 @@ from .metrics import monitored_metric
 from .observers import Observers
 from .predictions import Predictions
 from .reports import mean_shares, summarise, write_json
+from .shards import with_shards
 from .signals import StopRequest
 from .trackers import Trackers, require_trackers
 
@@ -411,7 +412,7 @@ def _open(
     if checkpoint in named:
         folder.require()
     path = named.get(checkpoint, Path(checkpoint))
-    state = checkpoints.load_run(path)
+    state = with_shards(path, checkpoints.load_run(path))
     config = from_yaml(state["config"])
     features = features_of_run(state, data, labels=labels)
     ranks = Ranks(device=current_ranks("cpu" if config.train.device == "cpu" else "auto").device)

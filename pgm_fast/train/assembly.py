@@ -29,6 +29,7 @@ from .configure import from_yaml, make_config, to_dict
 from .distributed import Ranks, connect
 from .fingerprints import require_same_data
 from .limits import explained
+from .shards import has_shards
 
 __all__ = ["Run", "features_of_run", "load_features", "machine", "resolve_config"]
 
@@ -315,7 +316,8 @@ class Run:
         with checkpoints.reading("modalities"):
             method = _build(config, spec, encoders)
         with checkpoints.reading("weights"):
-            method.load_state_dict(state["model"])
+            if not has_shards(state):  # which are read when there is something to read them into
+                method.load_state_dict(state["model"])
         return cls(config, features, spec, normalizer, method.to(ranks.device), ranks)
 
     def training_loader(self) -> Loader:

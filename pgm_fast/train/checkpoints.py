@@ -15,7 +15,7 @@ import torch
 from ..errors import CheckpointError, PgmFastError
 from .files import atomic_write, second_name
 
-__all__ = ["FORMAT", "damage", "keep", "load", "load_run", "reading", "save"]
+__all__ = ["FORMAT", "damage", "instead", "keep", "load", "load_run", "reading", "save"]
 
 FORMAT = "pgm_fast.checkpoint.1"
 
@@ -87,7 +87,7 @@ def load(path: str | Path) -> dict[str, Any]:
     """
     path = Path(path)
     if not path.is_file():
-        raise CheckpointError(f"checkpoint {path} does not exist; {_instead(path)}")
+        raise CheckpointError(f"checkpoint {path} does not exist; {instead(path)}")
     reason, cause = damage(path), None
     if reason is None:
         try:
@@ -95,9 +95,9 @@ def load(path: str | Path) -> dict[str, Any]:
         except Exception as error:  # whatever the content of a foreign archive makes of itself
             reason, cause = "it is damaged, or holds more than tensors and plain values", error
     if reason is not None:
-        raise CheckpointError(f"checkpoint {path} cannot be read ({reason}); {_instead(path)}") from cause
+        raise CheckpointError(f"checkpoint {path} cannot be read ({reason}); {instead(path)}") from cause
     if not isinstance(state, dict) or state.get("format") != FORMAT:
-        raise CheckpointError(f"{path} is not a checkpoint of this engine ({FORMAT}); {_instead(path)}")
+        raise CheckpointError(f"{path} is not a checkpoint of this engine ({FORMAT}); {instead(path)}")
     return state
 
 
@@ -115,7 +115,7 @@ def load_run(path: str | Path, going_on: bool = False) -> dict[str, Any]:
     state = load(path)
     problem = _misfit(state, _RUN) or (_misfit(state, _GOING_ON) if going_on else None)
     if problem is not None:
-        raise CheckpointError(f"checkpoint {path} does not fit a run: {problem}; {_instead(path)}")
+        raise CheckpointError(f"checkpoint {path} does not fit a run: {problem}; {instead(path)}")
     return state
 
 
@@ -152,7 +152,7 @@ def _misfit(value: Any, wanted: Any, name: str = "") -> str | None:
     return f"{name} is a {type(value).__name__}, must be {names}"
 
 
-def _instead(path: Path) -> str:
+def instead(path: Path) -> str:
     """The next thing to do about an unusable checkpoint."""
     others = [p for p in sorted(path.parent.glob("*.pt")) if p.name != path.name and damage(p) is None]
     if not others or path.parent.name != "checkpoints":

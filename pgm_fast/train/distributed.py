@@ -21,7 +21,9 @@ from torch.nn.parallel import DistributedDataParallel
 
 from ..errors import ConfigError, PgmFastError, TrainingStopped
 
-__all__ = ["Ranks", "connect", "current_ranks", "restarted"]
+__all__ = ["LOST_PEER", "Ranks", "connect", "current_ranks", "is_lost_peer", "restarted"]
+
+LOST_PEER = "another process of this run ended; its own message says why"
 
 T = TypeVar("T")
 
@@ -198,8 +200,8 @@ def connect(device: str = "auto") -> Iterator[Ranks]:
         # nobody would ever go on.
         _failed_groups.append(group)
         group.abort()
-        if _lost_peer(error):
-            raise TrainingStopped("another process of this run ended; its own message says why") from error
+        if isinstance(error, RuntimeError) and is_lost_peer(str(error)):
+            raise TrainingStopped(LOST_PEER) from error
         raise
     finally:
         dist.destroy_process_group()
@@ -218,8 +220,8 @@ def _meeting() -> dict[str, Any]:
 _failed_groups: list[dist.ProcessGroup] = []
 
 
-def _lost_peer(error: Exception) -> bool:
-    """Whether a collective failed because the other side went away."""
+def is_lost_peer(message: str) -> bool:
+    """Whether a collective failed with this because the other side went away."""
     signs = (
         "Connection closed by peer",
         "Connection reset by peer",
@@ -227,7 +229,7 @@ def _lost_peer(error: Exception) -> bool:
         "Socket closed",
         "remote process exited",
     )
-    return isinstance(error, RuntimeError) and any(sign in str(error) for sign in signs)
+    return any(sign in message for sign in signs)
 
 
 def _device(name: str, world: int) -> torch.device:

@@ -15,7 +15,7 @@ from typing import IO, Any
 
 from ..errors import CheckpointError
 
-__all__ = ["atomic_write", "second_name", "write_csv"]
+__all__ = ["atomic_write", "second_name", "sync_folder", "write_csv"]
 
 FORMULA = tuple("=+-@＝＋－＠\t\r\n\0")  # noqa: RUF001  (wide signs are what some spreadsheets take for the narrow ones)
 
@@ -50,7 +50,7 @@ def atomic_write(path: str | os.PathLike, mode: str = "wb") -> Iterator[IO[Any]]
                 file.flush()
                 os.fsync(file.fileno())
             os.replace(temporary, target)
-            _sync_folder(target.parent)
+            sync_folder(target.parent)
         except BaseException:
             with suppress(OSError):
                 temporary.unlink()
@@ -108,7 +108,8 @@ def _remove_leftovers(target: Path) -> None:
                 target.with_name(name).unlink()
 
 
-def _sync_folder(folder: Path) -> None:
+def sync_folder(folder: Path) -> None:
+    """Flush a folder's entries to the disk."""
     if os.name != "posix":
         return
     descriptor = os.open(folder, os.O_RDONLY)

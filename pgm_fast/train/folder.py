@@ -29,6 +29,8 @@ PLOTS = (
 )
 """Names of the pictures of a run."""
 
+_SHARDS = ("__*_*.distcp", ".metadata", ".metadata.tmp")  # what torch.distributed.checkpoint writes
+
 # What wandb leaves of a run.
 _WANDB = (
     "run-*.wandb",
@@ -55,6 +57,8 @@ class RunFolder:
         self.last = self.path / "checkpoints" / "last.pt"
         self.previous = self.path / "checkpoints" / "previous.pt"
         self.best = self.path / "checkpoints" / "best.pt"
+        # of last.pt, of previous.pt, and of the one that is being written, in any order
+        self.shards = tuple(self.path / "checkpoints" / f"shards-{number}" for number in range(3))
         self.plots = self.path / "plots"
         self.events = self.path / "tensorboard"
         self.wandb = self.path / "wandb"
@@ -131,6 +135,7 @@ class RunFolder:
         events = list(self.events.glob("events.out.tfevents.*"))
         checkpoints = [self.last, self.previous, self.best]
         database = [self.mlflow.with_name(f"{self.mlflow.name}{end}") for end in ("", "-journal", "-wal", "-shm")]
+        checkpoints += [path for folder in self.shards for name in _SHARDS for path in folder.glob(name)]
         written = [self.report, self.page, *plots, *events, *checkpoints, *database]
         written += [path for folder in self._wandb_runs() for name in _WANDB for path in folder.glob(name)]
         return [*written, self.trackers, self.metrics]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from ..errors import CheckpointError
@@ -13,6 +14,7 @@ from .configure import flat, from_yaml
 from .files import atomic_write
 from .folder import RunFolder
 from .reports import read_json, read_jsonl
+from .shards import require_whole
 
 __all__ = ["finished", "restore_log", "state_of"]
 
@@ -72,15 +74,21 @@ def restore_log(folder: RunFolder, state: Mapping[str, Any]) -> None:
 
 def _last_readable(folder: RunFolder) -> dict[str, Any]:
     try:
-        return checkpoints.load_run(folder.last, going_on=True)
+        return _whole(folder.last)
     except CheckpointError as error:
         try:
-            state = checkpoints.load_run(folder.previous, going_on=True)
+            state = _whole(folder.previous)
         except CheckpointError:
             raise error from None
         reason = str(error).partition(";")[0]
     epoch, step = state["position"]["epoch"], state["position"]["step"]
     log.warning("%s; going on from %s: %d epochs, %d steps", reason, folder.previous, epoch, step)
+    return state
+
+
+def _whole(path: Path) -> dict[str, Any]:
+    state = checkpoints.load_run(path, going_on=True)
+    require_whole(path, state)
     return state
 
 

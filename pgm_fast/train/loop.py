@@ -35,6 +35,7 @@ from .optimizers import Schedule, build_optimizer
 from .predictions import Predictions
 from .reports import append_line, json_line, mean_shares
 from .scaling import LossScale, autocast
+from .shards import ShardedSaves, remove_unused, with_shards
 from .signals import StopRequest
 
 __all__ = ["Best", "Position", "StoppedBySignal", "Training"]
@@ -168,6 +169,7 @@ class Training:
             TrainingStopped: too many updates in a row were not finite; last.pt is written.
             CheckpointError: the disk refused.
         """
+        self.saves = ShardedSaves(self.folder, self.ranks) if self.sharded else None
         try:
             if state is None:
                 self._begin_stage()
@@ -176,8 +178,11 @@ class Training:
                 with checkpoints.reading("values"):
                     self._restore(state)
             self._run_stages()
+            self._end_saving()
         finally:
             self.wrapped = None  # it must not outlive the process group, see distributed.connect
+            if self.saves is not None:
+                self.saves.close()
 
     def _run_stages(self) -> None:
         while True:
@@ -370,6 +375,7 @@ class Training:
         self.validations.append({**noted, "seconds": self._clock - begun})
 
     def _stop(self, where: str) -> None:
+        self._end_saving()
         raise StoppedBySignal(f"stopped by {self.stop.signal or 'a signal to another process'} after {where}")
 
     def _stop_if_not_finite(self, counts: list[float]) -> None:
@@ -377,6 +383,7 @@ class Training:
         if counts[2] <= limit:
             return
         self._save_last()
+        self._end_saving()
         raise TrainingStopped(
             f"{counts[2]:.0f} updates in a row up to epoch {self.position.epoch + 1}, step "
             f"{self.position.step} of stage "
@@ -475,7 +482,9 @@ class Training:
     def _kept(self) -> dict[str, Any]:
         """The weights that are kept if this is the best, whole on rank 0; every rank calls it."""
         with self._as_kept():
-            weights = self._whole(self.method.state_dict())
+            weights = self.method.state_dict()
+            if self.sharded:
+                return sharding.gathered(weights, self.ranks)
             return weights if self.average is None else copy.deepcopy(weights)
 
     def _keep_best(self, weights: Mapping[str, Any]) -> None:
@@ -513,11 +522,15 @@ class Training:
         }
         for name, part in self._optional_parts().items():
             state[name] = part.state_dict()
-        state = self._whole(state)
-        self.ranks.on_main(lambda: self._replace_last(state))
+        if self.saves is not None:
+            self.saves.save(state)
+        else:
+            self.ranks.on_main(lambda: self._replace_last(state))
 
-    def _whole(self, state: dict[str, Any]) -> dict[str, Any]:
-        return sharding.gathered(state, self.ranks) if self.sharded else state
+    def _end_saving(self) -> None:
+        """Until last.pt is written, where that is done beside training."""
+        if self.saves is not None:
+            self.saves.wait()
 
     def _optional_parts(self) -> dict[str, WeightAverage | LossScale]:
         """What has a state only where a setting asks for it."""
@@ -528,6 +541,7 @@ class Training:
         self.folder.lock.require()
         checkpoints.keep(self.folder.last, self.folder.previous)
         checkpoints.save(self.folder.last, state)
+        remove_unused(self.folder)
 
     def _restore(self, state: Mapping[str, Any]) -> None:
         # before there were rows in a position, every epoch saw all
@@ -535,6 +549,7 @@ class Training:
         self.position = Position(**{"rows": rows, **state["position"]})
         self.best = Best(**state["best"])
         self.records = state["records"]
+        state = with_shards(self.folder.last, state, sharding.mesh_of(self.method))
         sharding.load_weights(self.method, state["model"])
         self._begin_stage()
         sharding.load_optimizer(self.optimizer, state["optimizer"])

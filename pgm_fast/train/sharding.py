@@ -11,7 +11,7 @@ import warnings
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -25,11 +25,16 @@ from .config import Config
 from .distributed import Ranks
 from .scaling import DTYPES
 
+if TYPE_CHECKING:
+    from torch.distributed.device_mesh import DeviceMesh
+
 __all__ = [
     "cut",
     "gathered",
+    "is_cut",
     "load_optimizer",
     "load_weights",
+    "mesh_of",
     "require_strategy",
     "shard",
     "without_gradients",
@@ -143,15 +148,20 @@ def gathered(state: Any, ranks: Ranks) -> Any:
         return _like(whole, state)
     if isinstance(state, list | tuple):
         return type(state)(gathered(value, ranks) for value in state)
-    if not _is_cut(state):
+    if not is_cut(state):
         return state
     whole = state.full_tensor()
     return whole.cpu() if ranks.is_main else None
 
 
+def mesh_of(module: nn.Module) -> DeviceMesh | None:
+    """The processes that its parameters are cut over; None where they are whole."""
+    return getattr(next(module.parameters()), "device_mesh", None)
+
+
 def cut(value: Tensor, like: Tensor) -> Tensor:
     """A whole tensor, which every rank has, as ``like`` is cut; as it is where that is whole too."""
-    if not _is_cut(like) or _is_cut(value):
+    if not is_cut(like) or is_cut(value):
         return value
     from torch.distributed.tensor import distribute_tensor
 
@@ -188,7 +198,8 @@ def _like(entries: OrderedDict, state: Mapping[str, Any]) -> Mapping[str, Any]:
     return entries
 
 
-def _is_cut(value: Any) -> bool:
+def is_cut(value: Any) -> bool:
+    """Whether it is a tensor of which every process holds a part."""
     return hasattr(value, "full_tensor")
 
 

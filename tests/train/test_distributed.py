@@ -7,6 +7,7 @@ import json
 import pytest
 import torch
 from forked_ranks import run_script, write_tiny
+from same_run import assert_same_run
 from tolerances import TWO_RANKS
 
 from pgm_fast.errors import ConfigError, TrainingStopped
@@ -29,15 +30,17 @@ launch = lambda name, world, action: forked_ranks.launch(root, name, world, acti
 def train(out, **more):
     return lambda rank: fit({**SETTINGS, **more}, out=str(root / out))
 
-def signalled(rank):
-    original, count = UpdateGuard.update, [0]
-    def update(self, *args, **kwargs):
-        count[0] += 1
-        if rank == 1 and count[0] == 8:
-            os.kill(os.getpid(), signal.SIGTERM)
-        original(self, *args, **kwargs)
-    UpdateGuard.update = update
-    fit({**SETTINGS, "model.dropout": 0.3}, out=str(root / "cut"))
+def signalled(at, **more):
+    def action(rank):
+        original, count = UpdateGuard.update, [0]
+        def update(self, *args, **kwargs):
+            count[0] += 1
+            if rank == 1 and count[0] == at:
+                os.kill(os.getpid(), signal.SIGTERM)
+            original(self, *args, **kwargs)
+        UpdateGuard.update = update
+        fit({**SETTINGS, **more}, out=str(root / "cut"))
+    return action
 
 class Breaks(nn.Module):
     def __init__(self, rank):
@@ -62,13 +65,21 @@ def not_finite(rank):
 def other_data(rank):
     fit({**SETTINGS, **({"data.source": str(root / "none.npz")} if rank == 1 else {})}, out=str(root / "other"))
 
+if "large" in sys.argv:
+    more = json.loads(sys.argv[3])
+    print(json.dumps({
+        "whole": launch("whole", 2, train("whole", **more)),
+        "cut": launch("cut", 2, signalled(int(sys.argv[4]), **more)),
+        "resumed": launch("resumed", 2, lambda rank: resume(root / "cut")),
+    }))
+    sys.exit()
 fit(SETTINGS, out=str(root / "one"))
 fit({**SETTINGS, "method": "joint"}, out=str(root / "at once"))
 results = {
     "two": launch("two", 2, train("two")),
     "again": launch("again", 2, train("two")),
     "whole": launch("whole", 2, train("whole", **{"model.dropout": 0.3})),
-    "cut": launch("cut", 2, signalled),
+    "cut": launch("cut", 2, signalled(8, **{"model.dropout": 0.3})),
     "resumed": launch("resumed", 2, lambda rank: resume(root / "cut")),
     "breaks": launch("breaks", 2, lambda rank: fit(SETTINGS, encoders={"a": Breaks(rank)}, out=str(root / "breaks"))),
     "nan": launch("nan", 2, not_finite),
@@ -143,6 +154,27 @@ def test_a_signal_to_one_rank_stops_all_at_the_same_step_and_resume_is_exact(cam
         assert all(torch.equal(value, cut["model"][key]) for key, value in whole["model"].items())
     assert [line["train"] for line in records(root / "whole")] == [line["train"] for line in records(root / "cut")]
     assert [line["valid"] for line in records(root / "whole")] == [line["valid"] for line in records(root / "cut")]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("update", [3, 4], ids=["after a validation", "between two"])
+def test_settings_of_large_runs_go_on_as_they_began(tmp_path, update):
+    write_tiny(tmp_path / "tiny.npz")
+    large = {
+        "method": "joint",
+        "model.dropout": 0.3,
+        "model.recompute": True,
+        "train.batch_size": 8,
+        "train.accumulate": 2,
+        "train.ema": 0.9,
+        "train.precision": "fp16",
+        "train.validate_every": 2,
+    }
+    results, stderr = run_script(SCRIPT, tmp_path, "large", json.dumps(large), str(update))
+    assert results["cut"]["statuses"] == [10, 10], stderr
+    assert results["whole"]["statuses"] == results["resumed"]["statuses"] == [0, 0], stderr
+    assert state(tmp_path / "cut")["scale"]["factor"] < 2.0**16  # it was halved, and not from the start again
+    assert_same_run(tmp_path / "whole", tmp_path / "cut")
 
 
 def test_a_failure_on_one_rank_ends_all(campaign):

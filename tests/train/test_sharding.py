@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import pytest
 import torch
 from forked_ranks import run_script, write_tiny
-from same_run import assert_same_run
+from same_run import assert_equal, timeless
 from tolerances import AUTOCAST_BF16, TWO_RANKS
 
 from pgm_fast.errors import CheckpointError, ConfigError
 from pgm_fast.methods import METHODS
-from pgm_fast.train import evaluate, predict, resume
-from pgm_fast.train.configure import make_config
+from pgm_fast.train import checkpoints, evaluate, predict, resume
+from pgm_fast.train.configure import from_yaml, make_config
+from pgm_fast.train.folder import RunFolder
+from pgm_fast.train.interrupted import state_of
 from pgm_fast.train.sharding import _units
+from pgm_fast.train.shards import with_shards
 
 SYSTEMS = ("pgm", "dimml", "dmil")
 
@@ -26,6 +30,7 @@ torch.set_num_threads(1)
 import torch.distributed.fsdp, torch.distributed.tensor  # once, rather than in every rank
 from torch import nn
 import forked_ranks
+from torch.distributed.checkpoint import FileSystemWriter
 from pgm_fast.train import fit, resume
 from pgm_fast.train.guard import UpdateGuard
 root = Path(sys.argv[1])
@@ -34,7 +39,7 @@ SETTINGS = {
     "train.validate_every": 2, "train.accumulate": 2, "train.epochs": 2,
 }
 SYSTEMS = {"pgm": {}, "dimml": {"dimml.warmup": 1, "dimml.fusion_epochs": 2}, "dmil": {"dmil.stage_epochs": [1, 1, 1]}}
-DROPOUT = {"model.dropout": 0.3}
+DROPOUT = {"model.dropout": 0.3, "train.checkpoint_every_steps": 1}
 
 def launch(name, world, action):
     return forked_ranks.launch(root, name, world, action)
@@ -61,6 +66,18 @@ def stopped(out, at, **more):
         UpdateGuard.update = counted
         fit({**SETTINGS, **more}, out=str(root / out))
     return action
+
+def killed_while_writing(rank):
+    # rank 1 goes with its shards of the fourth checkpoint half written
+    write, count = FileSystemWriter.write_data, [0]
+    def counted(self, *args, **kwargs):
+        count[0] += 1
+        written = write(self, *args, **kwargs)
+        if rank == 1 and count[0] == 4:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return written
+    FileSystemWriter.write_data = counted
+    fit({**SETTINGS, **DROPOUT}, out=str(root / "killed"))
 
 class Breaks(nn.Module):
     def __init__(self, rank, kind):
@@ -92,6 +109,9 @@ else:
     results["whole"] = launch("whole", 2, train("whole", **DROPOUT))
     results["cut"] = launch("cut", 2, stopped("cut", 4, **DROPOUT))
     results["resumed"] = launch("resumed", 2, lambda rank: resume(root / "cut"))
+    results["killed"] = launch("killed", 2, killed_while_writing)
+    (root / "killed.txt").write_text("\\n".join(str(path) for path in sorted((root / "killed").rglob("*"))))
+    results["taken up"] = launch("taken up", 2, lambda rank: resume(root / "killed"))
     for kind in ("nan", "out of memory", "fp32"):
         results[kind] = launch(kind, 2, with_encoder(kind))
     results["bf16"] = launch("bf16", 2, with_encoder("bf16", **{"train.precision": "bf16"}))
@@ -119,7 +139,8 @@ def records(out):
 
 
 def state(out, name="last.pt"):
-    return torch.load(out / "checkpoints" / name, weights_only=True)
+    path = out / "checkpoints" / name
+    return with_shards(path, checkpoints.load_run(path))
 
 
 def assert_close_runs(one, two):
@@ -164,12 +185,54 @@ def test_what_is_handed_over_is_a_whole_model_that_one_process_reads(campaign):
     assert len(predict(root / "pgm two").index) == 151
 
 
+def assert_same(one, other):
+    for name in ("last.pt", "best.pt"):
+        assert_equal(*(timeless(dict(state(run, name))) for run in (one, other)), name)
+    assert_equal(*(timeless(records(run)) for run in (one, other)), "metrics")
+    assert_equal(*(timeless(json.loads((run / "report.json").read_text())) for run in (one, other)), "report")
+
+
+@pytest.mark.slow
+def test_a_rank_that_is_killed_while_it_writes_ends_the_others_and_loses_nothing(more):
+    root, results, stderr = more
+    assert results["killed"]["statuses"] == [2, -9], stderr
+    assert (
+        results["killed"]["texts"][0] == "TrainingStopped: another process of this run ended; its own message says why"
+    )
+    left = (root / "killed.txt").read_text()
+    assert "last.pt" in left and "previous.pt" in left and "report.json" not in left
+    assert results["taken up"]["statuses"] == [0, 0], stderr
+    assert_same(root / "whole", root / "killed")
+
+
 @pytest.mark.slow
 def test_a_run_that_was_stopped_goes_on_to_the_bit(more):
     root, results, stderr = more
     assert results["cut"]["statuses"] == [10, 10], stderr
     assert results["whole"]["statuses"] == results["resumed"]["statuses"] == [0, 0], stderr
-    assert_same_run(root / "whole", root / "cut")
+    assert_same(root / "whole", root / "cut")
+
+
+def test_shards_lie_beside_last_pt_and_are_read_without_other_processes(campaign):
+    """Truncated ones are found out; a run that takes the place of this one removes all of them."""
+    root, _, _ = campaign
+    run = root / "a copy"
+    shutil.copytree(root / "pgm two", run)
+    folder, last = RunFolder(run), torch.load(run / "checkpoints" / "last.pt", weights_only=True)
+    assert not any("encoders" in name for name in last["model"])
+    assert sum(path.is_dir() for path in folder.shards) <= 3
+    whole = state(run)
+    assert all(type(x) is torch.Tensor for x in whole["model"].values()) and len(whole["optimizer"]["state"]) > 9
+    assert [evaluate(run, checkpoint=name)["epoch"] for name in ("last", "previous")] == [2, 1]
+    file = next((run / "checkpoints" / last["shards"]["folder"]).glob("*.distcp"))
+    file.write_bytes(file.read_bytes()[:-1])
+    with pytest.raises(CheckpointError, match=r"distcp is \d+ bytes, of \d+.*best.pt beside it is whole") as error:
+        evaluate(run, checkpoint="last")
+    assert "\n" not in str(error.value)
+    (run / "report.json").unlink()
+    assert state_of(folder, from_yaml(folder.read_config()), 2)["shards"]["folder"] != last["shards"]["folder"]
+    folder.claim(overwrite=True)
+    assert not run.exists() or not list(run.rglob("*"))
 
 
 def test_a_run_goes_on_with_another_number_of_processes(campaign):

@@ -1,0 +1,230 @@
+"""last.pt of a run whose weights are cut over processes: every one writes its shards, while training goes on.
+
+The shards of a checkpoint lie in a folder of their own beside last.pt (``torch.distributed.checkpoint``). last.pt holds
+all else and names the folder; it is replaced when the folder is whole on the disk, as ever from one moment to the next.
+Until then, and until there is a previous.pt again, what was before stays.
+"""
+
+from __future__ import annotations
+
+import copy
+import shutil
+import warnings
+from collections.abc import Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from ..errors import CheckpointError, PgmFastError, TrainingStopped
+from . import checkpoints
+from .distributed import LOST_PEER, Ranks, is_lost_peer
+from .files import sync_folder
+from .folder import RunFolder
+from .sharding import is_cut
+
+__all__ = ["ShardedSaves", "has_shards", "remove_unused", "require_whole", "with_shards"]
+
+_KEY = "shards"  # of last.pt: {"folder": name, "files": {name: bytes}, "places": {key: path in the state}}
+
+
+class ShardedSaves:
+    """Writes checkpoints of shards, one at a time. Every method is called by all ranks.
+
+    Args:
+        folder: of the run.
+        ranks: of the run, more than one.
+    """
+
+    def __init__(self, folder: RunFolder, ranks: Ranks):
+        self._folder = folder
+        self._ranks = ranks
+        self._group = dist.new_group(backend="gloo")  # of its own: another thread talks in it
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="pgm_fast-checkpoint")
+        self._pending: Future | None = None
+
+    def save(self, state: dict[str, Any]) -> None:
+        """Begin to write ``state`` as last.pt, from a copy of its shards; the one before is written to its end first.
+
+        Raises:
+            CheckpointError: the one before could not be written; the one before that is still there.
+        """
+        from torch.distributed.checkpoint import FileSystemWriter, async_save
+
+        self.wait()
+        rest, shards, places = _taken_apart(state)
+        rest = copy.deepcopy(rest) if self._ranks.is_main else {}  # training goes on with what is in it
+        name = self._ranks.on_main(self._free_place)
+        path = self._folder.last.with_name(name)
+        written = async_save(shards, storage_writer=FileSystemWriter(path), process_group=self._group)
+        self._pending = self._thread.submit(self._end, written, rest, path, places)
+
+    def _free_place(self) -> str:
+        """The name of an empty folder for shards that neither last.pt nor previous.pt is of."""
+        self._folder.lock.require()
+        remove_unused(self._folder)
+        return next(path.name for path in self._folder.shards if not path.exists())
+
+    def _end(self, written: Future, rest: dict[str, Any], path: Path, places: Mapping[str, list]) -> None:
+        written.result()
+        if self._ranks.is_main:
+            files = {file.name: file.stat().st_size for file in path.iterdir()}
+            sync_folder(path)
+            self._folder.lock.require()
+            if _is_whole(self._folder.last):
+                checkpoints.keep(self._folder.last, self._folder.previous)
+            checkpoints.save(self._folder.last, {**rest, _KEY: {"folder": path.name, "files": files, "places": places}})
+
+    def wait(self) -> None:
+        """Until what was begun is on the disk.
+
+        Raises:
+            CheckpointError: it could not be written.
+        """
+        pending, self._pending = self._pending, None
+        if pending is None:
+            return
+        from torch.distributed.checkpoint import CheckpointException
+
+        try:
+            pending.result()
+        except PgmFastError:
+            raise
+        except (Exception, CheckpointException) as error:
+            reason = _reason(error)
+            if is_lost_peer(reason):
+                raise TrainingStopped(LOST_PEER) from error
+            raise CheckpointError(
+                f"the shards of {self._folder.last} cannot be written ({reason}); what was there before is kept, make "
+                f"room and go on with {self._folder.resume_command}"
+            ) from error
+
+    def close(self) -> None:
+        """As :meth:`wait`, where something else has failed already."""
+        with suppress(PgmFastError):
+            self.wait()
+        self._thread.shutdown()
+
+
+def has_shards(state: Mapping[str, Any]) -> bool:
+    """Whether this, as last.pt has it, lacks what lies in a folder of shards."""
+    return _KEY in state
+
+
+def with_shards(path: Path, state: Mapping[str, Any], mesh: Any = None) -> dict[str, Any]:
+    """``state``, as last.pt at ``path`` has it, with its shards in their places; as it is where it has none.
+
+    Args:
+        path: of the checkpoint.
+        state: its content.
+        mesh: of the processes, each of which reads its part of every tensor; None for whole tensors, without others.
+
+    Raises:
+        CheckpointError: shards are missing or cannot be read.
+    """
+    if not has_shards(state):
+        return dict(state)
+    from torch.distributed.checkpoint import CheckpointException, FileSystemReader, load
+    from torch.distributed.tensor import Shard, empty
+
+    entry = state[_KEY]
+    require_whole(path, state)
+    reader = FileSystemReader(path.with_name(entry["folder"]))
+    try:
+        found = reader.read_metadata().state_dict_metadata
+        sizes = {key: (tensor.size, tensor.properties.dtype) for key, tensor in found.items()}
+        tensors: dict[str, Tensor] = {
+            key: torch.empty(size, dtype=dtype)
+            if mesh is None
+            else empty(*size, dtype=dtype, device_mesh=mesh, placements=[Shard(0)])
+            for key, (size, dtype) in sizes.items()
+        }
+        with warnings.catch_warnings():  # that a process alone loads alone
+            warnings.filterwarnings("ignore", message="torch.distributed is disabled")
+            load(tensors, storage_reader=reader, no_dist=mesh is None)
+    except (Exception, CheckpointException) as error:
+        raise CheckpointError(
+            f"the shards of {path} cannot be read ({_reason(error)}); {checkpoints.instead(path)}"
+        ) from error
+    return _put_together({key: value for key, value in state.items() if key != _KEY}, tensors, entry["places"])
+
+
+def require_whole(path: Path, state: Mapping[str, Any]) -> None:
+    """Raises CheckpointError where a file of the shards of last.pt at ``path`` is missing or has another size."""
+    if not has_shards(state):
+        return
+    with checkpoints.reading("shards"):
+        folder, files = path.with_name(state[_KEY]["folder"]), dict(state[_KEY]["files"])
+    for name, size in files.items():
+        file = folder / name
+        if not file.is_file() or file.stat().st_size != size:
+            found = f"{file.stat().st_size} bytes, of {size}" if file.is_file() else "missing"
+            raise CheckpointError(f"checkpoint {path} cannot be read ({file} is {found}); {checkpoints.instead(path)}")
+
+
+def remove_unused(folder: RunFolder) -> None:
+    """Remove the folders of shards that no checkpoint of the run is of: those of a write that came to no end, say."""
+    present = [path for path in folder.shards if path.exists()]
+    if not present:
+        return
+    used = {_folder_of(path) for path in (folder.last, folder.previous)}
+    for path in present:
+        if path.name not in used:
+            shutil.rmtree(path)
+
+
+def _is_whole(path: Path) -> bool:
+    try:
+        require_whole(path, checkpoints.load(path))
+    except CheckpointError:
+        return False
+    return True
+
+
+def _folder_of(path: Path) -> str | None:
+    try:
+        return checkpoints.load(path)[_KEY]["folder"]
+    except (CheckpointError, LookupError, TypeError):
+        return None
+
+
+def _taken_apart(state: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Tensor], dict[str, list]]:
+    """``state`` without what is cut; that by a key; and key -> the place where it was."""
+    shards: dict[str, Tensor] = {}
+    places: dict[str, list] = {}
+
+    def walk(value: Any, place: tuple) -> Any:
+        if not isinstance(value, Mapping):
+            return value
+        rest = {}
+        for key, inner in value.items():
+            if is_cut(inner):
+                name = "/".join(map(str, (*place, key)))
+                shards[name], places[name] = inner, [*place, key]
+            else:
+                rest[key] = walk(inner, (*place, key))
+        return rest
+
+    return walk(state, ()), shards, places
+
+
+def _put_together(state: dict[str, Any], tensors: Mapping[str, Tensor], places: Mapping[str, list]) -> dict[str, Any]:
+    """``state`` with every tensor in its place."""
+    for name, (*outer, key) in places.items():
+        inner = state
+        for step in outer:
+            inner = inner.setdefault(step, {})
+        inner[key] = tensors[name]
+    return state
+
+
+def _reason(error: BaseException) -> str:
+    """The first failure of a collective write or read, in a line."""
+    for failure, _ in getattr(error, "failures", {}).values():
+        error = failure
+        break
+    return " ".join(f"{type(error).__name__}: {error}".split())[:300]
