@@ -34,6 +34,7 @@ class Batch:
             agree.
         steps: None, or int64 ``[n]``: the row's position in the flattened ``[B*T]`` grid of time steps.
         index: int64 ``[n]``, the row's number in the feature set (unique), -1 for padding rows.
+        rows: how many rows are no padding, as the host knows it; n where nobody says.
     """
 
     inputs: dict[str, Tensor]
@@ -44,6 +45,11 @@ class Batch:
     modality_weight: dict[str, Tensor] = field(default_factory=dict)
     presence: dict[str, Tensor] = field(default_factory=dict)
     steps: Tensor | None = None
+    rows: int | None = None
+
+    def __post_init__(self):
+        if self.rows is None:
+            self.rows = len(self.weight)
 
     def weight_of(self, modality: str) -> Tensor:
         """Row weights ``[n]`` of a loss that concerns one modality only."""

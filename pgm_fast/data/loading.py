@@ -208,6 +208,7 @@ class Loader:
             weight=self._send(plan.weight),
             index=self._send(plan.index),
             lengths={name: self._send(lengths[plan.samples]) for name, lengths in self._prepare.lengths.items()},
+            rows=plan.rows,
         )
         if plan.present is not None:
             rows = plan.present[plan.sample_of_row]

@@ -23,6 +23,7 @@ class Plan:
         weight: float32 ``[n]``; sums to 1 over the batches that make one update (times the number of ranks).
         present: bool ``[B, M]``, or None where nothing can be missing.
         modality_weight: float32 ``[M, n]``, or None with ``present``.
+        rows: how many rows are no padding.
     """
 
     samples: np.ndarray
@@ -32,6 +33,7 @@ class Plan:
     weight: np.ndarray
     present: np.ndarray | None
     modality_weight: np.ndarray | None
+    rows: int
 
 
 class Sampler:
@@ -112,12 +114,12 @@ class Sampler:
         weight = np.zeros(rows, np.float32)
         weight[:real] = self.world / self.steps[together].sum()
         if present is None:
-            return Plan(samples, sample_of_row, step_of_row, index, weight, None, None)
+            return Plan(samples, sample_of_row, step_of_row, index, weight, None, None, real)
         counts = (present[together] * self.steps[together, None]).sum(axis=0)
         modality_weight = np.zeros((self.num_modalities, rows), np.float32)
         here = present[samples][sample_of_row[:real]].T
         modality_weight[:, :real] = here * (self.world / np.maximum(counts, 1))[:, None]
-        return Plan(samples, sample_of_row, step_of_row, index, weight, present[samples], modality_weight)
+        return Plan(samples, sample_of_row, step_of_row, index, weight, present[samples], modality_weight, real)
 
 
 def draw_presence(

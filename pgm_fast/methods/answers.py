@@ -68,6 +68,8 @@ class Answer(nn.Module):
         ConfigError: a kind that the task does not have.
     """
 
+    written_in_steps = ()  # :meth:`fit` does, after a validation
+
     def __init__(self, kind: str, heads: Sequence[str], task: str):
         super().__init__()
         if kind not in ANSWERS[2:]:

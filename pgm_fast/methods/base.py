@@ -175,6 +175,8 @@ class Method(nn.Module):
         config_class: its settings. Methods may share one.
         tasks: those that it does.
         least_modalities: how many its components or losses are of.
+        written_in_steps: names of the buffers that a step of training writes, said by every class for itself; one that
+            says nothing has all its buffers guarded in every step.
         turns: updates per batch, each after a forward and a backward pass of its own, see :meth:`begin_turn`.
 
     Raises:

@@ -187,6 +187,7 @@ class Unimodal(_Separate):
     """
 
     name = "unimodal"
+    written_in_steps = ()
 
     def __init__(
         self,

@@ -82,6 +82,7 @@ class DIMML(Method):
 
     name = "dimml"
     config_class = DIMMLConfig
+    written_in_steps = ()
     tasks = ("classification",)  # effective dimensions and certainties are of classes
     least_modalities = 2
 

@@ -92,6 +92,7 @@ class DMIL(Method):
 
     name = "dmil"
     config_class = DMILConfig
+    written_in_steps = ()
     least_modalities = 2
 
     def __init__(

@@ -55,6 +55,7 @@ class MLA(Baseline):
 
     name = "mla"
     config_class = MLAConfig
+    written_in_steps = ("projection", "seen")
 
     def __init__(
         self, spec: DataSpec, model: ModelConfig, config: MLAConfig, encoders: Mapping[str, nn.Module] | None = None

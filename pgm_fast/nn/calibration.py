@@ -52,6 +52,8 @@ class Calibration(nn.Module):
         device, dtype: of the buffers.
     """
 
+    written_in_steps = ()  # :meth:`fit` does, after a validation
+
     def __init__(
         self,
         heads: Sequence[str],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Iterable
 
 import torch
 from torch import Tensor, nn
@@ -13,12 +14,15 @@ __all__ = ["BufferWatch"]
 class BufferWatch:
     """Remembers the buffers of a module (a BatchNorm's running statistics, say), all on the device.
 
+    A class may name in ``written_in_steps`` those of its buffers that a step writes, where others change between epochs
+    only. Of a class that does not, itself and not its parents, all are watched.
+
     Args:
         module: its submodules are fixed from here on; their buffers may be replaced by others of the same size.
     """
 
     def __init__(self, module: nn.Module):
-        self._owners = [(owner._buffers, name) for owner in module.modules() for name in owner._buffers]
+        self._owners = [(owner._buffers, name) for owner in module.modules() for name in _written(owner)]
         self._before: list[tuple[list[int], Tensor]] = []
 
     @torch.no_grad()
@@ -56,3 +60,7 @@ class BufferWatch:
 
     def _flat(self, numbers: list[int]) -> Tensor:
         return torch.cat([self._buffer(number).reshape(-1) for number in numbers])
+
+
+def _written(owner: nn.Module) -> Iterable[str]:
+    return vars(type(owner)).get("written_in_steps", owner._buffers)

@@ -58,7 +58,7 @@ def collect(
             for number, batch in enumerate(batches):
                 output = method(batch, report=True)
                 if output.losses:
-                    losses.add(number, output.losses, (batch.index >= 0).sum())
+                    losses.add(number, output.losses, batch.rows)
                 parts.append({key: _numpy(value) for key, value in _flat(batch, output, features)})
     finally:
         method.train(training)

@@ -19,10 +19,10 @@ class UpdateGuard:
     statistics of a normalisation), changes neither parameters nor buffers nor optimizer state (nor the optimizer's
     step counts): the flag goes to the optimizer as ``found_inf``, the protocol of torch's fused optimizers. No rank
     updates where one must not. The host learns of it from ``counts``, when it asks. The optimizer clips as it loads
-    gradients, which themselves keep their values.
+    gradients, which themselves keep their values. ``counts`` and ``skipped`` are the same memory in every step.
 
     Args:
-        optimizer: its ``max_norm`` is set here.
+        optimizer: its ``max_norm`` and ``found_inf`` are set here.
         clip_norm: largest global gradient norm; 0 for none.
         ranks: whose flags are joined.
         module: whose buffers are guarded; None for none.
@@ -36,36 +36,41 @@ class UpdateGuard:
         # [skipped, skipped in a row now, longest such row, a rank was asked to stop]
         self.counts = torch.zeros(4, device=ranks.device)
         self.skipped = torch.zeros((), device=ranks.device)  # 1 if the last update was skipped
+        self.optimizer.found_inf = self.skipped
+        self.optimizer.grad_scale = None
 
     def begin(self) -> None:
         """Before the forward pass of a step: what its buffers go back to if it is skipped."""
         self.buffers.remember()
 
+    @torch.no_grad()
     def update(self, loss: Tensor, stop: bool = False) -> None:
         """One step of the optimizer from the gradients at hand.
 
         Args:
             loss: the scalar that backward started from.
-            stop: whether this rank was asked to stop; with several ranks, any one's wish shows in :meth:`read` on all.
+            stop: whether this rank was asked to stop; with several ranks, any one's wish shows in ``counts`` on all.
         """
-        norm = self.optimizer.total_norm()
-        finite = torch.isfinite(loss.detach().float()) & torch.isfinite(norm)
+        skipped, row, longest, stopping = self.counts.unbind()
+        seen = loss.detach() + self.optimizer.total_norm()
+        difference = seen - seen  # 0, or NaN where anything is infinite or NaN
+        torch.ne(difference, 0, out=self.skipped)
         if (whole := self.buffers.finite()) is not None:
-            finite = finite & whole
-        if self.ranks.world == 1:
-            skip = (~finite).float()
-            stopping = self.counts[3]
-        else:
-            flags = torch.stack([(~finite).float(), torch.full_like(norm, float(stop), dtype=torch.float32)])
-            skip, stopping = self.ranks.maximum_(flags)
-        self.skipped = skip
-        self.optimizer.grad_scale = None
-        self.optimizer.found_inf = skip
+            torch.maximum(self.skipped, whole.logical_not().float(), out=self.skipped)
+        if self.ranks.world > 1:
+            flags = torch.stack([self.skipped, torch.full_like(self.skipped, float(stop))])
+            skip, wish = self.ranks.maximum_(flags)
+            self.skipped.copy_(skip)
+            stopping.copy_(wish)
         self.optimizer.step()
-        self.buffers.go_back(skip)
-        skipped, row, longest, _ = self.counts
-        row = (row + 1.0) * skip
-        self.counts = torch.stack([skipped + skip, row, torch.maximum(longest, row), stopping])
+        self.buffers.go_back(self.skipped)
+        skipped.add_(self.skipped)
+        row.add_(1.0).mul_(self.skipped)
+        torch.maximum(longest, row, out=longest)
+
+    def load_counts(self, counts: Tensor) -> None:
+        """Go on from the ``counts`` of another guard."""
+        self.counts.copy_(counts)
 
 
 class DelayedReading:

@@ -300,19 +300,18 @@ class Training:
         if self.method.turns > 1:
             parts = list(parts)
         losses: dict[str, Tensor] = {}
-        rows = torch.zeros((), dtype=torch.int64, device=self.ranks.device)
+        rows = 0
         for turn in range(self.method.turns):
             self.method.begin_turn(turn)
             self.optimizer.zero_grad(set_to_none=True)
             self.guard.begin()
-            total = torch.zeros((), device=self.ranks.device)
+            total: Tensor | None = None
             for number, batch in enumerate(parts, 1):
                 terms = self._add_gradients(batch, last=number == count)
-                total = total + terms["total"]
+                total = terms["total"] if total is None else total + terms["total"]
                 for name, term in terms.items():
                     losses[name] = losses[name] + term if name in losses else term
-                if turn == 0:
-                    rows = rows + (batch.index >= 0).sum()
+                rows += batch.rows if turn == 0 else 0
             self._update(total, turn)
         self.schedule.step()
         self.losses.add(self.position.step, losses, rows)
@@ -560,7 +559,7 @@ class Training:
         self.validations = list(epoch.get("validations", []))
         for name, part in self._optional_parts().items():
             part.load_state_dict(state[name])
-        self.guard.counts = epoch["counts"].to(self.ranks.device)
+        self.guard.load_counts(epoch["counts"])
         self.guard.counts[3] = 0.0  # the wish that ended the run before
         if epoch["counts"][2] > self.config.train.nonfinite_limit:
             # The run was ended by this count; whoever takes it up again has mended the cause or wants to see it once

@@ -14,36 +14,36 @@ __all__ = ["LossTable"]
 
 
 class LossTable:
-    """One line per batch: its number of rows, then its loss terms.
+    """One line per update: its number of rows, then its loss terms.
 
-    The batches' means are joined into the mean over rows exactly, whatever the batch sizes and however the rows are
+    The updates' means are joined into the mean over rows exactly, whatever the batch sizes and however the rows are
     spread over ranks, since each line is summed over ranks before it is weighted.
 
     Args:
-        count: number of batches.
+        count: number of updates.
         device: where the terms are.
     """
 
     def __init__(self, count: int, device: torch.device):
-        self._count = count
         self._device = device
         self._names: list[str] = []
-        self._table: Tensor | None = None
+        self._rows = torch.zeros(count, device="cpu")  # the host knows them
+        self._terms: Tensor | None = None
 
-    def add(self, number: int, losses: Mapping[str, Tensor], rows: Tensor) -> None:
-        """Note the terms of batch ``number`` and how many ``rows`` it has. Every batch has the same terms. No host
+    def add(self, number: int, losses: Mapping[str, Tensor], rows: int) -> None:
+        """Note the terms of update ``number`` and how many ``rows`` it has. Every update has the same terms. No host
         synchronisation."""
-        if self._table is None:
+        if self._terms is None:
             self._names = list(losses)
-            self._table = torch.zeros(self._count, 1 + len(losses), device=self._device)
-        terms = [losses[name].detach().float() for name in self._names]
-        self._table[number] = torch.stack([rows.float(), *terms])
+            self._terms = torch.zeros(len(self._rows), len(losses), device=self._device)
+        self._rows[number] = rows
+        torch.stack([losses[name] for name in self._names], out=self._terms[number])
 
     def means(self, ranks: Ranks) -> dict[str, float]:
-        """Mean over rows of every term, over the batches in which all were finite; empty where nothing was noted."""
-        if self._table is None:
+        """Mean over rows of every term, over the updates in which all were finite; empty where nothing was noted."""
+        if self._terms is None:
             return {}
-        table = ranks.sum_(self._table.clone()).cpu().double()
+        table = ranks.sum_(self._table()).cpu().double()
         rows, terms = table[:, :1], table[:, 1:] / ranks.world
         used = torch.isfinite(terms).all(dim=1, keepdim=True) & (rows > 0)
         rows = rows * used
@@ -54,12 +54,16 @@ class LossTable:
         return dict(zip(self._names, means.tolist(), strict=True))
 
     def rows(self, ranks: Ranks) -> int:
-        """Of all batches that were noted, over all ranks; every rank calls it."""
-        return 0 if self._table is None else int(ranks.sum_(self._table[:, 0].double()).sum())
+        """Of all updates that were noted, over all ranks; every rank calls it."""
+        return 0 if self._terms is None else int(ranks.sum_(self._rows.to(self._device, torch.float64)).sum())
+
+    def _table(self) -> Tensor:
+        """A copy: rows, then the terms."""
+        return torch.cat([self._rows.to(self._device).unsqueeze(1), self._terms], dim=1)
 
     def state_dict(self, ranks: Ranks) -> dict[str, Any]:
         """Names, and the table summed over ranks; every rank calls it."""
-        table = None if self._table is None else ranks.sum_(self._table.clone())
+        table = None if self._terms is None else ranks.sum_(self._table())
         return {"names": self._names, "table": table, "world": ranks.world}
 
     def load_state_dict(self, state: Mapping[str, Any], ranks: Ranks) -> None:
@@ -67,9 +71,8 @@ class LossTable:
 
         Terms hold the number of ranks, which may be another now."""
         self._names = list(state["names"])
-        self._table = None
+        self._terms = None
         if state["table"] is not None:
-            self._table = state["table"].to(self._device, copy=True)
-            self._table[:, 1:] *= ranks.world / state.get("world", ranks.world)
-            if not ranks.is_main:
-                self._table.zero_()
+            table = state["table"] if ranks.is_main else torch.zeros_like(state["table"])
+            terms = table[:, 1:] * (ranks.world / state.get("world", ranks.world))
+            self._rows, self._terms = table[:, 0].cpu().clone(), terms.to(self._device)

@@ -4,13 +4,19 @@ from __future__ import annotations
 
 import copy
 import math
+from types import SimpleNamespace
+from typing import ClassVar
 
+import numpy as np
 import pytest
 import torch
 from tolerances import FP32, OPTIMIZER_MOVE_FP32
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
+from pgm_fast.data import FeatureSet
 from pgm_fast.methods.base import OPTIMIZERS
+from pgm_fast.train import fit, loop
 from pgm_fast.train.distributed import Ranks
 from pgm_fast.train.guard import DelayedReading, UpdateGuard
 from pgm_fast.train.optimizers import build_optimizer
@@ -199,3 +205,59 @@ def test_the_default_device_is_not_where_a_step_looks(name):
         guard.update(loss)
     for a, b in zip(plain.parameters(), other.parameters(), strict=True):
         assert torch.equal(a, b)
+
+
+class Observed(UpdateGuard):
+    """Notes which buffers a step has written, and whether the guard watches them."""
+
+    written: ClassVar[dict[str, bool]] = {}
+
+    def __init__(self, optimizer, clip_norm, ranks, module):
+        super().__init__(optimizer, clip_norm, ranks, module)
+        self.owners = list(module.modules())
+
+    def begin(self):
+        super().begin()
+        buffers = [(o._buffers, name) for o in self.owners for name in o._buffers if o._buffers[name] is not None]
+        self.before = [(own, name, own[name].clone()) for own, name in buffers]
+
+    def update(self, *arguments, **named):
+        watched = {(id(own), name) for own, name in self.buffers._owners}
+        for own, name, value in self.before:
+            if not torch.equal(own[name], value):
+                self.written[name] = (id(own), name) in watched
+        super().update(*arguments, **named)
+
+
+@pytest.mark.parametrize("method", ["pgm", "dimml", "dmil", "mla", "unimodal"])
+def test_a_method_names_all_buffers_that_its_steps_write(method, tmp_path, monkeypatch):
+    monkeypatch.setattr(Observed, "written", {})
+    monkeypatch.setattr(loop, "UpdateGuard", Observed)
+    rows, draw = 48, np.random.default_rng(0)
+    vectors = {m: draw.normal(size=(rows, 5)).astype(np.float32) for m in "ab"}
+    split = np.array(["train"] * 32 + ["valid"] * 16)
+    data = FeatureSet("made", vectors, "classification", np.arange(rows) % 2, split, num_classes=2)
+    settings = {"dimml.warmup": 1, "dimml.fusion_epochs": 1, "dmil.stage_epochs": [1, 1, 1], "train.epochs": 2}
+    settings |= {"model.dim": 8, "model.hidden": 8, "train.device": "cpu", "train.plots": False, "train.logger": []}
+    fit(method=method, data=data, out=str(tmp_path), **{**settings, "train.batch_size": 16})
+    assert Observed.written == (dict.fromkeys(("projection", "seen"), True) if method == "mla" else {})
+
+
+def test_a_step_is_guarded_by_few_calls_in_the_same_memory():
+    optimizer = SimpleNamespace(total_norm=lambda: torch.ones((), dtype=torch.float64), step=lambda: None)
+    guard = UpdateGuard(optimizer, 1.0, Ranks())
+    held, called = (guard.counts.data_ptr(), guard.skipped.data_ptr()), []
+
+    class Calls(TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            called.append(function.name().removeprefix("aten::").partition(".")[0])
+            return function(*args, **(kwargs or {}))
+
+    loss = torch.ones(())
+    with Calls():
+        guard.begin()
+        guard.update(loss)
+    called = [name for name in called if name not in ("unbind", "detach", "ones")]
+    assert called == ["add", "sub", "ne", "add_", "add_", "mul_", "maximum"]
+    assert (guard.counts.data_ptr(), guard.skipped.data_ptr()) == held
+    assert optimizer.found_inf is guard.skipped

@@ -6,33 +6,20 @@ import math
 
 import torch
 
-from pgm_fast.data import Batch
 from pgm_fast.train.distributed import Ranks
 from pgm_fast.train.losses import LossTable
 
 RANKS = Ranks()
 
 
-def batch(rows: int, padding: int = 0) -> Batch:
-    index = torch.tensor([*range(rows), *[-1] * padding])
-    return Batch(inputs={}, weight=torch.ones(len(index)), index=index)
-
-
-def counted(one: Batch) -> torch.Tensor:
-    """As the loop counts: padding is nobody's row."""
-    return (one.index >= 0).sum()
-
-
 def filled(values, sizes) -> LossTable:
     table = LossTable(len(values), RANKS.device)
     for number, (value, rows) in enumerate(zip(values, sizes, strict=True)):
-        table.add(
-            number, {"task": torch.tensor(value), "total": torch.tensor(2 * value)}, counted(batch(rows, padding=3))
-        )
+        table.add(number, {"task": torch.tensor(value), "total": torch.tensor(2 * value)}, rows)
     return table
 
 
-def test_batches_count_with_their_rows_and_padding_does_not():
+def test_updates_count_with_their_rows():
     means = filled([1.0, 4.0], [30, 10]).means(RANKS)
     assert means == {"task": 1.75, "total": 3.5}
 
@@ -46,8 +33,8 @@ def test_batches_that_were_not_finite_are_left_out():
 
 def test_a_table_goes_on_from_its_state():
     whole, half = filled([1.0, 4.0], [30, 10]), LossTable(2, RANKS.device)
-    half.add(0, {"task": torch.tensor(1.0), "total": torch.tensor(2.0)}, counted(batch(30)))
+    half.add(0, {"task": torch.tensor(1.0), "total": torch.tensor(2.0)}, 30)
     again = LossTable(2, RANKS.device)
     again.load_state_dict(half.state_dict(RANKS), RANKS)
-    again.add(1, {"task": torch.tensor(4.0), "total": torch.tensor(8.0)}, counted(batch(10)))
+    again.add(1, {"task": torch.tensor(4.0), "total": torch.tensor(8.0)}, 10)
     assert again.means(RANKS) == whole.means(RANKS)
