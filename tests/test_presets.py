@@ -21,6 +21,8 @@ from pgm_fast.train.loop import Best
 # where and how a run is computed, drawn and saved, not what is computed; the seed is the user's
 OF_THE_MACHINE = {
     "compile",
+    "capture",
+    "strategy",
     "seed",
     "device",
     "backend",

@@ -129,6 +129,10 @@ TWO_RANKS = 18 * 16 * EPS[torch.float32] / 2
 # order, each good to eps/2.
 ACCUMULATED = 6 * 32 * EPS[torch.float32] / 2
 
+# Gradients of a batch of 8 padded to 12 by rows of weight 0 against those of the 8, through layers of up to 24: sums of
+# 24 in another order, each good to eps/2, forth and back, relative to the largest.
+PADDED = 2 * 24 * EPS[torch.float32] / 2
+
 # An average of weights of order 1 after 6 updates in fp32, formed twice: three roundings an update on each side.
 AVERAGED_WEIGHTS = 2 * 6 * 3 * EPS[torch.float32] / 2
 

@@ -48,6 +48,8 @@ class Loader:
         with_labels: False leaves labels out.
         augment: training: pictures that are to be drawn at random are, anew in each epoch.
         workers: processes that decode sound and picture files where they are not resident; 0 for a thread.
+        fixed: every batch is the same :class:`Batch` of the same tensors, written anew; one of fewer samples is padded
+            with rows of weight 0. Not with sequences, whose steps differ.
 
     ``batches(epoch, start)`` is a function of (seed, epoch, start) alone, and gives the same bits whether the split is
     resident or not, and by however many workers.
@@ -74,6 +76,7 @@ class Loader:
         with_labels: bool = True,
         augment: bool = False,
         workers: int = 0,
+        fixed: bool = False,
     ):
         _check(split, batch_size, seed, modality_dropout, rank, world, accumulate, resident, workers)
         self.features = features
@@ -81,7 +84,9 @@ class Loader:
         if self.device.type == "cuda" and self.device.index is None:
             self.device = torch.device("cuda", torch.cuda.current_device())
         self.with_labels = with_labels
-        self.sampler = Sampler(features, split, batch_size, seed, shuffle, modality_dropout, rank, world, accumulate)
+        self.sampler = Sampler(
+            features, split, batch_size, seed, shuffle, modality_dropout, rank, world, accumulate, fixed
+        )
         rows, hides = self.sampler.rows, self.sampler.modality_dropout > 0
         self._prepare = Preparation(features, rows, self.sampler.presence, normalizer, seed, augment, hides)
         if self._prepare.varies and resident == "always":
@@ -91,11 +96,20 @@ class Loader:
         self._resident_choice = "never" if self._prepare.varies else resident
         self._residents: dict[str, Tensor] | None = None
         self._workers = workers
+        if fixed and self._prepare.lengths:
+            raise ConfigError("fixed=True would give every batch the same steps, and sequences differ in theirs")
+        self._fixed: dict[str, Tensor] | None = {} if fixed else None  # by where in the batch they are
+        self._batch: Batch | None = None
         self._decoders: Decoders | None = None
 
     def __len__(self) -> int:
         """Batches per epoch."""
         return len(self.sampler)
+
+    @property
+    def fixed(self) -> bool:
+        """Whether every batch is in the same memory."""
+        return self._fixed is not None
 
     @property
     def num_rows(self) -> int:
@@ -176,7 +190,12 @@ class Loader:
         samples, steps = self._send(plan.samples), self._prepare.steps(plan.samples)
         blocks = {}
         for name, source in self._residents.items():
-            block = (source[:, : steps[name]] if name in steps else source).index_select(0, samples)
+            source = source[:, : steps[name]] if name in steps else source
+            if self._fixed is None:
+                block = source.index_select(0, samples)
+            else:
+                block = self._place(f"inputs/{name}", (len(samples), *source.shape[1:]), source.dtype)
+                torch.index_select(source, 0, samples, out=block)
             if self.sampler.modality_dropout > 0:
                 hidden = self._send(~plan.present[:, self._prepare.position(name)])
                 block.masked_fill_(hidden.view(-1, *[1] * (block.ndim - 1)), 0.0)
@@ -201,24 +220,51 @@ class Loader:
         """To the device without waiting for it."""
         return self._pinned(array).to(self.device, non_blocking=True)
 
+    def _place(self, where: str, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+        """The memory of a fixed batch's part; what the parts before hold stays as it is."""
+        if where not in self._fixed:
+            self._fixed[where] = torch.empty(shape, dtype=dtype, device=self.device)
+        return self._fixed[where]
+
+    def _put(self, where: str, value: np.ndarray | Tensor) -> Tensor:
+        """A part of a batch on the device."""
+        host = self._pinned(value) if isinstance(value, np.ndarray) else value
+        if self._fixed is None:
+            return host.to(self.device, non_blocking=True)
+        place = self._place(where, tuple(host.shape), host.dtype)
+        return place if place is host else place.copy_(host, non_blocking=True)
+
     def _finish(self, plan: Plan, inputs: dict[str, Tensor]) -> Batch:
+        batch = self._filled(plan, inputs)
+        if self._fixed is None:
+            return batch
+        if self._batch is None:
+            self._batch = batch
+        self._batch.rows = batch.rows
+        return self._batch
+
+    def _filled(self, plan: Plan, inputs: dict[str, Tensor]) -> Batch:
         names = list(self.features.modalities)
         batch = Batch(
-            inputs={name: block.to(self.device, non_blocking=True) for name, block in inputs.items()},
-            weight=self._send(plan.weight),
-            index=self._send(plan.index),
-            lengths={name: self._send(lengths[plan.samples]) for name, lengths in self._prepare.lengths.items()},
+            inputs={name: self._put(f"inputs/{name}", block) for name, block in inputs.items()},
+            weight=self._put("weight", plan.weight),
+            index=self._put("index", plan.index),
+            lengths={
+                name: self._put(f"lengths/{name}", of[plan.samples]) for name, of in self._prepare.lengths.items()
+            },
             rows=plan.rows,
         )
         if plan.present is not None:
             rows = plan.present[plan.sample_of_row]
-            batch.presence = {name: self._send(rows[:, m].copy()) for m, name in enumerate(names)}
-            batch.modality_weight = {name: self._send(plan.modality_weight[m]) for m, name in enumerate(names)}
+            batch.presence = {name: self._put(f"presence/{name}", rows[:, m]) for m, name in enumerate(names)}
+            batch.modality_weight = {
+                name: self._put(f"weight/{name}", plan.modality_weight[m]) for m, name in enumerate(names)
+            }
         if self.features.per_step:
             steps = max(self._prepare.steps(plan.samples).values())
-            batch.steps = self._send(plan.sample_of_row * steps + plan.step_of_row)
+            batch.steps = self._put("steps", plan.sample_of_row * steps + plan.step_of_row)
         if self.with_labels and self.features.labels is not None:
-            batch.labels = self._send(self._labels(plan))
+            batch.labels = self._put("labels", self._labels(plan))
         return batch
 
     def _labels(self, plan: Plan) -> np.ndarray:

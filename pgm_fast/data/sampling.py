@@ -40,7 +40,7 @@ class Sampler:
     """Plans of one split. Every rank computes the order of the whole epoch, and takes its share of each batch.
 
     ``accumulate`` batches make one update, at an epoch's end perhaps fewer: their weights are those of the batch that
-    they would be together.
+    they would be together. With ``full``, batches of fewer samples are padded to ``batch_size``.
     """
 
     def __init__(
@@ -54,7 +54,9 @@ class Sampler:
         rank: int,
         world: int,
         accumulate: int = 1,
+        full: bool = False,
     ):
+        self.full = full
         self.rows = features.rows(split)
         self.batch_size = batch_size
         self.seed = seed
@@ -93,11 +95,12 @@ class Sampler:
         """This rank's part of batch ``number`` of an epoch."""
         joined = order[number * self.batch_size : (number + 1) * self.batch_size]
         mine = joined[self.rank :: self.world]
-        share = -(-len(joined) // self.world)
+        share = -(-(self.batch_size if self.full else len(joined)) // self.world)
         samples = np.concatenate([mine, np.repeat(joined[:1], share - len(mine))])
 
         # Rows per rank are padded to the most that any rank has.
         rows = max(int(self.steps[joined[rank :: self.world]].sum()) for rank in range(self.world))
+        rows = rows if self.per_step else share
         steps = self.steps[mine]
         real = int(steps.sum())
         sample_of_row = (

@@ -24,6 +24,7 @@ from ..data.raw import RefusedData
 from ..errors import CheckpointError, ConfigError, DataError
 from ..methods import METHODS, Method, build
 from . import checkpoints
+from .captured import why_not_captured
 from .config import Config
 from .configure import from_yaml, make_config, to_dict
 from .distributed import Ranks, connect
@@ -321,8 +322,16 @@ class Run:
         return cls(config, features, spec, normalizer, method.to(ranks.device), ranks)
 
     def training_loader(self) -> Loader:
-        """Shuffled batches of the training split, with modality dropout and what the pictures' settings draw."""
+        """Shuffled batches of the training split, with modality dropout and what the pictures' settings draw.
+
+        With ``train.capture=auto`` they stay in the same memory, unless something stands against it, which is said."""
         settings = self.config
+        fixed = settings.train.capture == "auto"
+        if fixed:
+            reason = why_not_captured(self.method, self.ranks, settings.train, len(self.features.rows("train")))
+            fixed = reason is None
+            if reason is not None:
+                log.warning("train.capture: steps are not captured, %s", reason)
         return self._loader(
             "train",
             settings.train.batch_size,
@@ -331,6 +340,7 @@ class Run:
             augment=True,
             modality_dropout=settings.data.modality_dropout,
             accumulate=settings.train.accumulate,
+            fixed=fixed,
         )
 
     def loader(self, split: str, with_labels: bool = True) -> Loader:

@@ -32,6 +32,8 @@ __all__ = ["STRATEGIES", "Config", "DataConfig", "TrainConfig"]
 STRATEGIES = ("auto", "ddp", "fsdp")
 """How several processes train together; ``auto`` is ``ddp``."""
 
+CAPTURE = ("auto", "never")
+
 
 @dataclass
 class DataConfig:
@@ -95,6 +97,8 @@ class TrainConfig:
     # losses and gradients of a step by one program of torch.compile: minutes at the start, then shorter steps; CPU, one
     # process, no sequences
     compile: bool = False
+    # auto: batches, rates and counts stay in the same memory, and on a CUDA device a whole update is one graph; never
+    capture: str = choice("never", CAPTURE)
     # several processes: each holds the model (ddp, which auto is), or its share of weights and optimizer state (fsdp)
     strategy: str = choice("auto", STRATEGIES)
     threads: int = number(0, at_least=0)  # CPU threads of torch; 0 leaves torch's choice

@@ -6,7 +6,7 @@ import copy
 import logging
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
 from itertools import islice
@@ -22,6 +22,7 @@ from ..methods.base import Method, Stage
 from ..optim.groups import NO_DECAY, without_decay
 from . import checkpoints, sharding
 from .averaging import WeightAverage
+from .captured import CapturedStep
 from .compiled import CompiledStep, why_not_compiled
 from .config import Config
 from .distributed import Ranks
@@ -257,6 +258,7 @@ class Training:
         unused = bool(self.identity.get("encoders")) or self.method.turns > 1
         self.wrapped = self.method if self.sharded else self.ranks.wrap(self.method, unused=unused)
         self.compiled = self._compiled_step()
+        self.captured = self._captured_step()
         self._begin_epoch()
 
     def _compiled_step(self) -> CompiledStep | None:
@@ -270,6 +272,11 @@ class Training:
         log.info("train.compile: steps of stage %s are compiled at the first batch", self.stage.name)
         trained = [p for group in self.optimizer.param_groups for p in group["params"]]
         return CompiledStep(self.method, trained, settings.batch_size, settings.precision)
+
+    def _captured_step(self) -> CapturedStep | None:
+        if not self.train.fixed:
+            return None
+        return CapturedStep(self._update_from, self.optimizer, self.method, self.ranks.device)
 
     def _begin_epoch(self) -> None:
         self.losses = LossTable(self.steps_per_epoch, self.ranks.device)
@@ -285,6 +292,8 @@ class Training:
                 self.position.stage, self.position.stage_epoch, lambda: self.train_in_order().batches(0)
             )
         self.method.train()
+        if self.captured is not None and type(self.method).begin_epoch is not Method.begin_epoch:
+            self.captured.forget()
         self._clock = time.perf_counter()
         batches = self.train.batches(self.position.epoch, start=self.position.step * self.config.train.accumulate)
         while not (self._epoch_is_over() or self._out_of_patience()):
@@ -296,7 +305,18 @@ class Training:
         """An update, or one for each of the method's turns, from the next ``train.accumulate`` batches."""
         accumulate = self.config.train.accumulate
         count = min(accumulate, len(self.train) - self.position.step * accumulate)
-        parts = islice(batches, count)
+        if self.captured is not None:
+            batch = next(batches)
+            losses, rows = self.captured(batch), batch.rows
+            if self.average is not None:
+                self.average.update(self.guard.skipped)
+        else:
+            losses, rows = self._updates(islice(batches, count), count)
+        self.schedule.step()
+        self.losses.add(self.position.step, losses, rows)
+
+    def _updates(self, parts: Iterable[Batch], count: int) -> tuple[dict[str, Tensor], int]:
+        """The loss terms and rows of an update of each turn from ``count`` batches."""
         if self.method.turns > 1:
             parts = list(parts)
         losses: dict[str, Tensor] = {}
@@ -313,8 +333,15 @@ class Training:
                     losses[name] = losses[name] + term if name in losses else term
                 rows += batch.rows if turn == 0 else 0
             self._update(total, turn)
-        self.schedule.step()
-        self.losses.add(self.position.step, losses, rows)
+        return losses, rows
+
+    def _update_from(self, batch: Batch) -> dict[str, Tensor]:
+        """An update of one turn from one batch, without what the host decides: its loss terms."""
+        self.optimizer.zero_grad(set_to_none=True)
+        self.guard.begin()
+        losses = self._add_gradients(batch, last=True)
+        self.guard.update(losses["total"])
+        return losses
 
     def _add_gradients(self, batch: Batch, last: bool) -> dict[str, Tensor]:
         """One pass forth and back; the loss terms. In the ``last`` of an update gradients are averaged over ranks."""

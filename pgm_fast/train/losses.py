@@ -27,7 +27,7 @@ class LossTable:
     def __init__(self, count: int, device: torch.device):
         self._device = device
         self._names: list[str] = []
-        self._rows = torch.zeros(count, device="cpu")  # the host knows them
+        self._rows = [0.0] * count  # the host knows them
         self._terms: Tensor | None = None
 
     def add(self, number: int, losses: Mapping[str, Tensor], rows: int) -> None:
@@ -36,7 +36,7 @@ class LossTable:
         if self._terms is None:
             self._names = list(losses)
             self._terms = torch.zeros(len(self._rows), len(losses), device=self._device)
-        self._rows[number] = rows
+        self._rows[number] = float(rows)
         torch.stack([losses[name] for name in self._names], out=self._terms[number])
 
     def means(self, ranks: Ranks) -> dict[str, float]:
@@ -55,11 +55,14 @@ class LossTable:
 
     def rows(self, ranks: Ranks) -> int:
         """Of all updates that were noted, over all ranks; every rank calls it."""
-        return 0 if self._terms is None else int(ranks.sum_(self._rows.to(self._device, torch.float64)).sum())
+        return 0 if self._terms is None else int(ranks.sum_(self._column(torch.float64)).sum())
 
     def _table(self) -> Tensor:
         """A copy: rows, then the terms."""
-        return torch.cat([self._rows.to(self._device).unsqueeze(1), self._terms], dim=1)
+        return torch.cat([self._column(torch.float32), self._terms], dim=1)
+
+    def _column(self, dtype: torch.dtype) -> Tensor:
+        return torch.tensor(self._rows, dtype=dtype, device="cpu").to(self._device).unsqueeze(1)
 
     def state_dict(self, ranks: Ranks) -> dict[str, Any]:
         """Names, and the table summed over ranks; every rank calls it."""
@@ -75,4 +78,4 @@ class LossTable:
         if state["table"] is not None:
             table = state["table"] if ranks.is_main else torch.zeros_like(state["table"])
             terms = table[:, 1:] * (ranks.world / state.get("world", ranks.world))
-            self._rows, self._terms = table[:, 0].cpu().clone(), terms.to(self._device)
+            self._rows, self._terms = table[:, 0].tolist(), terms.to(self._device)
