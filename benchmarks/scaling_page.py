@@ -30,12 +30,12 @@ def plan(row: dict[str, Any], nodes: int, sharded: bool, host: float) -> dict[st
 
     Sums over devices go over the links of each node first (a part of the gradients per device), then between devices
     of the same place over the adapters, then back: of B bytes, B (k - 1) / k twice over a link and (B / k) (n - 1) / n
-    twice over an adapter. FSDP gathers bfloat16 weights for the pass forth and again for the pass back, and scatters
-    sums of bfloat16 gradients: three times one way.
+    twice over an adapter. FSDP gathers bfloat16 weights for the pass forth and again for the pass back, and
+    scatters sums of float32 gradients, as ``train.strategy=fsdp`` does: three times one way. Latencies are left out.
     """
     at, k = MACHINE, MACHINE["devices_per_node"]
     parameters = row["parameters"]
-    one_way = 3 * 2 * parameters if sharded else 2 * 4 * parameters
+    one_way = (2 + 2 + 4) * parameters if sharded else (4 + 4) * parameters
     link, adapter = one_way * (k - 1) / k, one_way / k * (nodes - 1) / nodes
     moving = (link / at["link_bytes_per_s"] + adapter / at["adapter_bytes_per_s"]) / at["part_of_links"]
     computing = row["flop"] / (at["peak_flop_per_s"] * at["part_of_peak"])

@@ -76,6 +76,7 @@ def main() -> None:
     if options.out:
         work(options.methods[0], options.rows, options.rounds, options.out)
         return
+    torch.set_num_threads(1)
     rows = []
     for method in options.methods:
         for count in options.processes:
@@ -85,9 +86,7 @@ def main() -> None:
                 launch = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={count}"]
                 subprocess.run([sys.executable, *launch, *own, "--out", str(out)], check=True)
                 rows.append(json.loads(out.read_text()))
-                print(rows[-1], flush=True)
-    torch.set_num_threads(1)
-    print(harness.write("weak_scaling", torch.device("cpu"), rows, rounds=options.rounds))
+            print(harness.write("weak_scaling", torch.device("cpu"), rows, rounds=options.rounds), flush=True)
 
 
 if __name__ == "__main__":
