@@ -10,6 +10,7 @@ from __future__ import annotations
 import copy
 import shutil
 import warnings
+import zlib
 from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
@@ -29,7 +30,7 @@ from .sharding import is_cut
 
 __all__ = ["ShardedSaves", "has_shards", "remove_unused", "require_whole", "with_shards"]
 
-_KEY = "shards"  # of last.pt: {"folder": name, "files": {name: bytes}, "places": {key: path in the state}}
+_KEY = "shards"  # of last.pt: {"folder": name, "files": {name: checksum}, "places": {key: path in the state}}
 
 
 class ShardedSaves:
@@ -72,7 +73,7 @@ class ShardedSaves:
     def _end(self, written: Future, rest: dict[str, Any], path: Path, places: Mapping[str, list]) -> None:
         written.result()
         if self._ranks.is_main:
-            files = {file.name: file.stat().st_size for file in path.iterdir()}
+            files = {file.name: _checksum(file) for file in path.iterdir()}
             sync_folder(path)
             self._folder.lock.require()
             if _is_whole(self._folder.last):
@@ -132,7 +133,8 @@ def with_shards(path: Path, state: Mapping[str, Any], mesh: Any = None) -> dict[
     from torch.distributed.tensor import Shard, empty
 
     entry = state[_KEY]
-    require_whole(path, state)
+    if mesh is None:  # else whoever goes on has looked before it made what they are read into
+        require_whole(path, state)
     reader = FileSystemReader(path.with_name(entry["folder"]))
     try:
         found = reader.read_metadata().state_dict_metadata
@@ -154,15 +156,15 @@ def with_shards(path: Path, state: Mapping[str, Any], mesh: Any = None) -> dict[
 
 
 def require_whole(path: Path, state: Mapping[str, Any]) -> None:
-    """Raises CheckpointError where a file of the shards of last.pt at ``path`` is missing or has another size."""
+    """Raises CheckpointError where a file of the shards of last.pt at ``path`` is missing or not as it was written."""
     if not has_shards(state):
         return
     with checkpoints.reading("shards"):
         folder, files = path.with_name(state[_KEY]["folder"]), dict(state[_KEY]["files"])
-    for name, size in files.items():
+    for name, checksum in files.items():
         file = folder / name
-        if not file.is_file() or file.stat().st_size != size:
-            found = f"{file.stat().st_size} bytes, of {size}" if file.is_file() else "missing"
+        if not file.is_file() or _checksum(file) != checksum:
+            found = "damaged: its checksum does not match" if file.is_file() else "missing"
             raise CheckpointError(f"checkpoint {path} cannot be read ({file} is {found}); {checkpoints.instead(path)}")
 
 
@@ -220,6 +222,14 @@ def _put_together(state: dict[str, Any], tensors: Mapping[str, Tensor], places: 
             inner = inner.setdefault(step, {})
         inner[key] = tensors[name]
     return state
+
+
+def _checksum(path: Path) -> int:
+    checksum = 0
+    with open(path, "rb") as file:
+        while block := file.read(1 << 20):
+            checksum = zlib.crc32(block, checksum)
+    return checksum
 
 
 def _reason(error: BaseException) -> str:

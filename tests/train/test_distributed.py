@@ -161,7 +161,6 @@ def test_a_signal_to_one_rank_stops_all_at_the_same_step_and_resume_is_exact(cam
 def test_settings_of_large_runs_go_on_as_they_began(tmp_path, update):
     write_tiny(tmp_path / "tiny.npz")
     large = {
-        "method": "joint",
         "model.dropout": 0.3,
         "model.recompute": True,
         "train.batch_size": 8,
