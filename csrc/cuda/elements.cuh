@@ -19,6 +19,7 @@ struct Sixteen;
 template <>
 struct Sixteen<float> {
   static constexpr int size = 4;
+  static constexpr unsigned kNegativeInfinity = 0xff800000u;
   uint4 words;
 
   __device__ __forceinline__ void unpack(float (&x)[size]) const {
@@ -53,10 +54,15 @@ __device__ __forceinline__ uint32_t pack_pair(float low, float high, __half) {
   return word;
 }
 
+// Two negative infinities in one word.
+constexpr unsigned negative_infinities(__nv_bfloat16) { return 0xff80ff80u; }
+constexpr unsigned negative_infinities(__half) { return 0xfc00fc00u; }
+
 // bfloat16 and float16.
 template <class S>
 struct Sixteen {
   static constexpr int size = 8;
+  static constexpr unsigned kNegativeInfinity = negative_infinities(S{});
   uint4 words;
 
   __device__ __forceinline__ void unpack(float (&x)[size]) const {
@@ -74,17 +80,23 @@ struct Sixteen {
   }
 };
 
-// Elements k to k + size of the row that begins at element `row`; at multiples of 16 bytes. The two offsets are apart
-// because the row's is the same for a whole block and then takes no registers.
+// Elements from `at` on, at a multiple of 16 bytes.
 template <class S>
-__device__ __forceinline__ Sixteen<S> load_sixteen(const void* base, int64_t row, unsigned k) {
-  return {*reinterpret_cast<const uint4*>(static_cast<const S*>(base) + row + k)};
+__device__ __forceinline__ Sixteen<S> load_sixteen(const void* base, int64_t at) {
+  return {*reinterpret_cast<const uint4*>(static_cast<const S*>(base) + at)};
+}
+// The same, or `word` four times where they are not `inside`.
+template <class S>
+__device__ __forceinline__ Sixteen<S> load_sixteen_or(unsigned word, bool inside, const void* base, int64_t at) {
+  Sixteen<S> loaded{make_uint4(word, word, word, word)};
+  if (inside) loaded = load_sixteen<S>(base, at);
+  return loaded;
 }
 template <class S, int N>
-__device__ __forceinline__ void store_sixteen(const float (&x)[N], void* base, int64_t row, unsigned k) {
+__device__ __forceinline__ void store_sixteen(const float (&x)[N], void* base, int64_t at) {
   Sixteen<S> sixteen;
   sixteen.pack(x);
-  *reinterpret_cast<uint4*>(static_cast<S*>(base) + row + k) = sixteen.words;
+  *reinterpret_cast<uint4*>(static_cast<S*>(base) + at) = sixteen.words;
 }
 
 // Two or four floats at a multiple of their size.

@@ -18,9 +18,10 @@ struct Dual : LoadedLogits<T> {
   }
   static __device__ __forceinline__ void split(const T (&gate)[2], const T (&complement)[2], T h, T (&part)[3]) {
     const T e = complement[0], ne = gate[0], r = gate[1], nr = complement[1];
-    part[0] = e * nr * h;
+    const T of_e = e * h;
+    part[0] = of_e * nr;
     part[1] = r * ne * h;
-    part[2] = e * r * h;
+    part[2] = of_e * r;
   }
   // What each partition takes of both gates at one place; its mean over the gates of a row is the partition's share.
   static __device__ __forceinline__ void masses(const T (&gate)[2], const T (&complement)[2], T (&mass)[4]) {

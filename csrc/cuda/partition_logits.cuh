@@ -22,16 +22,46 @@ __device__ __forceinline__ float power_of_two(float x) {
 }
 __device__ __forceinline__ double power_of_two(double x) { return exp2(x); }
 
-// exp((z - largest) / temperature) as a power of two: a row starts with its largest logit.
+// Rounding can carry a scan past 1; a NaN stays one.
+__device__ __forceinline__ float at_most_one(float x) { return x > 1.0f ? 1.0f : x; }
+
+// To the last digit but one, of what is neither tiny nor huge.
+__device__ __forceinline__ float reciprocal(float x) {
+#ifdef __CUDA_ARCH__
+  float y;
+  asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+#else
+  return 1 / x;
+#endif
+}
+__device__ __forceinline__ double reciprocal(double x) { return 1 / x; }
+
+// What exponentials of a row are formed with: 2^(z scale - shift), in one rounding. All have the same shift, so its own
+// rounding cancels in the softmax.
+template <class T>
+struct Peak {
+  T scale, shift;
+};
+
+// exp((z - largest) / temperature) as a power of two.
 template <class T>
 struct LoadedLogits {
   using Number = T;
-  using Start = T;
+  using Start = Peak<T>;
   static constexpr bool kLoaded = true;
+  static constexpr T kMost = std::numeric_limits<T>::max() / 4;
   T scale;   // log2(e) / temperature
   T factor;  // 1 / temperature, of the gradient
 
-  __device__ __forceinline__ T exponential(T z, T largest) const { return power_of_two((z - largest) * scale); }
+  // At a temperature so small that the largest logit would overflow the softmax is a step, and stays one.
+  __device__ __forceinline__ Start peak(T largest) const {
+    const T kept = fmin(scale, kMost * reciprocal(fabs(largest)));
+    return {kept, largest * kept};
+  }
+  __device__ __forceinline__ T exponential(T z, const Start& of) const {
+    return power_of_two(fma(z, of.scale, -of.shift));
+  }
 };
 
 // Kept finite and above 0 in T: what is 0 or -inf from the largest logit must not become NaN.

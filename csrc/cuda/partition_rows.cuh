@@ -51,7 +51,7 @@ struct RowThreads {
     if constexpr (kBlock) {
       __syncthreads();
 #pragma unroll
-      for (int n = 0; n < N; ++n) x[n] = lanes_maximum(lane_index() < warps ? board[n][lane_index()] : -INFINITY);
+      for (int n = 0; n < N; ++n) x[n] = lanes_maximum<kMaxWarpsPerRow>(of_warp(n, -INFINITY));
     }
   }
 
@@ -65,46 +65,64 @@ struct RowThreads {
     if constexpr (kBlock) {
       __syncthreads();
 #pragma unroll
-      for (int n = 0; n < N; ++n) x[n] = lanes_sum(lane_index() < warps ? board[slot + n][lane_index()] : 0.0f);
+      for (int n = 0; n < N; ++n) x[n] = lanes_sum<kMaxWarpsPerRow>(of_warp(slot + n, 0.0f));
     }
+  }
+
+  // What warp k of the row left on the board, for lanes k and kMaxWarpsPerRow + k; `none` where there is no such warp.
+  __device__ __forceinline__ float of_warp(int slot, float none) const {
+    const int k = lane_index() % kMaxWarpsPerRow;
+    return k < warps ? board[slot][k] : none;
+  }
+
+  // Sums of the warps' numbers on the board before this warp, after it, and of all.
+  __device__ __forceinline__ void around(int slot, float& left, float& right, float& total) const {
+    sums_around<kMaxWarpsPerRow>(of_warp(slot, 0.0f), left, right, total);
+    left = __shfl_sync(kAllLanes, left, warp);
+    right = __shfl_sync(kAllLanes, right, warp);
   }
 };
 
-// From the sum of each of a thread's vectors: the sums of all vectors of the row before it, after it, and of the whole
-// row.
+// From the sum of each of a thread's vectors: the sums of all vectors of its warp before it, after it, and of the
+// warp. Vector i of every lane comes before vector i + 1 of any.
+template <int ITEMS>
+__device__ __forceinline__ void scan_warp(const float (&own)[ITEMS], float (&before)[ITEMS], float (&after)[ITEMS],
+                                          float& total) {
+  float of_vectors[ITEMS];
+#pragma unroll
+  for (int i = 0; i < ITEMS; ++i) sums_around(own[i], before[i], after[i], of_vectors[i]);
+  total = 0;
+#pragma unroll
+  for (int i = 0; i < ITEMS; ++i) {
+    before[i] += total;
+    total += of_vectors[i];
+  }
+  float right = 0;
+#pragma unroll
+  for (int i = ITEMS - 1; i >= 0; --i) {
+    after[i] += right;
+    right += of_vectors[i];
+  }
+}
+
+// The same over the whole row.
 template <bool kBlock, int N, int ITEMS>
 __device__ __forceinline__ void scan_row(const RowThreads<kBlock>& row, const float (&own)[N][ITEMS],
                                          float (&before)[N][ITEMS], float (&after)[N][ITEMS], float (&total)[N],
                                          int slot) {
 #pragma unroll
   for (int n = 0; n < N; ++n) {
-    float left = 0, right = 0;
-#pragma unroll
-    for (int i = 0; i < ITEMS; ++i) {
-      const float scanned = prefix_sum(own[n][i]);
-      before[n][i] = left + of_lane_before(scanned);
-      left += __shfl_sync(kAllLanes, scanned, kWarp - 1);
-    }
-#pragma unroll
-    for (int i = ITEMS - 1; i >= 0; --i) {
-      const float scanned = suffix_sum(own[n][i]);
-      after[n][i] = right + of_lane_after(scanned);
-      right += __shfl_sync(kAllLanes, scanned, 0);
-    }
-    total[n] = left;
+    scan_warp(own[n], before[n], after[n], total[n]);
     if constexpr (kBlock) {
-      if (lane_index() == 0) row.board[slot + n][row.warp] = left;
+      if (lane_index() == 0) row.board[slot + n][row.warp] = total[n];
     }
   }
   if constexpr (kBlock) {
     __syncthreads();
 #pragma unroll
     for (int n = 0; n < N; ++n) {
-      const float of_warp = lane_index() < row.warps ? row.board[slot + n][lane_index()] : 0.0f;
-      const float from_left = prefix_sum(of_warp), from_right = suffix_sum(of_warp);
-      const float left = __shfl_sync(kAllLanes, of_lane_before(from_left), row.warp);
-      const float right = __shfl_sync(kAllLanes, of_lane_after(from_right), row.warp);
-      total[n] = __shfl_sync(kAllLanes, from_left, kWarp - 1);
+      float left, right;
+      row.around(slot + n, left, right, total[n]);
 #pragma unroll
       for (int i = 0; i < ITEMS; ++i) {
         before[n][i] += left;
@@ -120,17 +138,12 @@ __device__ __forceinline__ void scan_row_from_right(const RowThreads<kBlock>& ro
                                                     float (&after)[N][ITEMS], float (&sum)[N], int slot) {
 #pragma unroll
   for (int n = 0; n < N; ++n) {
-    float right = 0;
-#pragma unroll
-    for (int i = ITEMS - 1; i >= 0; --i) {
-      const float scanned = suffix_sum(own[n][i]);
-      after[n][i] = right + of_lane_after(scanned);
-      right += __shfl_sync(kAllLanes, scanned, 0);
-    }
+    float before[ITEMS], total;
+    scan_warp(own[n], before, after[n], total);
     sum[n] = lanes_sum(sum[n]);
     if constexpr (kBlock) {
       if (lane_index() == 0) {
-        row.board[slot + n][row.warp] = right;
+        row.board[slot + n][row.warp] = total;
         row.board[slot + N + n][row.warp] = sum[n];
       }
     }
@@ -139,21 +152,20 @@ __device__ __forceinline__ void scan_row_from_right(const RowThreads<kBlock>& ro
     __syncthreads();
 #pragma unroll
     for (int n = 0; n < N; ++n) {
-      const bool used = lane_index() < row.warps;
-      const float from_right = suffix_sum(used ? row.board[slot + n][lane_index()] : 0.0f);
-      const float right = __shfl_sync(kAllLanes, of_lane_after(from_right), row.warp);
-      sum[n] = lanes_sum(used ? row.board[slot + N + n][lane_index()] : 0.0f);
+      float left, right, total;
+      row.around(slot + n, left, right, total);
+      sum[n] = lanes_sum<kMaxWarpsPerRow>(row.of_warp(slot + N + n, 0.0f));
 #pragma unroll
       for (int i = 0; i < ITEMS; ++i) after[n][i] += right;
     }
   }
 }
 
-// The exponentials of a thread's share of a row, and what its gates are made of.
+// The softmax of a thread's share of a row, and what its gates are made of.
 template <class Split, class S, int ITEMS, bool kBlock>
 struct RowGates {
   static constexpr int kGates = Split::kGates, kSize = Sixteen<S>::size;
-  float e[kGates][ITEMS][kSize];
+  float p[kGates][ITEMS][kSize];
   float before[kGates][ITEMS], after[kGates][ITEMS];
   typename Split::Start start[kGates];
   float inverse_total[kGates];
@@ -161,18 +173,20 @@ struct RowGates {
   __device__ __forceinline__ void compute(const RowTensors<Split>& t, const RowThreads<kBlock>& threads, int64_t row,
                                           int first) {
     if constexpr (Split::kLoaded) {
-#pragma unroll
-      for (int n = 0; n < kGates; ++n) load(t, n, row, first);
+      float largest[kGates];
 #pragma unroll
       for (int n = 0; n < kGates; ++n) {
-        start[n] = -INFINITY;
+        load(t, n, row, first);
+        largest[n] = -INFINITY;
 #pragma unroll
         for (int i = 0; i < ITEMS; ++i) {
 #pragma unroll
-          for (int j = 0; j < kSize; ++j) start[n] = e[n][i][j] > start[n] ? e[n][i][j] : start[n];
+          for (int j = 0; j < kSize; ++j) largest[n] = fmax(largest[n], p[n][i][j]);
         }
       }
-      threads.maxima(start);
+      threads.maxima(largest);
+#pragma unroll
+      for (int n = 0; n < kGates; ++n) start[n] = t.split.peak(largest[n]);
     } else {
 #pragma unroll
       for (int n = 0; n < kGates; ++n) start[n] = t.split.start(n, t.logits[n], row, t.width);
@@ -182,50 +196,58 @@ struct RowGates {
     float own[kGates][ITEMS], total[kGates];
 #pragma unroll
     for (int n = 0; n < kGates; ++n) {
-      exponentials(t, n, first);
 #pragma unroll
       for (int i = 0; i < ITEMS; ++i) {
         own[n][i] = 0;
 #pragma unroll
-        for (int j = 0; j < kSize; ++j) own[n][i] += e[n][i][j];
+        for (int j = 0; j < kSize; ++j) {
+          p[n][i][j] = exponential(t, n, i, j, first);
+          own[n][i] += p[n][i][j];
+        }
       }
     }
     scan_row<kBlock>(threads, own, before, after, total, kGates);
 #pragma unroll
-    for (int n = 0; n < kGates; ++n) inverse_total[n] = 1.0f / total[n];
+    for (int n = 0; n < kGates; ++n) {
+      inverse_total[n] = reciprocal(total[n]);
+#pragma unroll
+      for (int i = 0; i < ITEMS; ++i) {
+        before[n][i] *= inverse_total[n];
+        after[n][i] *= inverse_total[n];
+#pragma unroll
+        for (int j = 0; j < kSize; ++j) p[n][i][j] *= inverse_total[n];
+      }
+    }
   }
 
-  // e of gate n again, where it could not be kept.
-  __device__ __forceinline__ void again(const RowTensors<Split>& t, int n, int64_t row, int first) {
+  // p of gate n again, where it could not be kept, but for a factor, which is returned.
+  __device__ __forceinline__ float again(const RowTensors<Split>& t, int n, int64_t row, int first) {
     if constexpr (Split::kLoaded) load(t, n, row, first);
-    exponentials(t, n, first);
+#pragma unroll
+    for (int i = 0; i < ITEMS; ++i) {
+#pragma unroll
+      for (int j = 0; j < kSize; ++j) p[n][i][j] = exponential(t, n, i, j, first);
+    }
+    return inverse_total[n];
   }
 
-  // Logits into e; what is past the row's end counts as e = 0.
+  // Logits into p; what is past the row's end counts as p = 0.
   __device__ __forceinline__ void load(const RowTensors<Split>& t, int n, int64_t row, int first) {
 #pragma unroll
     for (int i = 0; i < ITEMS; ++i) {
       const int k = first + i * kWarp * kSize;
-      if (k < t.width) {
-        load_sixteen<S>(t.logits[n].data, row * t.width, k).unpack(e[n][i]);
-      } else {
-#pragma unroll
-        for (int j = 0; j < kSize; ++j) e[n][i][j] = -INFINITY;
-      }
+      load_sixteen_or<S>(Sixteen<S>::kNegativeInfinity, k < t.width, t.logits[n].data, row * t.width + k)
+          .unpack(p[n][i]);
     }
   }
-  __device__ __forceinline__ void exponentials(const RowTensors<Split>& t, int n, int first) {
-#pragma unroll
-    for (int i = 0; i < ITEMS; ++i) {
-#pragma unroll
-      for (int j = 0; j < kSize; ++j) {
-        if constexpr (Split::kLoaded) {
-          e[n][i][j] = t.split.exponential(e[n][i][j], start[n]);
-        } else {
-          const bool inside = first + i * kWarp * kSize < t.width;
-          e[n][i][j] = inside ? t.split.exponential(from_peak(n, i, j, first), start[n]) : 0.0f;
-        }
-      }
+
+  // Of logits that are in p.
+  __device__ __forceinline__ float exponential(const RowTensors<Split>& t, int n, int i, int j, int first) const {
+    if constexpr (Split::kLoaded) {
+      return t.split.exponential(p[n][i][j], start[n]);
+    } else {
+      const bool inside = first + i * kWarp * kSize < t.width;
+      return inside ? t.split.exponential(from_peak(n, i, j, first), start[n]) : 0.0f;
     }
   }
   // How far value j of vector i is from the peak of a bump.
@@ -233,27 +255,25 @@ struct RowGates {
     return (static_cast<float>(first) - start[n].peak) + static_cast<float>(i * kWarp * kSize + j);
   }
 
-  // Gates and complements of vector i.
+  // Gates and complements of vector i. What multiplies h is clamped; a last digit past 1 does gradients no harm.
+  template <bool kClamped>
   __device__ __forceinline__ void gates(int i, float (&gate)[kSize][kGates], float (&complement)[kSize][kGates]) const {
 #pragma unroll
     for (int n = 0; n < kGates; ++n) {
-      float sum = 0;
+      float sum = before[n][i];
 #pragma unroll
       for (int j = 0; j < kSize; ++j) {
-        sum += e[n][i][j];
-        gate[j][n] = at_most_one((before[n][i] + sum) * inverse_total[n]);
+        sum += p[n][i][j];
+        gate[j][n] = kClamped ? at_most_one(sum) : sum;
       }
-      sum = 0;
+      sum = after[n][i];
 #pragma unroll
       for (int j = kSize - 1; j >= 0; --j) {
-        complement[j][n] = at_most_one((after[n][i] + sum) * inverse_total[n]);
-        sum += e[n][i][j];
+        complement[j][n] = kClamped ? at_most_one(sum) : sum;
+        sum += p[n][i][j];
       }
     }
   }
-
-  // Rounding can carry a scan past 1; a NaN stays one.
-  static __device__ __forceinline__ float at_most_one(float x) { return x > 1.0f ? 1.0f : x; }
 };
 
 template <class Split, class S, bool kBlock, bool kShare>
@@ -272,7 +292,7 @@ __global__ void __launch_bounds__(kBlock ? kMaxWarpsPerRow * kWarp : kNarrowRows
 #pragma unroll
     for (int i = 0; i < kItems; ++i) {
       const int k = first + i * kWarp * kSize;
-      if (k < t.width) h[i] = load_sixteen<S>(t.h, base, k);
+      h[i] = load_sixteen_or<S>(0, k < t.width, t.h, base + k);
     }
     RowGates<Split, S, kItems, kBlock> held;
     held.compute(t, threads, row, first);
@@ -282,9 +302,9 @@ __global__ void __launch_bounds__(kBlock ? kMaxWarpsPerRow * kWarp : kNarrowRows
 #pragma unroll
     for (int i = 0; i < kItems; ++i) {
       const int k = first + i * kWarp * kSize;
-      if (k >= t.width) continue;
+      const bool inside = k < t.width;
       float gate[kSize][Split::kGates], complement[kSize][Split::kGates], x[kSize], part[Split::kParts][kSize];
-      held.gates(i, gate, complement);
+      held.template gates<true>(i, gate, complement);
       h[i].unpack(x);
 #pragma unroll
       for (int j = 0; j < kSize; ++j) {
@@ -296,11 +316,13 @@ __global__ void __launch_bounds__(kBlock ? kMaxWarpsPerRow * kWarp : kNarrowRows
           float mass[kShares];
           Split::masses(gate[j], complement[j], mass);
 #pragma unroll
-          for (int n = 0; n < kShares; ++n) share[n] += mass[n];
+          for (int n = 0; n < kShares; ++n) share[n] += inside ? mass[n] : 0.0f;
         }
       }
 #pragma unroll
-      for (int n = 0; n < Split::kParts; ++n) store_sixteen<S>(part[n], t.part[n], base, k);
+      for (int n = 0; n < Split::kParts; ++n) {
+        if (inside) store_sixteen<S>(part[n], t.part[n], base + k);
+      }
     }
     if constexpr (kShare) {
       threads.sums(share, 2 * Split::kGates);
@@ -342,20 +364,15 @@ __global__ void __launch_bounds__(kBlock ? kMaxWarpsPerRow * kWarp : kNarrowRows
 #pragma unroll
     for (int i = 0; i < kItems; ++i) {
       const int k = first + i * kWarp * kSize;
-      if (k >= t.width) {
-#pragma unroll
-        for (int n = 0; n < kGates; ++n) {
-#pragma unroll
-          for (int j = 0; j < kSize; ++j) by_gate[n][i][j] = 0;
-        }
-        continue;
-      }
+      const bool inside = k < t.width;
+      // zeros past the row's end, where only a share gives gates a gradient
       Sixteen<S> loaded[kParts + 1];
 #pragma unroll
-      for (int n = 0; n < kParts; ++n) loaded[n] = load_sixteen<S>(t.part[n], base, k);
-      loaded[kParts] = load_sixteen<S>(t.h, base, k);
+      for (int n = 0; n < kParts; ++n) loaded[n] = load_sixteen_or<S>(0, inside, t.part[n], base + k);
+      loaded[kParts] = load_sixteen_or<S>(0, inside, t.h, base + k);
       float gate[kSize][kGates], complement[kSize][kGates], x[kSize], grad[kParts][kSize], grad_h[kSize];
-      held.gates(i, gate, complement);
+      float of_vector[kGates] = {};
+      held.template gates<false>(i, gate, complement);
       loaded[kParts].unpack(x);
 #pragma unroll
       for (int n = 0; n < kParts; ++n) loaded[n].unpack(grad[n]);
@@ -370,10 +387,14 @@ __global__ void __launch_bounds__(kBlock ? kMaxWarpsPerRow * kWarp : kNarrowRows
 #pragma unroll
         for (int n = 0; n < kGates; ++n) {
           by_gate[n][i][j] = of_gate[n];
-          dot[n] += of_gate[n] * gate[j][n];
+          (kShare ? of_vector[n] : dot[n]) += of_gate[n] * gate[j][n];
         }
       }
-      store_sixteen<S>(grad_h, t.grad_h, base, k);
+      if constexpr (kShare) {
+#pragma unroll
+        for (int n = 0; n < kGates; ++n) dot[n] += inside ? of_vector[n] : 0.0f;
+      }
+      if (inside) store_sixteen<S>(grad_h, t.grad_h, base + k);
     }
 
     // grad_z = p (s - <p, s>) times a factor, s_k the sum of by_gate from k on; <p, s> = <by_gate, gate>
@@ -382,9 +403,10 @@ __global__ void __launch_bounds__(kBlock ? kMaxWarpsPerRow * kWarp : kNarrowRows
     for (int n = 0; n < kGates; ++n) {
 #pragma unroll
       for (int i = 0; i < kItems; ++i) {
-        own[n][i] = 0;
+        float sum = 0;
 #pragma unroll
-        for (int j = kSize - 1; j >= 0; --j) own[n][i] += by_gate[n][i][j];
+        for (int j = kSize - 1; j >= 0; --j) sum += by_gate[n][i][j];
+        own[n][i] = !kShare || first + i * kWarp * kSize < t.width ? sum : 0.0f;
       }
     }
     scan_row_from_right<kBlock>(threads, own, after, dot, 2 * kGates);
@@ -392,21 +414,24 @@ __global__ void __launch_bounds__(kBlock ? kMaxWarpsPerRow * kWarp : kNarrowRows
 #pragma unroll
     for (int n = 0; n < kGates; ++n) {
       by_center[n] = 0;
+      float factor = t.split.factor;
       // two softmaxes and two gradients do not fit the registers of a large block
-      if constexpr (kBlock && kGates > 1) held.again(t, n, row, first);
-      const float scale = held.inverse_total[n] * t.split.factor;
+      if constexpr (kBlock && kGates > 1) {
+        if (n == 1) factor *= held.again(t, n, row, first);
+      }
 #pragma unroll
       for (int i = 0; i < kItems; ++i) {
         const int k = first + i * kWarp * kSize;
-        if (k >= t.width) continue;
-        float sum = 0, grad_z[kSize];
+        float sum = after[n][i] - dot[n], grad_z[kSize];
 #pragma unroll
         for (int j = kSize - 1; j >= 0; --j) {
           sum += by_gate[n][i][j];
-          grad_z[j] = held.e[n][i][j] * (after[n][i] + sum - dot[n]) * scale;
+          grad_z[j] = held.p[n][i][j] * sum * factor;
           if constexpr (!Split::kLoaded) by_center[n] += grad_z[j] * held.from_peak(n, i, j, first);
         }
-        if constexpr (Split::kLoaded) store_sixteen<S>(grad_z, t.grad_logits[n].data, base, k);
+        if constexpr (Split::kLoaded) {
+          if (k < t.width) store_sixteen<S>(grad_z, t.grad_logits[n].data, base + k);
+        }
       }
     }
     if constexpr (!Split::kLoaded) {

@@ -91,8 +91,9 @@ struct TileRow {
     }
     wait();
     for (int n = 0; n < kGates; ++n) {
-      start[n] = board[n][0];
-      for (int w = 1; w < t.warps_per_row; ++w) start[n] = board[n][w] > start[n] ? board[n][w] : start[n];
+      T x = board[n][0];
+      for (int w = 1; w < t.warps_per_row; ++w) x = board[n][w] > x ? board[n][w] : x;
+      start[n] = t.split.peak(x);
     }
   }
 

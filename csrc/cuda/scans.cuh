@@ -3,6 +3,8 @@
 
 #include <cuda_runtime.h>
 
+#include <cmath>
+
 namespace pgm_fast::cuda {
 
 constexpr int kWarp = 32;
@@ -45,21 +47,37 @@ __device__ __forceinline__ T of_lane_after(T scanned) {
   return lane_index() == kWarp - 1 ? T(0) : other;
 }
 
-template <class T>
+// Sums over the lanes before this one, after it, and over all: lanes meet ever larger blocks on the other side of them.
+// Nothing is ever a difference of sums. With LANES < 32, of each LANES lanes by themselves, as in what follows.
+template <int LANES = kWarp, class T>
+__device__ __forceinline__ void sums_around(T x, T& before, T& after, T& total) {
+  before = 0;
+  after = 0;
+  total = x;
+#pragma unroll
+  for (int distance = 1; distance < LANES; distance *= 2) {
+    const T other = __shfl_xor_sync(kAllLanes, total, distance);
+    if (lane_index() & distance) {
+      before += other;
+    } else {
+      after += other;
+    }
+    total += other;
+  }
+}
+
+template <int LANES = kWarp, class T>
 __device__ __forceinline__ T lanes_sum(T x) {
 #pragma unroll
-  for (int distance = kWarp / 2; distance > 0; distance /= 2) x += __shfl_xor_sync(kAllLanes, x, distance);
+  for (int distance = LANES / 2; distance > 0; distance /= 2) x += __shfl_xor_sync(kAllLanes, x, distance);
   return x;
 }
 
 // A NaN loses here; it reaches the outputs through the sums.
-template <class T>
+template <int LANES = kWarp, class T>
 __device__ __forceinline__ T lanes_maximum(T x) {
 #pragma unroll
-  for (int distance = kWarp / 2; distance > 0; distance /= 2) {
-    const T other = __shfl_xor_sync(kAllLanes, x, distance);
-    x = other > x ? other : x;
-  }
+  for (int distance = LANES / 2; distance > 0; distance /= 2) x = fmax(x, __shfl_xor_sync(kAllLanes, x, distance));
   return x;
 }
 
