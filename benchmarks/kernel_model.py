@@ -475,11 +475,22 @@ def file_of(toolchain: Mapping[str, str]) -> Path:
     return RESULTS / ("nvcc.json" if "nvcc" in toolchain else f"triton-{toolchain['triton']}.json")
 
 
-def table() -> str:
-    """What the committed files predict."""
+def predicted_rows(backend: str) -> list[dict[str, Any]]:
+    """Of the committed files, by the newest toolchain."""
+    files, _, newest = _files()
+    return (newest if backend == "triton" else next(x for x in files if "nvcc" in x["toolchain"]))["rows"]
+
+
+def _files() -> tuple[list[dict[str, Any]], list[dict[str, Any]], dict[str, Any]]:
+    """All committed files; those of older releases of Triton; that of the newest."""
     files = [read_json(path) for path in sorted(RESULTS.glob("*.json"))]
     triton = sorted((x for x in files if "triton" in x["toolchain"]), key=lambda x: _release(x["toolchain"]["triton"]))
-    older, newest = triton[:-1], triton[-1]
+    return files, triton[:-1], triton[-1]
+
+
+def table() -> str:
+    """What the committed files predict."""
+    files, older, newest = _files()
     columns = "".join(f" | H200 by triton {x['toolchain']['triton']}" for x in older)
     lines = [
         "**Predicted, not measured**: by a model of their machine code on sm_90, of what limits a multiprocessor, with "

@@ -1,8 +1,8 @@
 """What the machine code of a kernel does: SASS of sm_90 read into counts for one warp.
 
 A warp is walked through its code once. A forward branch that would skip a block is not taken, but where that block is
-there to call a routine: those are the rare ends of division and square root. Of loops, found by their backward
-branches, the number of trips is given; their instructions count as often.
+there to call a routine, which are the rare ends of division and square root, and of two sides the longer one is. Of
+loops, found by their backward branches, the number of trips is given; their instructions count as often.
 """
 
 from __future__ import annotations
@@ -153,7 +153,7 @@ class Code:
         ]
         self.path = _walked(every)
         assert self.path, "no machine code"
-        back = [x for x in self.path if x.target is not None and x.target <= x.address]
+        back = [x for x in self.path if x.stem == "BRA" and x.target is not None and x.target < x.address]
         ends: dict[int, int] = {}
         for x in back:
             ends[x.target] = max(x.address, ends.get(x.target, 0))
@@ -198,11 +198,18 @@ def _walked(every: Sequence[Instruction]) -> list[Instruction]:
         if x.stem == "EXIT" and not x.predicate:
             break
         if x.stem == "BRA" and x.target is not None and x.target > x.address:
-            if not x.predicate or x.address in taken:
+            if not x.predicate or x.address in taken or _is_shorter_side(every, x, at[x.target]):
                 k = at[x.target]
-        elif x.stem == "BRA" and not x.predicate:
+        elif x.stem == "BRA" and x.target == x.address:
             break
     return path
+
+
+def _is_shorter_side(every: Sequence[Instruction], branch: Instruction, target: int) -> bool:
+    """Whether what a branch skips is one of two sides, and the other one does more."""
+    last = every[target - 1]
+    two = last.stem == "BRA" and not last.predicate and last.target is not None and last.target > branch.target
+    return two and last.target - branch.target > branch.target - branch.address
 
 
 class _Alone:

@@ -17,6 +17,7 @@ from typing import Any
 import attached
 import competition
 import epochs
+import kernel_goals
 import kernel_model
 import media_input
 import presets
@@ -455,7 +456,7 @@ PAGES: dict[str, dict[str, Callable[[], str]]] = {
     "docs/data.md": {"media": media_input.sentence},
     "docs/dimml.md": {"presets": published("dimml"), "competition": competition_table},
     "docs/dmil.md": {"presets": published("dmil")},
-    "docs/gpu.md": {"model": kernel_model.table},
+    "docs/gpu.md": {"model": kernel_model.table, "goals": kernel_goals.table},
     "docs/interactions.md": {"presets": published("lsmi")},
     "docs/findings.md": {
         "against": against,
