@@ -222,14 +222,14 @@ def grad_kernel(
 # triton 3.6 also longer steps than these on sm_90 and sm_100.
 _TILES = {
     "partial_lse": {
-        "16": (Tiles(32, 32, 32, 4, 3), Tiles(64, 64, 16, 8, 3)),
+        "16": (Tiles(32, 32, 32, 4, 3), Tiles(64, 64, 32, 4, 3)),
         "tf32": (Tiles(32, 32, 16, 4, 3), Tiles(64, 32, 32, 8, 3)),
         "fp32": (Tiles(32, 32, 16, 4, 3), Tiles(64, 32, 16, 8, 3)),
     },
     "grad": {
         "16": (Tiles(32, 32, 32, 4, 3), Tiles(64, 32, 32, 8, 3)),
         "tf32": (Tiles(32, 32, 32, 4, 3), Tiles(64, 32, 16, 8, 3)),
-        "fp32": (Tiles(32, 32, 32, 4, 3), Tiles(32, 16, 32, 8, 3)),
+        "fp32": (Tiles(32, 32, 32, 4, 3), Tiles(32, 32, 32, 8, 3)),
     },
 }
 # chosen dimensions of one program of the gradient, small and large: the products are made again for each
