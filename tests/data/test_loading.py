@@ -60,8 +60,8 @@ def feature_set(
 def equal(one, two) -> bool:
     if isinstance(one, dict):
         return list(one) == list(two) and all(equal(one[key], two[key]) for key in one)
-    if one is None or two is None:
-        return one is two
+    if not isinstance(one, torch.Tensor) or not isinstance(two, torch.Tensor):
+        return one == two
     return one.dtype == two.dtype and torch.equal(one, two)
 
 
