@@ -36,11 +36,12 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 CPU = REPOSITORY / "benchmarks" / "results" / "cpu"
 STUDIES = REPOSITORY / "benchmarks" / "results" / "studies"
 OF_METHODS = "baselines"  # the study of every method, which has a table of its own
+ASIDE = ("classical", "conditions")  # further rows and conditions on sets of the other studies
 
 
 def results() -> str:
     """Test scores of every set and method, the studies beside each other."""
-    studies = [read_json(path) for path in _findings()]
+    studies = [read_json(path) for path in _comparisons()]
     if not studies:
         return "Not measured yet."
     # in the order of the study that has most of them
@@ -64,8 +65,13 @@ def results() -> str:
 
 
 def _findings() -> list[Path]:
-    """The studies of PgM against the baselines that need no method."""
+    """All studies but that one."""
     return [path for path in sorted(STUDIES.glob("*/study.json")) if path.parent.name != OF_METHODS]
+
+
+def _comparisons() -> list[Path]:
+    """Those that have each set once, and PgM on it."""
+    return [path for path in _findings() if path.parent.name not in ASIDE]
 
 
 def studies() -> str:
@@ -98,7 +104,8 @@ def studies() -> str:
         if under:
             lines += [
                 "",
-                "Under conditions (each modality of a test row is hidden with that probability, never all of them):",
+                "Under conditions (missing: each modality of a test row is hidden with that probability, never all of",
+                "them; noise: on that modality, of so many deviations of its training rows):",
                 "",
                 f"| set, condition | {' | '.join(methods)} |",
                 "|---|" + "---|" * len(methods),
@@ -112,7 +119,7 @@ def against() -> str:
     """PgM against each baseline by itself, paired by split and seed."""
     rows = ("unimodal", "joint", "ensemble", "ensemble, pool")
     lines = [f"| set | {' | '.join(rows)} | n |", "|---|" + "---|" * (len(rows) + 1)]
-    for path in _findings():
+    for path in _comparisons():
         content = read_json(path)
         for name, of in content["sets"].items():
             apart = _apart(content, name, of["metric"], rows)
