@@ -261,8 +261,9 @@ def grad_weights_kernel(
     o_col = column + tl.arange(0, BLOCK_D)
     b_w_uni = tl.zeros((BLOCK_N, BLOCK_D), tl.float32)
     b_w_paired = tl.zeros((BLOCK_N, BLOCK_D), tl.float32)
-    b_b_uni = tl.zeros((BLOCK_N,), tl.float32)
-    b_b_paired = tl.zeros((BLOCK_N,), tl.float32)
+    # added up over a step's rows after the last one: before, warps would wait for each other in every step
+    b_b_uni = tl.zeros((BLOCK_N, BLOCK_R), tl.float32)
+    b_b_paired = tl.zeros((BLOCK_N, BLOCK_R), tl.float32)
     end = tl.minimum(rows, (part + 1) * split)
     for start in range(part * split, end, BLOCK_R):
         o_row = start + tl.arange(0, BLOCK_R)
@@ -284,13 +285,13 @@ def grad_weights_kernel(
             m_row[None, :] & (o_n < n_u)[:, None], ACTIVATION,
         )  # fmt: skip
         b_w_uni = tl.dot(b_u, (b_complement * b_wide).to(b_h.dtype), b_w_uni, input_precision=DOT)
-        b_b_uni += tl.sum(b_u.to(tl.float32), 1)
+        b_b_uni += b_u.to(tl.float32)
         b_p = load_grad(
             p_grad_p, p_saved_p, o_row.to(tl.int64)[None, :] * n_p + o_n[:, None],
             m_row[None, :] & (o_n < n_p)[:, None], ACTIVATION,
         )  # fmt: skip
         b_w_paired = tl.dot(b_p, (b_gate * b_wide).to(b_h.dtype), b_w_paired, input_precision=DOT)
-        b_b_paired += tl.sum(b_p.to(tl.float32), 1)
+        b_b_paired += b_p.to(tl.float32)
     o_split = part.to(tl.int64) * pick(stride, group)
     _store_grad_weight(
         pick(p_grad_w_uni, group) + o_split, pick(p_grad_b_uni, group) + o_split, b_w_uni, b_b_uni,
@@ -311,4 +312,4 @@ def _store_grad_weight(p_weight, p_bias, b_weight, b_bias, o_n, o_col, column, n
         mask=m_n[:, None] & (o_col < d)[None, :],
     )
     if column == 0:
-        tl.store(p_bias + o_n, b_bias.to(p_bias.dtype.element_ty), mask=m_n)
+        tl.store(p_bias + o_n, tl.sum(b_bias, 1).to(p_bias.dtype.element_ty), mask=m_n)

@@ -200,7 +200,8 @@ def grad_decoder_kernel(
     right: tl.constexpr = FORMED_RIGHT and (FORMED or not cuda_capability_geq(10))  # as in grad_features_kernel
     b_w_uni = tl.zeros((BLOCK_N, BLOCK_D) if right else (BLOCK_D, BLOCK_N), tl.float32)
     b_w_paired = tl.zeros((BLOCK_N, BLOCK_D) if right else (BLOCK_D, BLOCK_N), tl.float32)
-    b_bias = tl.zeros((BLOCK_D,), tl.float32)
+    # added up over a step's rows after the last one: before, warps would wait for each other in every step
+    b_bias = tl.zeros((BLOCK_D, BLOCK_R), tl.float32)
     end = tl.minimum(rows, (part + 1) * split)
     for start in range(part * split, end, BLOCK_R):
         o_row = start + tl.arange(0, BLOCK_R)
@@ -209,7 +210,7 @@ def grad_decoder_kernel(
             p_grad_decoded, p_grad_loss, p_decoded, p_target, p_row_weight, o_row, m_row,
             o_row.to(tl.int64)[None, :] * d + o_col[:, None], m_row[None, :] & m_col[:, None], rows, d, FORMED, 1,
         )  # fmt: skip
-        b_bias += tl.sum(b_grad.to(tl.float32), 1)
+        b_bias += b_grad.to(tl.float32)
         o_first = o_row.to(tl.int64)[:, None]
         b_u = tl.load(p_u + o_first * n_u + o_n[None, :], mask=m_row[:, None] & (o_n < n_u)[None, :], other=0.0)
         b_w_uni = dot_formed(b_w_uni, b_grad, b_u, right, DOT)
@@ -227,7 +228,7 @@ def grad_decoder_kernel(
         p_grad_w_paired + o_first + o_n[None, :], b_w_paired.to(element), mask=m_col[:, None] & (o_n < n_p)[None, :]
     )
     if pid_n == 0:
-        tl.store(p_grad_bias + o_split + o_col, b_bias.to(element), mask=m_col)
+        tl.store(p_grad_bias + o_split + o_col, tl.sum(b_bias, 1).to(element), mask=m_col)
 
 
 # Tiles by product, type and size of the problem, as in partitioned_linear. One accumulator: 128 x 128 takes 124
