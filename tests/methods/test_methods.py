@@ -242,7 +242,7 @@ def test_methods_share_encoders_and_head_widths(make_batch):
 
 def test_unknown_names_and_configs_of_another_method_are_named(make_batch):
     spec, _ = make_batch()
-    with pytest.raises(ConfigError, match=f"'join', must be one of {', '.join(METHODS)}; did you mean joint"):
+    with pytest.raises(ConfigError, match=rf"'join', must be one of {', '.join(METHODS)} \(did you mean joint\?\)"):
         build("join", spec, SMALL, BaselineConfig())
     with pytest.raises(ConfigError, match="method joint takes a BaselineConfig, got PgMConfig"):
         build("joint", spec, SMALL, PgMConfig())
