@@ -1,7 +1,8 @@
 """A whole training step of PgM, forward, all losses, backward, clipping, optimizer: plain PyTorch, torch.compile of it
 and this project's ops, each with the same optimizers, in one run.
 
-    python benchmarks/bench_step.py [--device cpu|cuda] [--threads 2] [--processor] [--quick]
+    python benchmarks/bench_step.py [--device cpu|cuda] [--threads 2] [--processor] [--rows 64 1024] [--quick]
+    python benchmarks/bench_step.py --shares     # where an eager step of ours spends its time
 
 Three modalities, ten classes, the defaults of the method but for the gate and dropout, which is off, and a learning
 rate per part of the model. ``eager`` is the model written with ``torch.nn`` alone (plain_pgm.py), ``torch.compile``
@@ -9,8 +10,9 @@ that model compiled, ``cpp_wrapper`` the same without Python between its kernels
 here, by itself, under torch.compile, and with the engine's ``train.compile``. On a CUDA device torch.compile runs in
 its mode ``reduce-overhead``, and ``ours`` is also captured in a CUDA graph, whole. ``bare products`` are the matrix
 products of a step and nothing else. Correctness comes first: all forms have the same loss and the same gradients in the
-encoders, where the reverse pass ends, and in the gates. With ``--processor`` a step is what it takes of the processor:
-on a machine that has other work its wall clock measures that.
+encoders, where the reverse pass ends, and in the gates. In large batches calls are a small part, and so is the
+optimizer: each form has the one of its own side, and forms that save calls are left out. With ``--processor`` a step is
+what it takes of the processor: on a machine that has other work its wall clock measures that.
 """
 
 from __future__ import annotations
@@ -33,6 +35,7 @@ from pgm_fast.data.feature_set import DataSpec, ModalitySpec
 from pgm_fast.methods import ModelConfig, PgMConfig, build
 from pgm_fast.optim import MultiRateAdamW, multi_rate_groups
 from pgm_fast.train.compiled import CompiledStep
+from pgm_fast.train.reports import read_json
 
 MODALITIES = ("text", "audio", "vision")
 CLASSES = 10
@@ -45,13 +48,26 @@ RATES = {"*": {"encoder": 0.5, "partitioner": 2.0, "uni": 1.5, "paired": 0.75, "
 CLOCKS = {False: "wall", True: "time of the processor"}
 PRODUCTS, WRAPPED = "bare products", "torch.compile, cpp_wrapper"
 CAPTURED, COMPILED, PROGRAM = "ours, CUDA graph", "ours, torch.compile", "ours, train.compile"
+OURS = "MultiRateAdamW"
+SMALL = 64  # rows, up to which calls are most of a step
 # a rate at which nothing is learned: at 1e-3 the forms were slower the more often their model had learned the batch,
 # probably since its gradients become too small to be normal numbers, on which arithmetic is slow
 RATE, DECAY, LARGEST_NORM = 1e-9, 1e-2, 1.0
 OPTIMIZERS: dict[str, Callable[[list[dict]], torch.optim.Optimizer]] = {
     "torch AdamW, fused": lambda groups: torch.optim.AdamW(groups, weight_decay=DECAY, fused=True),
-    "MultiRateAdamW": lambda groups: MultiRateAdamW(groups, weight_decay=DECAY, max_norm=LARGEST_NORM),
+    OURS: lambda groups: MultiRateAdamW(groups, weight_decay=DECAY, max_norm=LARGEST_NORM),
 }
+
+
+# kind of work -> parts of the names of ops that do it; the first kind that fits
+KINDS = {
+    "optimizer": ("Optimizer.step",),
+    "products": ("linear", "addmm", "mm", "mlp", "reconstruction"),
+    "gates": ("partition",),
+    "losses": ("info_nce", "cross_entropy", "log_softmax", "nll_loss"),
+    "norms": ("layer_norm",),
+}
+OTHER, BETWEEN, WHOLE = "other ops", "between ops", "steps"
 
 
 @dataclass(frozen=True)
@@ -104,13 +120,15 @@ def forms(gate: str, rows: int, d: int, device: torch.device) -> dict[str, Form]
         found["torch.compile"] = plainly(torch.compile(plain, mode="reduce-overhead"))
         return found | {"ours": ours_by(ours, ours), CAPTURED: ours_by(own, own)}
     program = CompiledStep(ours, ours.parameters(), rows, "fp32")
-    return found | {
+    found |= {
         "torch.compile": plainly(torch.compile(plain)),
-        WRAPPED: plainly(torch.compile(plain, options={"cpp_wrapper": True})),
         "ours": ours_by(ours, ours),
-        COMPILED: ours_by(ours, torch.compile(ours)),
         PROGRAM: Form(ours, lambda: program(batch)["total"], ours.block.partitioners),
     }
+    if rows <= SMALL:
+        found[WRAPPED] = plainly(torch.compile(plain, options={"cpp_wrapper": True}))
+        found[COMPILED] = ours_by(ours, torch.compile(ours))
+    return found
 
 
 def _backward(loss: Tensor) -> Tensor:
@@ -210,7 +228,7 @@ def measure(gate: str, rows: int, d: int, device: torch.device, clock: HostClock
         (name, kind): training_step(form, make(multi_rate_groups(form.model, RATE, RATES)), name == CAPTURED)
         for name, form in found.items()
         for kind, make in OPTIMIZERS.items()
-        if kind == "MultiRateAdamW" or name != CAPTURED
+        if (kind == OURS) == name.startswith("ours") or (rows <= SMALL and name != CAPTURED)
     }
     eager = found["eager"]
     steps[PRODUCTS, "none"] = bare_products(eager.model, eager.gradients, rows, d)
@@ -245,17 +263,72 @@ def measure(gate: str, rows: int, d: int, device: torch.device, clock: HostClock
     return measured
 
 
+def shares(gate: str, rows: int, d: int, device: torch.device) -> dict:
+    """Where an eager step of ours spends its time on the host, by torch's profiler: percent inside of ops of each kind,
+    and between them, which is Python, autograd and the calls themselves."""
+    form = forms(gate, rows, d, device)["ours"]
+    step = training_step(form, OPTIMIZERS[OURS](multi_rate_groups(form.model, RATE, RATES)))
+    count = max(3, 50 * SMALL // rows)
+    for _ in range(harness.WARM_UP):
+        step.run()
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+        with torch.profiler.record_function(WHOLE):
+            for _ in range(count):
+                step.run()
+    took = dict.fromkeys((WHOLE, *KINDS, OTHER), 0.0)
+    for event in profile.events():
+        if event.name == WHOLE:
+            took[WHOLE] += event.cpu_time_total
+        elif _is_outermost(event):
+            took[_kind(event.name)] += event.cpu_time_total
+    whole = took.pop(WHOLE)
+    percent = {kind: round(100 * spent / whole, 1) for kind, spent in took.items()}
+    percent[BETWEEN] = round(100 - sum(percent.values()), 1)
+    shape = {"batch": rows, "modalities": len(MODALITIES), "d": d}
+    row = {"op": f"pgm {gate}", "shape": shape, "ms": round(whole / 1e3 / count, 3), "percent": percent}
+    print(row, flush=True)
+    return row
+
+
+def _kind(name: str) -> str:
+    own = name.rpartition("::")[2]
+    return next((kind for kind, names in KINDS.items() if any(part in own for part in names)), OTHER)
+
+
+def _is_outermost(event) -> bool:
+    """Whether it is an op, or a step of the optimizer, that no other one calls."""
+    if not _counts(event.name):
+        return False
+    while (event := event.cpu_parent) is not None:
+        if _counts(event.name):
+            return False
+    return True
+
+
+def _counts(name: str) -> bool:
+    return name.startswith(("aten::", "pgm_fast::", "Optimizer.step"))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", choices=sorted(CASES), default="cpu")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--processor", action="store_true", help="count the processor's time, for --threads 1")
+    parser.add_argument("--shares", action="store_true", help="only where an eager step of ours spends its time")
+    parser.add_argument("--rows", nargs="+", type=int, default=[], help="these batches alone; others stay in the file")
     parser.add_argument("--quick", action="store_true", help="a small size, nothing is written")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
-    device, rows = torch.device(arguments.device), []
+    device = torch.device(arguments.device)
+    cases = [case for case in CASES[device.type] if not arguments.rows or case[1] in arguments.rows]
+    where = harness.RESULTS / arguments.device / "step.json"
+    rows = read_json(where)["rows"] if arguments.rows and where.exists() else []
+    rows = [row for row in rows if row["shape"]["batch"] not in arguments.rows]
+    if arguments.shares:
+        print(harness.write("step_shares", device, [shares(*case, device) for case in cases]))
+        return
     clock = ProcessorClock() if arguments.processor else None
-    for case in QUICK if arguments.quick else CASES[device.type]:
+    for case in QUICK if arguments.quick else cases:
         rows += measure(*case, device, clock)
         if not arguments.quick:
             # at every size, so that a run that is stopped leaves what it measured

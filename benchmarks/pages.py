@@ -21,12 +21,16 @@ import kernel_goals
 import kernel_model
 import media_input
 import presets
+import recorded
 import scaling_page
 import shares_real
 import synthetic_shares
 import trials
+from bench_fit import BARE, COMPILED, EAGER
+from plots import JOBS
 
 from pgm_fast.errors import CheckpointError
+from pgm_fast.ops.routes import ROUTES
 from pgm_fast.study.intervals import paired_interval
 from pgm_fast.study.page import COLUMNS, condition_cell, overview_cell, set_rows
 from pgm_fast.train.files import atomic_write
@@ -35,6 +39,12 @@ from pgm_fast.train.reports import read_json
 REPOSITORY = Path(__file__).resolve().parent.parent
 CPU = REPOSITORY / "benchmarks" / "results" / "cpu"
 STUDIES = REPOSITORY / "benchmarks" / "results" / "studies"
+# op, result file, sizes; the last one is lost
+OPS_IN_SUMMARY = (
+    ("partition_dual", "partition", {"rows": 8192, "d": 768}),
+    ("gaussian_sample_kl", "gaussian_sample_kl", {"rows": 4096, "d": 512}),
+    ("gated_mixture_loss", "gated_mixture", {"rows": 4096, "classes": 101}),
+)
 OF_METHODS = "baselines"  # the study of every method, which has a table of its own
 ASIDE = ("classical", "conditions")  # further rows and conditions on sets of the other studies
 
@@ -171,36 +181,38 @@ def _difference(pairs: Sequence[float]) -> str:
 
 
 def summary() -> str:
-    """Five rows of speed, one of them lost: the best form of PyTorch against ours."""
-    lines = ["| work, forward and backward | PyTorch's best ms | ours ms | |", "|---|---|---|---|"]
+    """Whole jobs first, then steps, then ops: the best form of PyTorch against ours."""
+    lines = ["| work | PyTorch's best | ours | |", "|---|---|---|---|"]
 
     def row(name: str, theirs: float, ours: float) -> None:
-        lines.append(f"| {name} | {theirs:.3g} | {ours:.3g} | {theirs / ours:.1f}× |")
+        lines.append(f"| {name} | {theirs:.3g} ms | {ours:.3g} ms | {theirs / ours:.1f}× |")
 
-    def op(file: str, name: str, **shape: int) -> tuple[float, float]:
+    for method, rates in _jobs().items():
+        theirs, ours = rates[BARE], max(rates[EAGER], rates[COMPILED])
+        lines.append(
+            f"| job: `{method}`, batch 64, 3 modalities, d 128 | {theirs:.0f} samples/s | {ours:.0f} samples/s "
+            f"| {ours / theirs:.1f}× |"
+        )
+    best, ours = _best_step(_steps()["dual", "64 × 3 × 128"])
+    row("step: PgM's dual gate without identity start, batch 64, 3 modalities, d 128", best, ours)
+    optimizer = [r for r in read_json(CPU / "multi_rate.json")["rows"] if r["case"] == "480 tensors, 48 groups"]
+    ms = {r["optimizer"]: r["ms"]["median"] for r in optimizer}
+    row("step of AdamW, 480 tensors in 48 groups", min(ms["torch fused"], ms["torch foreach"]), ms["ours"])
+    for name, file, shape in OPS_IN_SUMMARY:
         rows = [
             r
             for r in read_json(CPU / f"{file}.json")["rows"]
             if r["op"] == name and r["kind"] == "forward+backward" and shape.items() <= r["shape"].items()
         ]
         ms = {r["variant"]: r["ms"]["median"] for r in rows if r.get("prior") in (None, "given")}
-        return min(ms["eager"], ms["torch.compile"]), ms["native"]
-
-    row("`partition_dual`, 8192 × 768", *op("partition", "partition_dual", rows=8192))
-    row("`gaussian_sample_kl` with a prior, 4096 × 512", *op("gaussian_sample_kl", "gaussian_sample_kl", rows=4096))
-    step_ms: dict[str, list[float]] = {"theirs": [], "ours": []}
-    for r in read_json(CPU / "step.json")["rows"]:
-        if r["op"] == "pgm dual" and list(r["shape"].values()) == [64, 3, 128]:
-            own = r["variant"].startswith("ours")
-            if own or r["optimizer"] != "MultiRateAdamW":
-                step_ms["ours" if own else "theirs"].append(r["ms"]["median"])
-    optimizer = [r for r in read_json(CPU / "multi_rate.json")["rows"] if r["case"] == "480 tensors, 48 groups"]
-    ms = {r["optimizer"]: r["ms"]["median"] for r in optimizer}
-    row("AdamW step, 480 tensors in 48 groups", min(ms["torch fused"], ms["torch foreach"]), ms["ours"])
-    step = "whole step of PgM's dual gate without identity start, batch 64, 3 modalities, d 128"
-    row(step, min(step_ms["theirs"]), min(step_ms["ours"]))
-    row("`gated_mixture_loss`, 4096 × 101", *op("gated_mixture", "gated_mixture_loss", rows=4096, classes=101))
-    return "\n".join([f"{_circumstances(read_json(CPU / 'step.json'))}.", "", *lines])
+        sizes = " × ".join(str(size) for size in shape.values())
+        row(f"op: `{name}`, {sizes}", min(ms["eager"], ms["torch.compile"]), ms["native"])
+    for name, sizes in recorded.by_case(read_json(CPU / "compiled.json")["rows"]).items():
+        shape, ms = next(iter(sizes.items()))
+        if any(route.op == name for route in ROUTES):
+            sizes = " × ".join(str(size) for _, size in shape)
+            row(f"op inside of compiled code: `{name}`, {sizes}", ms[recorded.PLAIN], _recorded(name, shape[0][1], ms))
+    return "\n".join(lines)
 
 
 def attached_table() -> str:
@@ -349,58 +361,141 @@ def step() -> str:
     """A whole training step of PgM in every form and with every optimizer."""
     content = read_json(CPU / "step.json")
     lines = [
-        f"{_circumstances(content)}.",
+        f"{_circumstances(content)}, {content.get('clock', 'wall')}.",
         "",
-        "| training step | batch × modalities × d | optimizer | eager ms | torch.compile ms | ours ms "
-        "| ours, torch.compile ms | ours against eager | ours compiled against compile | ops, eager and ours "
-        "| peak memory, eager and ours |",
-        "|---|---|---|---|---|---|---|---|---|---|---|",
+        "| training step | batch × modalities × d | form | torch's fused AdamW, ms | MultiRateAdamW, ms "
+        "| best of ours against it | ops | peak memory |",
+        "|---|---|---|---|---|---|---|---|",
     ]
-    of = {}
-    for row in content["rows"]:
-        case = row["op"], " × ".join(str(size) for size in row["shape"].values()), row["optimizer"]
-        of.setdefault(case, {})[row["variant"]] = row
-    for (op, shape, optimizer), forms in of.items():
-        names = "eager", "torch.compile", "ours", "ours, torch.compile"
-        ms = [f"{forms[name]['ms']['median']:.3g}" for name in names]
-        memory = [f"{forms[name]['peak_bytes'] / 2**20:.1f}" for name in ("eager", "ours")]
-        ops = f"{forms['eager']['ops']}, {forms['ours']['ops']}"
-        lines.append(
-            f"| {op} | {shape} | {optimizer} | {' | '.join(ms)} | {forms['ours']['times_eager']:.2f}× "
-            f"| {forms['ours, torch.compile']['times_compile']:.2f}× | {ops} | {', '.join(memory)} MiB |"
-        )
+    for (gate, shape), forms in _steps().items():
+        _, ours = _best_step(forms)
+        for name, by in forms.items():
+            torchs, fewest = by.get("torch AdamW, fused"), by.get("MultiRateAdamW") or by["none"]
+            cells = [f"{row['ms']['median']:.3g}" if row else "–" for row in (torchs, fewest)]
+            times = f"{torchs['ms']['median'] / ours:.2f}×" if torchs and not name.startswith("ours") else "–"
+            memory = f"{fewest['peak_bytes'] / 2**20:.1f} MiB"
+            lines.append(
+                f"| pgm {gate} | {shape} | {name} | {' | '.join(cells)} | {times} | {fewest['ops']} | {memory} |"
+            )
     return "\n".join(lines)
+
+
+def profile() -> str:
+    """Where an eager step spends its time."""
+    content = read_json(CPU / "step_shares.json")
+    kinds = list(content["rows"][0]["percent"])
+    lines = [
+        _circumstances(content) + ".",
+        "",
+        f"| training step, percent of its time | {' | '.join(kinds)} |",
+        "|---|" + "---|" * len(kinds),
+    ]
+    for row in content["rows"]:
+        shape = " × ".join(str(size) for size in row["shape"].values())
+        cells = [f"{row['percent'][kind]:.0f}" for kind in kinds]
+        lines.append(f"| {row['op']}, {shape} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def _steps() -> dict[tuple[str, str], dict[str, dict[str, dict]]]:
+    """(gate, shape) -> form -> optimizer -> row."""
+    found: dict[tuple[str, str], dict[str, dict[str, dict]]] = {}
+    for row in read_json(CPU / "step.json")["rows"]:
+        case = row["op"].removeprefix("pgm "), " × ".join(str(size) for size in row["shape"].values())
+        found.setdefault(case, {}).setdefault(row["variant"], {})[row["optimizer"]] = row
+    return found
+
+
+def _best_step(forms: dict[str, dict[str, dict]]) -> tuple[float, float]:
+    """Milliseconds of PyTorch's best form with PyTorch's optimizer, and of the best of ours."""
+    medians = {(form, name): row["ms"]["median"] for form, by in forms.items() for name, row in by.items()}
+    theirs = [x for (form, name), x in medians.items() if not form.startswith("ours") and name.startswith("torch")]
+    return min(theirs), min(x for (form, _), x in medians.items() if form.startswith("ours"))
 
 
 def fit() -> str:
     """Epochs of whole jobs: the engine's loop with and without train.compile, and a bare loop."""
-    content = read_json(CPU / "fit.json")
     lines = [
-        f"{_circumstances(content)}; batch 64, three modalities, d 128.",
+        f"{_circumstances(read_json(CPU / 'fit.json'))}; batch 64, three modalities, d 128.",
         "",
         "| method | bare loop, torch.compile, fused AdamW | fit | fit, train.compile | fit against the bare loop "
         "| with train.compile |",
         "|---|---|---|---|---|---|",
     ]
-    of: dict[str, dict[str, dict]] = {}
-    for row in content["rows"]:
-        of.setdefault(row["method"], {})[row["form"]] = row
-    for method, forms in of.items():
-        rates = [row["samples_per_processor_second"] for row in forms.values()]
-        cells = [f"{rate:.0f}" for rate in rates] + [f"{rate / rates[0]:.2f}×" for rate in rates[1:]]
+    for method, rates in _jobs().items():
+        cells = [f"{rate:.0f}" for rate in rates.values()]
+        cells += [f"{rates[name] / rates[BARE]:.2f}×" for name in (EAGER, COMPILED)]
         lines.append(f"| {method} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
+def _jobs() -> dict[str, dict[str, float]]:
+    """method -> form -> samples per second of processor time."""
+    found: dict[str, dict[str, float]] = {}
+    for row in read_json(CPU / "fit.json")["rows"]:
+        found.setdefault(row["method"], {})[row["form"]] = row["samples_per_processor_second"]
+    return found
+
+
+def targets() -> str:
+    """What was wanted of jobs and steps beside what is reached, the best of ours against PyTorch's best."""
+    lines = ["| work, batch × modalities × d | wanted | reached |", "|---|---|---|"]
+    for method, rates in _jobs().items():
+        reached = max(rates[EAGER], rates[COMPILED]) / rates[BARE]
+        lines.append(f"| job, `{method}`, 64 × 3 × 128 | 2.5× of a bare compiled loop | {reached:.2f}× |")
+    for (gate, shape), forms in _steps().items():
+        best, ours = _best_step(forms)
+        wanted = 2.5 if shape.startswith("64 ") else 1.15
+        lines.append(f"| step, `pgm`, {gate} gate, {shape} | {wanted}× of `torch.compile` | {best / ours:.2f}× |")
+    rows = read_json(CPU / "dmil_step.json")["rows"]
+    d = 128
+    dmil = next(r for r in rows if (r["variant"], r["kind"], r["shape"]["d"]) == ("pgm_fast", "step", d))
+    reached = f"{dmil['times_module_by_module']:.2f}× of eager"
+    lines.append(f"| step, `dmil`, third stage, 64 × 2 × {d} | 2× of `torch.compile` | {reached} |")
+    return "\n".join(lines)
+
+
+def compiled() -> str:
+    """Ops inside of compiled code, beside the plain formula compiled."""
+    content = read_json(CPU / "compiled.json")
+    lines = [
+        f"{_circumstances(content)}, {content['clock']}.",
+        "",
+        "| op, forward + backward | size | plain, compiled, ms | as a call, ms | as its formula, ms | recorded as "
+        "| against plain |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for op, sizes in recorded.by_case(content["rows"]).items():
+        for shape, ms in sizes.items():
+            ours, plain = _recorded(op, shape[0][1], ms), ms.get(recorded.PLAIN)
+            cells = [
+                f"{ms[name]:.3g}" if name in ms else "–" for name in (recorded.PLAIN, recorded.CALL, recorded.FORMULA)
+            ]
+            how = recorded.FORMULA if ours == ms.get(recorded.FORMULA) else recorded.CALL
+            size = ", ".join(f"{key} {count}" for key, count in shape)
+            times = f"{plain / ours:.2f}×" if plain else "plain is wrong"
+            lines.append(f"| {op} | {size} | {' | '.join(cells)} | {how} | {times} |")
+    return "\n".join(lines)
+
+
+def _recorded(op: str, rows: int, ms: dict[str, float]) -> float:
+    """Milliseconds of what torch.compile records of an op of so many rows."""
+    route = next((route for route in ROUTES if route.op == op), None)
+    formula = route is not None and rows <= route.rows
+    return ms[recorded.FORMULA if formula else recorded.CALL]
+
+
 def plots() -> str:
-    """The plots that ``plots.py`` has drawn."""
+    """The plots of ops that ``plots.py`` has drawn."""
     return "\n".join(
-        f"![{path.stem}](../{path.relative_to(REPOSITORY).as_posix()})" for path in sorted(CPU.glob("*.png"))
+        f"![{path.stem}](../{path.relative_to(REPOSITORY).as_posix()})"
+        for path in sorted(CPU.glob("*.png"))
+        if path.stem != JOBS
     )
 
 
 def components() -> str:
-    """DMIL's ops and its step of the third stage."""
+    """DMIL's ops."""
     lines = [
         _circumstances(read_json(CPU / "gaussian_sample_kl.json")) + ".",
         "",
@@ -421,12 +516,19 @@ def components() -> str:
                 f"| {native['op']}{f', prior {prior}' if prior else ''} | {sizes} | {' | '.join(ms)} "
                 f"| {native['times_eager']:.1f}× | {native['times_compile']:.1f}× | {memory} MiB |"
             )
-    lines += [
+    return "\n".join(lines)
+
+
+def dmil_step() -> str:
+    """A step of DMIL's third stage."""
+    content = read_json(CPU / "dmil_step.json")
+    lines = [
+        _circumstances(content) + ".",
         "",
         "| DMIL, third stage, batch 64 | d | module by module ms | ours ms | against it | ops, then and now |",
         "|---|---|---|---|---|---|",
     ]
-    rows = read_json(CPU / "dmil_step.json")["rows"]
+    rows = content["rows"]
     for kind, d in dict.fromkeys((row["kind"], row["shape"]["d"]) for row in rows):
         of = {row["variant"]: row for row in rows if (row["kind"], row["shape"]["d"]) == (kind, d)}
         plain, ours = of["module by module"], of["pgm_fast"]
@@ -482,13 +584,17 @@ PAGES: dict[str, dict[str, Callable[[], str]]] = {
         "plan": scaling_page.scaling_plan,
     },
     "docs/speed.md": {
+        "fit": fit,
+        "step": step,
+        "profile": profile,
+        "dmil step": dmil_step,
+        "targets": targets,
+        "compiled": compiled,
         "partition": partition,
         "products": products,
         "plots": plots,
         "dimml": dimml,
         "optimizers": optimizers,
-        "fit": fit,
-        "step": step,
         "components": components,
         "densities": densities,
     },

@@ -1,10 +1,12 @@
-"""Draws the ops that are measured at several numbers of rows: time, percent of the floor, and memory.
+"""Draws whole jobs beside what a user would write, and the ops that are measured at several numbers of rows: time,
+percent of the floor, and memory.
 
     python benchmarks/plots.py [FOLDER ...]
 
-Reads partition.json, partitioned_linear.json and reconstruction.json of each folder, all of ``results/`` where none is
-named, and writes ``<op>.png`` beside them. A plot shows forward and backward at the width that was measured at most
-numbers of rows; the floor is the fastest stream of what must move, or the bare matrix products.
+Reads fit.json, partition.json, partitioned_linear.json and reconstruction.json of each folder, all of ``results/``
+where none is named, and writes ``fit.png`` and ``<op>.png`` beside them. Jobs are bars of samples per second of
+processor time, with the slowest and the fastest epoch. A plot of an op shows forward and backward at the width that was
+measured at most numbers of rows; the floor is the fastest stream of what must move, or the bare matrix products.
 """
 
 from __future__ import annotations
@@ -20,6 +22,7 @@ from matplotlib.axes import Axes
 from pgm_fast.train.plots.canvas import GREY, INK, colours, finish, legend_beside, new_figure, save
 from pgm_fast.train.reports import read_json
 
+JOBS = "fit"
 FILES = ("partition", "partitioned_linear", "reconstruction")
 KIND = "forward+backward"
 DRAWN = {"ms", "percent_of_floor", "peak_bytes"}
@@ -31,6 +34,10 @@ LABELS = {"torch": "reference", "bare": "bare products"}
 def draw(folder: Path) -> list[Path]:
     """Plots of one folder of results, those of files that are there."""
     written = []
+    jobs = folder / f"{JOBS}.json"
+    if jobs.exists() and (content := read_json(jobs))["rows"]:
+        written.append(jobs.with_suffix(".png"))
+        draw_jobs(content["rows"], content["device"]["name"], written[-1])
     for name in FILES:
         source = folder / f"{name}.json"
         if not source.exists():
@@ -43,6 +50,35 @@ def draw(folder: Path) -> list[Path]:
                 written.append(folder / f"{op}.png")
                 draw_op(op, series, content["device"]["name"], written[-1])
     return written
+
+
+def draw_jobs(rows: Sequence[dict], device: str, path: Path) -> None:
+    """A group of bars per method, a bar per form, labelled with how many times the first form it is."""
+    methods, forms = (list(dict.fromkeys(row[key] for row in rows)) for key in ("method", "form"))
+    figure, axes = new_figure(8.5, 1.0 + 0.3 * len(rows), 1, 1)
+    panel, height = axes[0, 0], 0.8 / len(forms)
+    ink = dict(zip(forms, (GREY, *colours(len(forms) - 1)), strict=True))
+    for number, form in enumerate(forms):
+        own = {row["method"]: row for row in rows if row["form"] == form}
+        places = [methods.index(method) + (number - (len(forms) - 1) / 2) * height for method in own]
+        rates = [row["samples_per_processor_second"] for row in own.values()]
+        ends = [row["slowest_and_fastest"] for row in own.values()]
+        spread = [[rate - low for rate, (low, _) in zip(rates, ends, strict=True)]]
+        spread.append([high - rate for rate, (_, high) in zip(rates, ends, strict=True)])
+        panel.barh(places, rates, 0.9 * height, color=ink[form], label=form, xerr=spread, error_kw={"ecolor": INK})
+        for method, place, rate, (_, high) in zip(own, places, rates, ends, strict=True):
+            first = next(r for r in rows if r["method"] == method and r["form"] == forms[0])
+            times = rate / first["samples_per_processor_second"]
+            panel.annotate(
+                f"{times:.2f}×", (high, place), (5, 0), textcoords="offset points", va="center", fontsize=8.5, color=INK
+            )
+    panel.set_yticks(range(len(methods)), methods)
+    panel.invert_yaxis()
+    panel.set_xmargin(0.12)
+    shape = ", ".join(f"{key} {size}" for key, size in rows[0]["shape"].items())
+    finish(panel, f"Whole jobs: {shape}, {device}", "samples per second of processor time", grid="x")
+    legend_beside(panel)
+    save(figure, path)
 
 
 def longest_series(rows: Sequence[dict]) -> list[dict]:

@@ -31,6 +31,7 @@ __all__ = [
     "chosen",
     "explain",
     "implementations",
+    "is_automatic",
     "left_out",
     "register",
     "run",
@@ -234,6 +235,11 @@ def set_backend(name: str | None) -> None:
         _check_name(name)
     _explicit = name
     _forget()
+
+
+def is_automatic() -> bool:
+    """Whether nobody has chosen a backend by name."""
+    return _explicit is None
 
 
 class backend:

@@ -108,22 +108,31 @@ def _any(dims: Tensor) -> Tensor | float:
     return dims.any() if dims.dtype == torch.bool else float(dims.shape[0] > 0)
 
 
-def _logits(student: Tensor, teacher: Tensor, counted: Tensor, temperature: float) -> Tensor:
+def _logits(student: Tensor, teacher: Tensor, counted: Tensor | None, temperature: float) -> Tensor:
     # products stay in the accumulation dtype also where the caller's autocast region would lower them
     with torch.autocast(student.device.type, enabled=False):
         logits = student @ teacher.t() / temperature
-    return logits.masked_fill(~counted, -torch.inf)
+    return logits if counted is None else logits.masked_fill(~counted, -torch.inf)
 
 
-def _one_way(student, teacher, dims, w, begin, end, temperature, keep_gradient) -> tuple[Tensor, Tensor]:
+def _counted(weight: Tensor | None) -> Tensor | None:
+    """Pairs of any weight; None for all of them."""
+    return None if weight is None else weight != 0
+
+
+def _one_way(student, teacher, dims, w, counted, begin, end, temperature, keep_gradient) -> tuple[Tensor, Tensor]:
     """Loss of the rows, and what backward needs: their gradient for a loss of gradient 1, or their log-sum-exps."""
     rows = end - begin
     if rows == 0:
         return w.new_zeros(()), w.new_zeros((0, dims.shape[0]) if keep_gradient else 0)
     own, all_ = _chosen(student[begin:end], dims), _chosen(teacher.detach(), dims)
-    logits, w_own, here = _logits(own, all_, w != 0, temperature), w[begin:end], torch.arange(rows, device=w.device)
+    logits, w_own, here = _logits(own, all_, counted, temperature), w[begin:end], torch.arange(rows, device=w.device)
     lse = logits.logsumexp(1)
-    per_row = torch.where(w_own != 0, lse - logits[here, begin + here], torch.zeros_like(lse))
+    if counted is None:
+        # as it is written in plain PyTorch, which compilers know to fuse
+        per_row = F.cross_entropy(logits, begin + here, reduction="none")
+    else:
+        per_row = torch.where(counted[begin:end], lse - logits[here, begin + here], torch.zeros_like(lse))
     loss = (w_own * per_row).sum() * _any(dims)
     if not keep_gradient:
         return loss, lse
@@ -156,11 +165,11 @@ def _one_way_backward(grad, student, teacher, dims, w, kept, begin, end, tempera
 
 
 def _reference(student, teacher, dims, reverse_dims, weight, begin, end, temperature, keep_gradient):
-    w, end = weights_or_mean(weight, student), _end(end, student)
-    loss, kept = _one_way(student, teacher, dims, w, begin, end, temperature, keep_gradient)
+    w, counted, end = weights_or_mean(weight, student), _counted(weight), _end(end, student)
+    loss, kept = _one_way(student, teacher, dims, w, counted, begin, end, temperature, keep_gradient)
     if reverse_dims is None:
         return loss, kept, kept.new_empty(0)
-    back, back_kept = _one_way(teacher, student, reverse_dims, w, begin, end, temperature, keep_gradient)
+    back, back_kept = _one_way(teacher, student, reverse_dims, w, counted, begin, end, temperature, keep_gradient)
     return loss + back, kept, back_kept
 
 

@@ -26,6 +26,8 @@ __all__ = [
     "expand_gate",
     "single_share",
     "single_share_backward",
+    "softmax",
+    "softmax_backward",
 ]
 
 
@@ -46,7 +48,8 @@ def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
 SHARP = 1e-30
 
 
-def _softmax(z: Tensor, temperature: float) -> Tensor:
+def softmax(z: Tensor, temperature: float) -> Tensor:
+    """``softmax(z / temperature)`` over the last dimension, for any temperature > 0."""
     if temperature < SHARP:
         # the largest logits share all of it, whatever the temperature rounds to
         return torch.softmax((z - z.amax(-1, keepdim=True)) / max(temperature, torch.finfo(z.dtype).tiny), dim=-1)
@@ -59,7 +62,7 @@ def cumsoftmax(z: Tensor, temperature: float) -> Gate:
     The complement has its own scan from the right: 1 - gate turns negative by rounding in a tenth of all rows and has
     no correct digit where the gate is near 1. Rounding can carry either scan past 1 by a few ulp, hence the clamp.
     """
-    p = _softmax(z.to(accumulation_dtype(z.dtype)), temperature)
+    p = softmax(z.to(accumulation_dtype(z.dtype)), temperature)
     gate = p.cumsum(-1).clamp(max=1)
     from_right = p.flip(-1).cumsum(-1).flip(-1).clamp(max=1)
     complement = torch.cat([from_right[..., 1:], torch.zeros_like(p[..., :1])], dim=-1)
@@ -68,8 +71,12 @@ def cumsoftmax(z: Tensor, temperature: float) -> Gate:
 
 def cumsoftmax_backward(grad_gate: Tensor, p: Tensor, temperature: float) -> Tensor:
     """Gradient with respect to z: s_j = sum of grad_gate from j on, dz = p * (s - <p, s>) / temperature."""
-    suffix = grad_gate.flip(-1).cumsum(-1).flip(-1)
-    return p * (suffix - (p * suffix).sum(-1, keepdim=True)) / max(temperature, torch.finfo(p.dtype).tiny)
+    return softmax_backward(grad_gate.flip(-1).cumsum(-1).flip(-1), p, temperature)
+
+
+def softmax_backward(grad: Tensor, p: Tensor, temperature: float) -> Tensor:
+    """Gradient with respect to z of p = softmax(z / temperature)."""
+    return p * (grad - (p * grad).sum(-1, keepdim=True)) / max(temperature, torch.finfo(p.dtype).tiny)
 
 
 def expand_gate(gate: Tensor, d: int) -> Tensor:

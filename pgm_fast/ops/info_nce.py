@@ -75,11 +75,15 @@ def _reference(
     if a.shape[-2] == 0:
         return a.new_zeros(a.shape[:-2]), a.new_zeros(a.shape[:-1]), a.new_zeros(a.shape[:-1])
     logits, w = _logits(a, b, temperature), weights_or_mean(weight, a)
-    counted = w != 0
-    rows = logits.masked_fill(~counted.unsqueeze(-2), -torch.inf).logsumexp(-1)
-    columns = logits.masked_fill(~counted.unsqueeze(-1), -torch.inf).logsumexp(-2)
     own = logits.diagonal(dim1=-2, dim2=-1)
-    per_pair = torch.where(counted, rows + columns - 2 * own, torch.zeros_like(rows))
+    if weight is None:
+        rows, columns = logits.logsumexp(-1), logits.logsumexp(-2)
+        per_pair = rows + columns - 2 * own
+    else:
+        counted = w != 0
+        rows = logits.masked_fill(~counted.unsqueeze(-2), -torch.inf).logsumexp(-1)
+        columns = logits.masked_fill(~counted.unsqueeze(-1), -torch.inf).logsumexp(-2)
+        per_pair = torch.where(counted, rows + columns - 2 * own, torch.zeros_like(rows))
     return 0.5 * (w * per_pair).sum(-1), rows, columns
 
 

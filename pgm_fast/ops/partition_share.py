@@ -16,14 +16,15 @@ from torch import Tensor
 from .. import backends, host
 from .checks import check_features, check_gate, check_temperature
 from .gates import (
+    accumulation_dtype,
     cumsoftmax,
     cumsoftmax_backward,
     dual_grad_gates,
     dual_share,
     dual_share_backward,
     empty_share,
-    single_share,
-    single_share_backward,
+    softmax,
+    softmax_backward,
 )
 from .native import NATIVE_DTYPES, refuse_mixed_precision
 from .registration import define, define_autograd, define_backward
@@ -58,12 +59,21 @@ def partition_share(z: Tensor, z_paired: Tensor | None = None, temperature: floa
 
 
 def _reference(z: Tensor, temperature: float) -> Tensor:
-    return single_share(cumsoftmax(z, temperature))
+    """Without the gates: of d of them p_j is in the last d - j, and in the complements of the first j."""
+    p = softmax(z.to(accumulation_dtype(z.dtype)), temperature)
+    before = _gates_before(p)
+    return torch.stack([(p * before).sum(-1), (p * (1 - before)).sum(-1)], dim=-1)
+
+
+def _gates_before(p: Tensor) -> Tensor:
+    """``j / d``."""
+    return torch.arange(p.shape[-1], dtype=p.dtype, device=p.device) / p.shape[-1]
 
 
 def _reference_backward(grad: Tensor, z: Tensor, temperature: float) -> Tensor:
-    grad_gate = single_share_backward(grad, z.shape[-1]).expand(z.shape)
-    return cumsoftmax_backward(grad_gate, cumsoftmax(z, temperature).p, temperature).to(z.dtype)
+    p = softmax(z.to(accumulation_dtype(z.dtype)), temperature)
+    by_p = (grad[..., :1] - grad[..., 1:]) * _gates_before(p)
+    return softmax_backward(by_p, p, temperature).to(z.dtype)
 
 
 def _dual_reference(z_uni: Tensor, z_paired: Tensor, temperature: float) -> Tensor:

@@ -11,6 +11,7 @@ from torch.autograd import forward_ad
 
 from .. import backends, host
 from .flops import offer_formulas, offer_later
+from .routes import takes_formula
 from .tracing import in_forward_mode, records_formula
 
 __all__ = ["connect_host", "define", "define_autograd", "define_backward", "schemas"]
@@ -51,7 +52,8 @@ _library = _Library("pgm_fast", "DEF")
 def define(schema: str, reference: Callable, fake: Callable):
     """Defines ``pgm_fast::<name>`` from its schema and returns a function that calls it.
 
-    It may also call the reference itself, see :func:`~pgm_fast.ops.tracing.records_formula`.
+    It may also call the reference itself, see :func:`~pgm_fast.ops.tracing.records_formula` and
+    :func:`~pgm_fast.ops.routes.takes_formula`.
 
     Args:
         schema: ``name(Tensor h, ...) -> ...``; the first argument is the tensor, or the list of tensors, whose device
@@ -81,7 +83,7 @@ def define(schema: str, reference: Callable, fake: Callable):
 
     def call(*args):
         if torch.compiler.is_compiling():
-            return reference(*args) if records_formula(args) else op(*args)
+            return reference(*args) if records_formula(args) or takes_formula(name, args) else op(*args)
         offer_formulas()
         return op(*args)
 

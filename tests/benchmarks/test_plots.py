@@ -46,6 +46,29 @@ def test_every_variant_has_a_line(plots, tmp_path):
         assert _has(drawn([variant]), to_rgb(colour)) and not _has(drawn(others), to_rgb(colour)), variant
 
 
+def test_every_form_of_a_job_has_a_bar_and_its_times(plots, tmp_path):
+    def drawn(rates):
+        rows = [
+            {
+                "method": "pgm",
+                "form": f"form {number}",
+                "shape": {"batch": 64},
+                "samples_per_processor_second": rate,
+                "slowest_and_fastest": [rate - 1, rate + 1],
+            }
+            for number, rate in enumerate(rates)
+        ]
+        plots.draw_jobs(rows, "some device", tmp_path / "jobs.png")
+        return imread(tmp_path / "jobs.png")[..., :3].reshape(-1, 3)
+
+    first, second = to_rgb(plots.GREY), to_rgb(plots.colours(1)[0])
+    both, alone = drawn([100.0, 200.0]), drawn([100.0])
+    assert _has(both, first) and _has(both, second) and not _has(alone, second)
+    # twice as fast is twice as long
+    lengths = [(abs(both - colour).max(1) < 1 / 255).sum() for colour in (first, second)]
+    assert 1.5 < lengths[1] / lengths[0] < 2.5
+
+
 def _has(pixels, colour) -> bool:
     return bool((abs(pixels - colour).max(1) < 1 / 255).any())
 
@@ -54,6 +77,7 @@ def test_one_command_draws_what_is_there(repository, tmp_path):
     dual = [row(n, 64, op="partition_dual") for n in (8, 64)]
     write(tmp_path, "partition", [*dual, row(8, 64), row(64, 64, kind="forward")])
     write(tmp_path, "step", [])
+    write(tmp_path, "fit", [])
     command = [sys.executable, str(repository / "benchmarks" / "plots.py"), str(tmp_path)]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0 and done.stdout.split() == [str(tmp_path / "partition_dual.png")], done.stderr
