@@ -91,7 +91,7 @@ def disassembled(kernels) -> list[Kernel]:
 def test_every_source_is_compiled(repository, kernels):
     assert {path.stem for path in (repository / "csrc" / "cuda").glob("*.cu")} == set(SOURCES)
     # rows: three dtypes, narrow and wide; tiles: float and double; each forward and backward, with and without shares
-    assert all(len(kernels[source]) == 32 for source in SOURCES[:3])
+    assert all(len(kernels[source]) == 32 for source in SOURCES if source.startswith("partition"))
     # twelve forms of storage, AdamW and SGD; squares of four dtypes, and their sums
     assert len(kernels["multi_rate"]) == 29
 

@@ -35,7 +35,13 @@ def batches(presence=False):
     for number, index in enumerate(rows):
         real = (index >= 0).float()
         values = torch.where(index >= 0, index.float(), 1e6)[:, None] / 10
-        batch = Batch(inputs={"a": values}, weight=real / real.sum(), index=index, labels=index.clone())
+        batch = Batch(
+            inputs={"a": values},
+            weight=real / real.sum(),
+            index=index,
+            labels=index.clone(),
+            rows=int(real.sum()),
+        )
         if presence and number == 1:
             batch.presence = {"a": torch.tensor([True, False, True])}
         yield batch
