@@ -152,8 +152,9 @@ class Training:
         self.identity = dict(identity)
         self.observers = observers
         self.stop = stop
-        unused = bool(self.identity.get("encoders")) or method.turns > 1
-        self.sharded = sharding.shard(method, ranks, config, unused)  # before groups are made of its parameters
+        # parameters that a step may leave without a gradient
+        self.unused = bool(self.identity.get("encoders")) or method.turns > 1
+        self.sharded = sharding.shard(method, ranks, config, self.unused)  # before groups are made of its parameters
         self.stages: list[Stage] = method.stages(config.train.lr)
         self.position = Position()
         self.best = Best()
@@ -255,8 +256,7 @@ class Training:
         self.guard = UpdateGuard(self.optimizer, settings.clip_norm, self.ranks, self.method)
         self.average = WeightAverage(self.method, settings.ema) if settings.ema else None
         self.scale = LossScale(self.ranks.device) if settings.precision == "fp16" else None
-        unused = bool(self.identity.get("encoders")) or self.method.turns > 1
-        self.wrapped = self.method if self.sharded else self.ranks.wrap(self.method, unused=unused)
+        self.wrapped = self.method if self.sharded else self.ranks.wrap(self.method, unused=self.unused)
         self.compiled = self._compiled_step()
         self.captured = self._captured_step()
         self._begin_epoch()

@@ -1,8 +1,8 @@
 """Weights, gradients and optimizer state cut over the ranks: ``train.strategy=fsdp``, torch's ``fully_shard`` (FSDP2).
 
 Every modality x part of a method is gathered when it is called and given back afterwards, so that a rank holds its
-share of all and one part in whole. What is written is put together from the shards first, so that a checkpoint is the
-same whoever wrote it.
+share of all and one part in whole. The weights that are kept are put together from the shards, so that best.pt is the
+same whoever wrote it; how last.pt is written and read is in :mod:`.shards`.
 """
 
 from __future__ import annotations

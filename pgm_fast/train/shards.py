@@ -8,6 +8,8 @@ Until then, and until there is a previous.pt again, what was before stays.
 from __future__ import annotations
 
 import copy
+import pickle
+import re
 import shutil
 import warnings
 import zlib
@@ -30,6 +32,27 @@ from .sharding import is_cut
 
 __all__ = ["ShardedSaves", "has_shards", "remove_unused", "require_whole", "with_shards"]
 
+# What torch writes of shards is a pickle, and a pickle is a program: these are the globals that it may name.
+_METADATA = {
+    *(
+        ("torch.distributed.checkpoint.metadata", name)
+        for name in (
+            "BytesStorageMetadata",
+            "ChunkStorageMetadata",
+            "Metadata",
+            "MetadataIndex",
+            "StorageMeta",
+            "TensorProperties",
+            "TensorStorageMetadata",
+            "_MEM_FORMAT_ENCODING",
+        )
+    ),
+    ("torch.distributed.checkpoint.filesystem", "_StorageInfo"),
+    ("torch.serialization", "_get_layout"),
+    ("torch", "Size"),
+    ("pathlib", "PosixPath"),
+    ("pathlib._local", "PosixPath"),
+}
 _KEY = "shards"  # of last.pt: {"folder": name, "files": {name: checksum}, "places": {key: path in the state}}
 
 
@@ -129,14 +152,14 @@ def with_shards(path: Path, state: Mapping[str, Any], mesh: Any = None) -> dict[
     """
     if not has_shards(state):
         return dict(state)
-    from torch.distributed.checkpoint import CheckpointException, FileSystemReader, load
+    from torch.distributed.checkpoint import CheckpointException, load
     from torch.distributed.tensor import Shard, empty
 
     entry = state[_KEY]
     if mesh is None:  # else whoever goes on has looked before it made what they are read into
         require_whole(path, state)
-    reader = FileSystemReader(path.with_name(entry["folder"]))
     try:
+        reader = _reader(_place(path, entry["folder"]))
         found = reader.read_metadata().state_dict_metadata
         sizes = {key: (tensor.size, tensor.properties.dtype) for key, tensor in found.items()}
         tensors: dict[str, Tensor] = {
@@ -160,12 +183,46 @@ def require_whole(path: Path, state: Mapping[str, Any]) -> None:
     if not has_shards(state):
         return
     with checkpoints.reading("shards"):
-        folder, files = path.with_name(state[_KEY]["folder"]), dict(state[_KEY]["files"])
+        folder, files = _place(path, state[_KEY]["folder"]), dict(state[_KEY]["files"])
     for name, checksum in files.items():
         file = folder / name
         if not file.is_file() or _checksum(file) != checksum:
             found = "damaged: its checksum does not match" if file.is_file() else "missing"
             raise CheckpointError(f"checkpoint {path} cannot be read ({file} is {found}); {checkpoints.instead(path)}")
+
+
+class _Unpickler(pickle.Unpickler):
+    def find_class(self, module: str, name: str) -> Any:
+        is_dtype = module == "torch" and isinstance(getattr(torch, name, None), torch.dtype)
+        if not is_dtype and (module, name) not in _METADATA:
+            raise pickle.UnpicklingError(f"they name {module}.{name}, which shards have no use for")
+        return super().find_class(module, name)
+
+
+def _reader(folder: Path) -> Any:
+    """torch's reader of a folder of shards, which trusts none of it."""
+    from torch.distributed.checkpoint import FileSystemReader
+    from torch.distributed.checkpoint.metadata import StorageMeta
+
+    class Reader(FileSystemReader):
+        def read_metadata(self, *args: Any, **kwargs: Any) -> Any:
+            with open(folder / ".metadata", "rb") as file:
+                metadata = _Unpickler(file).load()
+            for info in metadata.storage_data.values():
+                if Path(info.relative_path).name != info.relative_path:
+                    raise ValueError(f"{info.relative_path!r} is not in their folder")
+            metadata.storage_meta = metadata.storage_meta or StorageMeta()
+            metadata.storage_meta.load_id = self.load_id
+            return metadata
+
+    return Reader(folder)
+
+
+def _place(path: Path, name: Any) -> Path:
+    """The folder of this name beside a checkpoint. Raises ValueError for what is no name of a folder of shards."""
+    if not isinstance(name, str) or not re.fullmatch(r"shards-\d+", name):
+        raise ValueError(f"{name!r} is no folder of shards")
+    return path.with_name(name)
 
 
 def remove_unused(folder: RunFolder) -> None:
