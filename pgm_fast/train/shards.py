@@ -13,7 +13,7 @@ import re
 import shutil
 import warnings
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
@@ -32,21 +32,17 @@ from .sharding import is_cut
 
 __all__ = ["ShardedSaves", "has_shards", "remove_unused", "require_whole", "with_shards"]
 
-# What torch writes of shards is a pickle, and a pickle is a program: these are the globals that it may name.
-_METADATA = {
-    *(
-        ("torch.distributed.checkpoint.metadata", name)
-        for name in (
-            "BytesStorageMetadata",
-            "ChunkStorageMetadata",
-            "Metadata",
-            "MetadataIndex",
-            "StorageMeta",
-            "TensorProperties",
-            "TensorStorageMetadata",
-            "_MEM_FORMAT_ENCODING",
-        )
-    ),
+# What torch writes of shards is a pickle, and a pickle is a program: these are the globals that it may name. None is
+# handed out: see _Said.
+_METADATA = "torch.distributed.checkpoint.metadata"
+_GLOBALS = {
+    (_METADATA, "ChunkStorageMetadata"),
+    (_METADATA, "Metadata"),
+    (_METADATA, "MetadataIndex"),
+    (_METADATA, "StorageMeta"),
+    (_METADATA, "TensorProperties"),
+    (_METADATA, "TensorStorageMetadata"),
+    (_METADATA, "_MEM_FORMAT_ENCODING"),
     ("torch.distributed.checkpoint.filesystem", "_StorageInfo"),
     ("torch.serialization", "_get_layout"),
     ("torch", "Size"),
@@ -159,7 +155,7 @@ def with_shards(path: Path, state: Mapping[str, Any], mesh: Any = None) -> dict[
     if mesh is None:  # else whoever goes on has looked before it made what they are read into
         require_whole(path, state)
     try:
-        reader = _reader(_place(path, entry["folder"]))
+        reader = _reader(_place(path, entry["folder"]), _files(entry["files"]))
         found = reader.read_metadata().state_dict_metadata
         sizes = {key: (tensor.size, tensor.properties.dtype) for key, tensor in found.items()}
         tensors: dict[str, Tensor] = {
@@ -175,7 +171,8 @@ def with_shards(path: Path, state: Mapping[str, Any], mesh: Any = None) -> dict[
         raise CheckpointError(
             f"the shards of {path} cannot be read ({_reason(error)}); {checkpoints.instead(path)}"
         ) from error
-    return _put_together({key: value for key, value in state.items() if key != _KEY}, tensors, entry["places"])
+    with checkpoints.reading("shards"):
+        return _put_together({key: value for key, value in state.items() if key != _KEY}, tensors, entry["places"])
 
 
 def require_whole(path: Path, state: Mapping[str, Any]) -> None:
@@ -183,7 +180,7 @@ def require_whole(path: Path, state: Mapping[str, Any]) -> None:
     if not has_shards(state):
         return
     with checkpoints.reading("shards"):
-        folder, files = _place(path, state[_KEY]["folder"]), dict(state[_KEY]["files"])
+        folder, files = _place(path, state[_KEY]["folder"]), _files(state[_KEY]["files"])
     for name, checksum in files.items():
         file = folder / name
         if not file.is_file() or _checksum(file) != checksum:
@@ -191,31 +188,118 @@ def require_whole(path: Path, state: Mapping[str, Any]) -> None:
             raise CheckpointError(f"checkpoint {path} cannot be read ({file} is {found}); {checkpoints.instead(path)}")
 
 
+class _Said:
+    """Stands for an object of torch's: what the file says of it, and nothing that it could do."""
+
+    arguments: tuple = ()
+    state: Any = None
+
+    def __new__(cls, *arguments: Any) -> _Said:
+        said = super().__new__(cls)
+        said.arguments = arguments
+        return said
+
+    def __init__(self, *arguments: Any):
+        pass
+
+    def __setstate__(self, state: Any) -> None:
+        self.state = state
+
+
+_SAID = {place: type(place[1], (_Said,), {}) for place in _GLOBALS}
+
+
 class _Unpickler(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:
-        is_dtype = module == "torch" and isinstance(getattr(torch, name, None), torch.dtype)
-        if not is_dtype and (module, name) not in _METADATA:
+        if module == "torch" and isinstance(dtype := getattr(torch, name, None), torch.dtype):
+            return dtype
+        if (module, name) not in _SAID:
             raise pickle.UnpicklingError(f"they name {module}.{name}, which shards have no use for")
-        return super().find_class(module, name)
+        return _SAID[module, name]
 
 
-def _reader(folder: Path) -> Any:
-    """torch's reader of a folder of shards, which trusts none of it."""
+def _reader(folder: Path, files: Mapping[str, int]) -> Any:
+    """torch's reader of a folder of shards, of which it gets checked metadata and these files alone."""
     from torch.distributed.checkpoint import FileSystemReader
     from torch.distributed.checkpoint.metadata import StorageMeta
 
     class Reader(FileSystemReader):
         def read_metadata(self, *args: Any, **kwargs: Any) -> Any:
+            if ".metadata" not in files:
+                raise ValueError("nothing is known of their metadata")
             with open(folder / ".metadata", "rb") as file:
-                metadata = _Unpickler(file).load()
-            for info in metadata.storage_data.values():
-                if Path(info.relative_path).name != info.relative_path:
-                    raise ValueError(f"{info.relative_path!r} is not in their folder")
-            metadata.storage_meta = metadata.storage_meta or StorageMeta()
-            metadata.storage_meta.load_id = self.load_id
+                metadata = _checked(_Unpickler(file).load(), files)
+            metadata.storage_meta = StorageMeta(load_id=self.load_id)
             return metadata
 
     return Reader(folder)
+
+
+def _checked(said: Any, files: Mapping[str, int]) -> Any:
+    """torch's ``Metadata``, made anew of what is said. torch takes what is no tensor for another pickle, which it runs,
+    and what no piece of a tensor covers stays as the memory was.
+
+    Raises:
+        ValueError: it is not of whole tensors in these files.
+    """
+    from torch.distributed.checkpoint.filesystem import _StorageInfo
+    from torch.distributed.checkpoint.metadata import (
+        ChunkStorageMetadata,
+        Metadata,
+        MetadataIndex,
+        TensorProperties,
+        TensorStorageMetadata,
+    )
+
+    whole = _state(said, "Metadata")
+    tensors = {
+        _of(str, key): _state(tensor, "TensorStorageMetadata") for key, tensor in _items(whole, "state_dict_metadata")
+    }
+    found = {}
+    for key, tensor in tensors.items():
+        properties = _state(tensor.get("properties"), "TensorProperties", tuple)
+        size = _size(tensor.get("size"))
+        chunks = []
+        for chunk in _of(list, tensor.get("chunks")):
+            chunk = _state(chunk, "ChunkStorageMetadata")
+            chunks.append(ChunkStorageMetadata(_size(chunk.get("offsets")), _size(chunk.get("sizes"))))
+        if sum(chunk.sizes.numel() for chunk in chunks) != size.numel():
+            raise ValueError(f"the pieces of {key!r} are not the whole of it")
+        found[key] = TensorStorageMetadata(TensorProperties(_of(torch.dtype, properties[0])), size, chunks)
+    places = {}
+    for index, info in _items(whole, "storage_data"):
+        index, info = _state(index, "MetadataIndex"), _state(info, "_StorageInfo")
+        name = _of(str, info.get("relative_path"))
+        if name not in files or info.get("transform_descriptors"):
+            raise ValueError(f"{name!r} is none of their files")
+        place = MetadataIndex(_of(str, index.get("fqn")), _size(index.get("offset")), index.get("index"))
+        places[place] = _StorageInfo(name, _of(int, info.get("offset")), _of(int, info.get("length")))
+    return Metadata(found, storage_data=places)
+
+
+def _state(said: Any, name: str, kind: type = dict) -> Any:
+    if type(said) is not _SAID.get((_METADATA, name), _SAID.get(("torch.distributed.checkpoint.filesystem", name))):
+        raise ValueError(f"a {type(said).__name__} in place of {name}")
+    return _of(kind, said.state)
+
+
+def _items(state: Mapping[str, Any], key: str) -> Iterable[tuple[Any, Any]]:
+    return _of(dict, state.get(key)).items()
+
+
+def _of(kind: type, value: Any) -> Any:
+    if type(value) is not kind:
+        raise ValueError(f"a {type(value).__name__} in place of a {kind.__name__}")
+    return value
+
+
+def _size(said: Any) -> torch.Size:
+    if type(said) is not _SAID["torch", "Size"] or len(said.arguments) != 1:
+        raise ValueError(f"a {type(said).__name__} in place of a size")
+    (numbers,) = said.arguments
+    if any(_of(int, number) < 0 for number in _of(tuple, numbers)):
+        raise ValueError(f"{numbers} is no size")
+    return torch.Size(numbers)
 
 
 def _place(path: Path, name: Any) -> Path:
@@ -223,6 +307,14 @@ def _place(path: Path, name: Any) -> Path:
     if not isinstance(name, str) or not re.fullmatch(r"shards-\d+", name):
         raise ValueError(f"{name!r} is no folder of shards")
     return path.with_name(name)
+
+
+def _files(files: Any) -> dict[str, int]:
+    """Name and checksum of every file of a folder of shards. Raises ValueError for what is no name of one."""
+    for name in _of(dict, files):
+        if not isinstance(name, str) or not re.fullmatch(r"\.?\w[\w.]{0,99}", name, re.ASCII):
+            raise ValueError(f"{name!r} is no file of shards")
+    return files
 
 
 def remove_unused(folder: RunFolder) -> None:
