@@ -7,6 +7,7 @@ same whoever wrote it; how last.pt is written and read is in :mod:`.shards`.
 
 from __future__ import annotations
 
+import logging
 import warnings
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping
@@ -40,6 +41,8 @@ __all__ = [
     "without_gradients",
 ]
 
+log = logging.getLogger(__name__)
+
 
 def require_strategy(config: Config) -> None:
     """Raises ConfigError where ``train.strategy`` does not go with the other settings."""
@@ -66,9 +69,9 @@ def _leaves_gradients(method: type[Method]) -> bool:
 def shard(method: Method, ranks: Ranks, config: Config, unused: bool = False) -> bool:
     """Cut the parameters of ``method`` over the ranks, in place, where ``config`` asks for it; whether it did.
 
-    With one process there is nothing to cut. Buffers stay whole, and are taken from rank 0 before every training step,
-    as under ``DistributedDataParallel``. ``train.precision`` is what parameters are gathered in; gradients are reduced
-    in float32. Normalisations with running statistics stay in float32, which they need.
+    With one process there is nothing to cut, which is said. Buffers stay whole, and are taken from rank 0 before every
+    training step, as under ``DistributedDataParallel``. ``train.precision`` is what parameters are gathered in;
+    gradients are reduced in float32. Normalisations with running statistics stay in float32, which they need.
 
     Args:
         method: on the device of its rank; parameters are replaced by others, so groups are to be made afterwards.
@@ -77,7 +80,12 @@ def shard(method: Method, ranks: Ranks, config: Config, unused: bool = False) ->
     Raises:
         ConfigError: a parameter that cannot be cut.
     """
-    if config.train.strategy != "fsdp" or ranks.world == 1:
+    if config.train.strategy != "fsdp":
+        return False
+    if ranks.world == 1:
+        log.warning(
+            "train.strategy: nothing is cut, one process holds it all; start several with torchrun --nproc-per-node"
+        )
         return False
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method

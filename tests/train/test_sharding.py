@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import json
+import logging
 import shutil
 
 import pytest
 import torch
-from forked_ranks import run_script, write_tiny
+from forked_ranks import SETTINGS, run_script, write_tiny
 from same_run import assert_equal, timeless
 from tolerances import AUTOCAST_BF16, TWO_RANKS
 
 from pgm_fast.errors import CheckpointError, ConfigError
 from pgm_fast.methods import METHODS
-from pgm_fast.train import checkpoints, evaluate, predict, resume
+from pgm_fast.train import checkpoints, evaluate, fit, predict, resume
 from pgm_fast.train.configure import from_yaml, make_config
 from pgm_fast.train.folder import RunFolder
 from pgm_fast.train.interrupted import state_of
@@ -287,6 +288,20 @@ def test_units_are_of_one_modality_and_part():
         assert all(len({part for key, part in parts.items() if key.startswith(names[u] + ".")}) == 1 for u in units)
         cut = {id(p) for unit in units for p in unit.parameters()}
         assert cut == {id(p) for p in method.parameters()}  # nothing is left to the whole
+
+
+def test_one_process_has_nothing_to_cut_and_says_so(tmp_path, caplog):
+    write_tiny(tmp_path / "tiny.npz")
+    settings = {**SETTINGS, "data.source": str(tmp_path / "tiny.npz"), "train.epochs": 1}
+    told = {}
+    for strategy in ("ddp", "fsdp"):
+        caplog.clear()
+        with caplog.at_level(logging.WARNING, logger="pgm_fast"):
+            fit({**settings, "train.strategy": strategy}, out=str(tmp_path / strategy))
+        told[strategy] = [record.message for record in caplog.records if "train.strategy" in record.message]
+    assert told["ddp"] == [] and len(told["fsdp"]) == 1
+    assert "one process" in told["fsdp"][0] and "torchrun" in told["fsdp"][0] and "\n" not in told["fsdp"][0]
+    assert timeless(records(tmp_path / "ddp")) == timeless(records(tmp_path / "fsdp"))
 
 
 @pytest.mark.parametrize(
