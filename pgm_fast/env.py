@@ -25,7 +25,6 @@ EXTRAS = {
         "omegaconf": "omegaconf",
         "typer": "typer",
         "rich": "rich",
-        "torchmetrics": "torchmetrics",
         "sklearn": "scikit-learn",
         "matplotlib": "matplotlib",
         "tensorboard": "tensorboard",
@@ -36,7 +35,13 @@ EXTRAS = {
     "hdf5": {"h5py": "h5py"},
     "sweep": {"optuna": "optuna"},
     "trackers": {"wandb": "wandb", "mlflow": "mlflow-skinny", "sqlalchemy": "sqlalchemy", "alembic": "alembic"},
-    "test": {"pytest": "pytest", "xdist": "pytest-xdist", "hypothesis": "hypothesis", "triton": "triton"},
+    "test": {
+        "pytest": "pytest",
+        "xdist": "pytest-xdist",
+        "hypothesis": "hypothesis",
+        "torchmetrics": "torchmetrics",
+        "triton": "triton",
+    },
 }
 PIP = "python -m pip install"
 
