@@ -162,6 +162,10 @@ def validate(config: Config) -> None:
         OmegaConf.structured(config)
     except OmegaConfBaseException as error:
         raise ConfigError(f"the configuration holds a value of the wrong type: {_first_line(error)}") from None
+    _check_values(config)
+
+
+def _check_values(config: Config) -> None:
     check_settings(config, "")
     for section in SECTIONS:
         check_settings(getattr(config, section), section)
@@ -204,7 +208,7 @@ def _finish(config) -> Config:
     except OmegaConfBaseException as error:
         key = getattr(error, "full_key", None) or "the configuration"
         raise ConfigError(f"{key} cannot be resolved: {_first_line(error)}") from None
-    validate(result)
+    _check_values(result)  # types were checked as values were set
     return result
 
 
