@@ -54,18 +54,24 @@ def _features(count, d, dtype=torch.float32):
     return [torch.randn(count, d).to(dtype) for _ in range(2)]
 
 
+KINDS = [
+    (torch.float32, True, True),
+    (torch.float16, False, True),
+    (torch.float32, False, False),
+    (torch.float16, True, False),
+]
+SIZES = {(7, 6, 3): 3, (70, 150, 140): 2, (150, 40, 1): 2, (1, 1, 1): 3, (40, 20, 0): 3, (0, 4, 2): 3}
+"""Size -> how many kinds of it are not slow."""
+
+
 @pytest.mark.parametrize(
-    ("dtype", "mask", "weighted"),
+    ("dtype", "mask", "weighted", "count", "d", "k"),
     [
-        (torch.float32, False, False),
-        (torch.float32, True, True),
-        (torch.float16, False, True),
-        pytest.param(torch.float16, True, False, marks=pytest.mark.slow),
+        pytest.param(*kind, *size, marks=[pytest.mark.slow] * (number >= few))
+        for size, few in SIZES.items()
+        for number, kind in enumerate(KINDS)
     ],
     ids=str,
-)
-@pytest.mark.parametrize(
-    ("count", "d", "k"), [(7, 6, 3), (70, 150, 140), (150, 40, 1), (1, 1, 1), (40, 20, 0), (0, 4, 2)]
 )
 def test_equals_the_formula(dtype, mask, weighted, count, d, k):
     """140 dimensions are more than one program of the gradient has, 150 rows more than one part of the columns."""

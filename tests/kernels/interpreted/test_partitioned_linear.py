@@ -58,7 +58,17 @@ def _compare(tensors, activation=None, temperature=0.7):
         torch.testing.assert_close(a.double(), b, rtol=0, atol=NATIVE_TIMES_EPS * EPS[a.dtype] * scale)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
+@pytest.mark.parametrize(
+    ("size", "dtype"),
+    [
+        ("small", torch.float32),
+        ("large", torch.float32),
+        ("large", torch.float16),
+        pytest.param("small", torch.float16, marks=pytest.mark.slow),
+    ],
+    indirect=["size"],
+    ids=str,
+)
 @pytest.mark.parametrize(
     ("rows", "d", "chunk", "n_u", "n_p"),
     [
