@@ -3,16 +3,17 @@
     python tools/fuzz.py [--count 20000] [--seed 0] [--kinds .pt .png]
 
 Pickles, .npy folders, .npz, .pt, .safetensors, .csv, .parquet, .h5, .mat, saved datasets, sounds, pictures, archives
-of them and configurations are written as they should be and then changed: bits flipped, bytes overwritten by small and
-extreme numbers, pieces cut out, doubled or swapped. A child process with a limit of its memory reads them; a signal,
-another exception or a file that takes longer than ten seconds is printed with the number that makes it again, and the
-exit status is 1.
+of them, shards of checkpoints and configurations are written as they should be and then changed: bits flipped, bytes
+overwritten by small and extreme numbers, pieces cut out, doubled or swapped. A child process with a limit of its memory
+reads them; a signal, another exception or a file that takes longer than ten seconds is printed with the number that
+makes it again, and the exit status is 1.
 """
 
 from __future__ import annotations
 
 import argparse
 import io
+import json
 import os
 import pickle
 import random
@@ -20,7 +21,10 @@ import resource
 import signal
 import sys
 import tempfile
+import warnings
+import zlib
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -31,6 +35,7 @@ from pgm_fast.data.media import FrameRows, SpectrogramRows
 from pgm_fast.data.readers import apart
 from pgm_fast.errors import PgmFastError
 from pgm_fast.train.configure import make_config, to_yaml
+from pgm_fast.train.shards import with_shards
 
 MEMORY = 6 << 30  # bytes of address space, torch's libraries among them
 SECONDS = 10
@@ -191,6 +196,54 @@ def as_tar() -> bytes:
     return file.getvalue()
 
 
+def shards() -> dict[str, bytes]:
+    """The files of a folder of shards, by name."""
+    from torch.distributed.checkpoint import FileSystemWriter, save
+
+    tensors = {
+        "model/x": torch.arange(12.0).reshape(4, 3),
+        "optimizer/0/step": torch.tensor(3),
+        "model/y": torch.ones(5),
+    }
+    with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        save(tensors, storage_writer=FileSystemWriter(folder), no_dist=True)
+        return {path.name: path.read_bytes() for path in sorted(Path(folder).iterdir())}
+
+
+def as_entry() -> bytes:
+    """What last.pt says of its shards."""
+    places = {key: key.split("/") for key in ("model/x", "model/y", "optimizer/0/step")}
+    files = {name: zlib.crc32(content) for name, content in WHOLE_SHARDS.items()}
+    return json.dumps({"folder": "shards-0", "files": files, "places": places}).encode()
+
+
+def read_shards(folder: Path, entry: dict, files: dict[str, bytes]) -> None:
+    place = folder / "shards-0"
+    place.mkdir(exist_ok=True)
+    for name, content in files.items():
+        (place / name).write_bytes(content)
+    with_shards(folder / "last.pt", {"shards": entry, "model": {}})
+
+
+def read_shards_with(name: str, path: Path) -> None:
+    """Shards of which one file is this one, and its checksum right."""
+    files = WHOLE_SHARDS | {name: path.read_bytes()}
+    entry = json.loads(as_entry()) | {"files": {name: zlib.crc32(content) for name, content in files.items()}}
+    read_shards(path.parent, entry, files)
+
+
+def read_entry(path: Path) -> None:
+    try:
+        entry = json.loads(path.read_bytes())
+    except (ValueError, RecursionError):
+        return
+    read_shards(path.parent, entry, WHOLE_SHARDS)
+
+
+WHOLE_SHARDS = shards()
+
+
 def read_tar(path: Path) -> None:
     features = load(path, media={"n_fft": 256, "hop": 128, "image_size": 16})
     for rows in features.modalities.values():
@@ -243,6 +296,9 @@ KINDS: dict[str, tuple[Callable[[], bytes], Callable[[Path], object]]] = {
     ".wav": (as_wav, read_sound),
     ".png": (as_png, read_picture),
     ".tar": (as_tar, read_tar),
+    ".metadata": (lambda: WHOLE_SHARDS[".metadata"], partial(read_shards_with, ".metadata")),
+    ".distcp": (lambda: WHOLE_SHARDS["__0_0.distcp"], partial(read_shards_with, "__0_0.distcp")),
+    ".entry": (as_entry, read_entry),
     ".yaml": (lambda: to_yaml(make_config()).encode(), make_config),
 }
 
