@@ -12,7 +12,7 @@ from torch.autograd import forward_ad
 from .. import backends, host
 from .flops import offer_formulas, offer_later
 from .routes import takes_formula
-from .tracing import in_forward_mode, records_formula
+from .tracing import as_tensor, in_forward_mode, in_transform, is_constant, records_formula
 
 __all__ = ["connect_host", "define", "define_autograd", "define_backward", "schemas"]
 
@@ -53,7 +53,8 @@ def define(schema: str, reference: Callable, fake: Callable):
     """Defines ``pgm_fast::<name>`` from its schema and returns a function that calls it.
 
     It may also call the reference itself, see :func:`~pgm_fast.ops.tracing.records_formula` and
-    :func:`~pgm_fast.ops.routes.takes_formula`.
+    :func:`~pgm_fast.ops.routes.takes_formula`. ``pgm_fast::<name>.varying`` is the same op with tensors ``[]`` for its
+    floats: a graph calls that where one changes from call to call, because a float in a graph is a constant.
 
     Args:
         schema: ``name(Tensor h, ...) -> ...``; the first argument is the tensor, or the list of tensors, whose device
@@ -79,16 +80,48 @@ def define(schema: str, reference: Callable, fake: Callable):
         _library.impl(name, reference, key)
     overloads = getattr(torch.ops.pgm_fast, name)
     op = overloads.default
-    offer_later(overloads, reference)
+    floats = [k for k, argument in enumerate(op._schema.arguments) if str(argument.type) == "float"]
+    varying = _define_varying(schema, op, floats, reference, fake) if floats else None
+    offer_later(overloads, _with_numbers(reference, floats, lambda x: 1.0))
 
     def call(*args):
         if torch.compiler.is_compiling():
-            return reference(*args) if records_formula(args) or takes_formula(name, args) else op(*args)
+            if varying is not None and any(isinstance(args[k], Tensor) for k in floats):
+                return varying(*args)
+            if records_formula() or takes_formula(name, args):
+                return reference(*args)
+            if not all(map(is_constant, args)):
+                if in_transform():
+                    return reference(*args)
+                return varying(*(as_tensor(x) if k in floats else x for k, x in enumerate(args)))
+            return op(*args)
         offer_formulas()
         return op(*args)
 
     call.__name__ = call.__qualname__ = name
     return call
+
+
+def _define_varying(schema: str, op: Callable, floats: list[int], reference: Callable, fake: Callable) -> Callable:
+    name, _, rest = schema.partition("(")
+    full = f"{name}.varying"
+    # a graph of CUDA's would keep the number that it was captured with
+    _library.define(f"{full}({rest.replace('float ', 'Tensor ')}", tags=(torch.Tag.cudagraph_unsafe,))
+    _library.impl(full, _with_numbers(op, floats), "CompositeExplicitAutograd")
+    torch.library.register_fake(f"pgm_fast::{full}", fake, lib=_library)
+    _references[full] = _with_numbers(reference, floats)
+    for key in _BY_REFERENCE:
+        _library.impl(full, _references[full], key)
+    return getattr(torch.ops.pgm_fast, name).varying
+
+
+def _with_numbers(run: Callable, floats: list[int], number: Callable[[Tensor], float] = Tensor.item) -> Callable:
+    """``run``, with a number for each tensor in the place of a float."""
+
+    def with_numbers(*args):
+        return run(*(number(x) if k in floats and isinstance(x, Tensor) else x for k, x in enumerate(args)))
+
+    return with_numbers
 
 
 def define_backward(schema: str, reference: Callable, fake: Callable):
@@ -109,8 +142,9 @@ def define_backward(schema: str, reference: Callable, fake: Callable):
 def define_autograd(call: Callable, setup_context: Callable | None, backward: Callable) -> None:
     """Gives the op that ``call`` calls, of :func:`define`, its derivative; ``backward`` calls another op, so that it is
     one node to ``torch.compile`` too."""
-    name = f"pgm_fast::{call.__name__}"
-    torch.library.register_autograd(name, backward, setup_context=setup_context, lib=_library)
+    for name in (call.__name__, f"{call.__name__}.varying"):
+        if name in _references:
+            torch.library.register_autograd(f"pgm_fast::{name}", backward, setup_context=setup_context, lib=_library)
 
 
 def connect_host() -> None:

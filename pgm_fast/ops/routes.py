@@ -24,8 +24,8 @@ RESULTS = "benchmarks/results/cpu/compiled.json"
 # Faster or not: torch 2.13's Inductor makes wrong code for CPUs of the derivative of a cumulative softmax whose logits
 # it computes by itself. It makes the softmax anew for sixteen rows at once, in a buffer of one row ("local_buffer_data"
 # of its C++), where the suffix sums of the incoming gradient are read from right to left in the same loop. The
-# boundaries' gradients were 40 times too large. The other cumulative softmaxes have the same derivative, and whether
-# their softmax is made anew is for Inductor to decide.
+# boundaries' gradients were 40 times too large, those of gates with a temperature that changes from call to call grew
+# past 1e20. Whether a softmax is made anew is for Inductor to decide.
 ALWAYS_CALLS = frozenset(
     {
         "partition",

@@ -5,19 +5,24 @@ from __future__ import annotations
 import sys
 
 import torch
+from torch import Tensor
 from torch.autograd import forward_ad
 
-__all__ = ["in_forward_mode", "records_formula", "surely"]
+__all__ = ["as_tensor", "in_forward_mode", "in_transform", "is_constant", "records_formula", "surely"]
 
 
-def records_formula(arguments: tuple) -> bool:
-    """Whether ``torch.compile`` or ``torch.export`` is to record an op as its plain formula instead of as itself.
+def records_formula() -> bool:
+    """Whether ``torch.compile`` or ``torch.export`` is to record ops as their plain formulas instead of as themselves.
 
-    That is so for what may run where this package is not (``torch.export``, and ``torch.onnx.export`` by it), where
-    forward mode is on, and for a number that changes from call to call: as an argument of an op it would be a constant,
-    and each value another graph.
+    That is so for what may run where this package is not (``torch.export``, and ``torch.onnx.export`` by it), and
+    where forward mode is on.
     """
-    return in_forward_mode() or torch.compiler.is_exporting() or not all(map(_is_constant, arguments))
+    return in_forward_mode() or torch.compiler.is_exporting()
+
+
+def in_transform() -> bool:
+    """Whether a transform of ``torch.func`` is on."""
+    return torch._C._functorch.get_dynamic_layer_stack_depth() > 0
 
 
 def in_forward_mode() -> bool:
@@ -25,8 +30,14 @@ def in_forward_mode() -> bool:
     return forward_ad._current_level >= 0
 
 
-def _is_constant(value: object) -> bool:
-    return not isinstance(value, float) or surely(value < sys.float_info.max)
+def is_constant(value: object) -> bool:
+    """Whether ``value`` is no float that changes between the calls of the graph being recorded."""
+    return not isinstance(value, (float, torch.SymFloat)) or surely(value < sys.float_info.max)
+
+
+def as_tensor(value: float) -> Tensor:
+    """``value`` as float64 ``[]`` on the CPU, recorded such that a graph need not be made anew when it changes."""
+    return torch.ones((), dtype=torch.float64) * value
 
 
 def surely(condition: bool | torch.SymBool) -> bool:
