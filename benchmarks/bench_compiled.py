@@ -33,7 +33,7 @@ from torch import Tensor
 
 from pgm_fast import ops
 from pgm_fast.ops import routes
-from pgm_fast.train.reports import read_json
+from pgm_fast.train.json_files import read_json
 
 CHOICES = {PLAIN: None, CALL: "call", FORMULA: "formula"}
 RTOL, ATOL = 1e-3, 1e-4  # of the largest entry, against fp64

@@ -32,8 +32,8 @@ from pgm_fast.data.batch import Batch
 from pgm_fast.train.assembly import Run, machine
 from pgm_fast.train.config import Config
 from pgm_fast.train.configure import make_config
+from pgm_fast.train.json_files import read_json
 from pgm_fast.train.loop import Training
-from pgm_fast.train.reports import read_json
 
 LIGHTNING = "Lightning, fused AdamW"
 FORMS = (BARE, LIGHTNING, EAGER, COMPILED)

@@ -35,7 +35,7 @@ from pgm_fast.data.feature_set import DataSpec, ModalitySpec
 from pgm_fast.methods import ModelConfig, PgMConfig, build
 from pgm_fast.optim import MultiRateAdamW, multi_rate_groups
 from pgm_fast.train.compiled import CompiledStep
-from pgm_fast.train.reports import read_json
+from pgm_fast.train.json_files import read_json
 
 MODALITIES = ("text", "audio", "vision")
 CLASSES = 10

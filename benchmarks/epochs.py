@@ -33,8 +33,9 @@ from pgm_fast.study.intervals import paired_interval
 from pgm_fast.train import fit
 from pgm_fast.train.evaluation import collect
 from pgm_fast.train.files import atomic_write
-from pgm_fast.train.loop import Best, Training
-from pgm_fast.train.reports import read_json, write_json
+from pgm_fast.train.json_files import read_json, write_json
+from pgm_fast.train.loop import Training
+from pgm_fast.train.position import Best
 
 JSON, TABLE = RESULTS / "epochs.json", RESULTS / "epochs.md"
 RUN = {"train.epochs": 25, "train.patience": 0, "train.device": "cpu", "train.threads": 1}

@@ -42,7 +42,7 @@ from machine_code import Code, Counts
 
 from pgm_fast.env import git_commit
 from pgm_fast.train.files import atomic_write
-from pgm_fast.train.reports import read_json
+from pgm_fast.train.json_files import read_json
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 RESULTS = REPOSITORY / "benchmarks" / "results" / "model"

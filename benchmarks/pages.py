@@ -34,7 +34,7 @@ from pgm_fast.ops.routes import ROUTES
 from pgm_fast.study.intervals import paired_interval
 from pgm_fast.study.page import COLUMNS, condition_cell, overview_cell, set_rows
 from pgm_fast.train.files import atomic_write
-from pgm_fast.train.reports import read_json
+from pgm_fast.train.json_files import read_json
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 CPU = REPOSITORY / "benchmarks" / "results" / "cpu"

@@ -19,8 +19,8 @@ from pathlib import Path
 from harness import RESULTS
 from matplotlib.axes import Axes
 
+from pgm_fast.train.json_files import read_json
 from pgm_fast.train.plots.canvas import GREY, INK, colours, finish, legend_beside, new_figure, save
-from pgm_fast.train.reports import read_json
 
 JOBS = "fit"
 FILES = ("partition", "partitioned_linear", "reconstruction")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from pgm_fast.train.reports import read_json
+from pgm_fast.train.json_files import read_json
 
 CPU = Path(__file__).resolve().parent / "results" / "cpu"
 FORMS = ("bare loop, torch.compile, fused AdamW", "Lightning, fused AdamW", "fit", "fit, train.compile")

@@ -50,8 +50,8 @@ from pgm_fast.nn.calibration import fit_temperature, label_log_likelihood
 from pgm_fast.study.intervals import paired_interval
 from pgm_fast.train import api, fit
 from pgm_fast.train.files import atomic_write
+from pgm_fast.train.json_files import read_json, write_json
 from pgm_fast.train.loop import Training
-from pgm_fast.train.reports import read_json, write_json
 
 RESULTS = Path(__file__).resolve().parent / "results" / "methods"
 JSON, TABLE = RESULTS / "trials.json", RESULTS / "trials.md"

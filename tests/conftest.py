@@ -13,6 +13,13 @@ import torch
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 
+# the tests for a GPU do without it
+if importlib.util.find_spec("hypothesis"):
+    from hypothesis import HealthCheck, settings
+
+    # what takes long says something of the machine alone
+    settings.register_profile("any machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+    settings.load_profile("any machine")
 
 # more than one shares rows and sums between threads in every test, which is slower for what is this small
 THREADS = int(os.environ.get("PGM_FAST_TEST_THREADS", "1"))

@@ -174,7 +174,7 @@ def evaluate(
     Reads the run's configuration, checkpoint and data. Writes nothing.
     """
     from ..train import evaluate as score_run
-    from ..train.reports import to_json
+    from ..train.json_files import to_json
 
     scores = score_run(run, data=data, split=split, checkpoint=checkpoint)
     if as_json:
@@ -356,7 +356,7 @@ def compare(
     gates.png where there are any. With --across there are no curves.
     """
     from ..train.compare import comparison_tables, write_comparison
-    from ..train.reports import to_json
+    from ..train.json_files import to_json
 
     content = write_comparison(runs, out, across=across)
     if as_json:

@@ -10,8 +10,8 @@ import numpy as np
 
 from ..env import versions
 from ..train.files import atomic_write, write_csv
+from ..train.json_files import write_json
 from ..train.plots.canvas import save
-from ..train.reports import write_json
 from .estimates import COMPONENTS
 from .plot import bars
 

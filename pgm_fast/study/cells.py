@@ -19,8 +19,8 @@ from ..train import evaluate, fit
 from ..train.assembly import load_features
 from ..train.config import Config
 from ..train.fingerprints import content_marks
+from ..train.json_files import read_json, write_json
 from ..train.metrics import score
-from ..train.reports import read_json, write_json
 from .classical import Classical
 from .conditions import rows_under
 from .plan import Cell, Conditions

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from ..train.files import atomic_write
+from ..train.json_files import write_json
 from ..train.metrics import METRICS, monitored_metric
-from ..train.reports import write_json
 from .cells import content_of
 from .choice import Choice
 from .intervals import moments, paired_interval

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ..train.files import atomic_write
-from ..train.reports import write_json
+from ..train.json_files import write_json
 
 __all__ = ["COLUMNS", "table_rows", "write_page"]
 

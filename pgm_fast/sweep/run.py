@@ -19,9 +19,9 @@ from ..train import fit_seeds
 from ..train.assembly import load_features
 from ..train.configure import make_config
 from ..train.fingerprints import fingerprint
+from ..train.json_files import read_json
 from ..train.lock import RunLock
 from ..train.metrics import monitored_metric, score
-from ..train.reports import read_json
 from .page import write_page
 from .space import Choices, Interval, overrides_of, read_space, require_allowed
 

@@ -33,12 +33,13 @@ from .finish import describe, finish
 from .folder import RunFolder
 from .gates import mean_gates
 from .interrupted import finished, restore_log, state_of
+from .json_files import write_json
 from .limits import explained
 from .loop import StoppedBySignal, Training
 from .metrics import monitored_metric
 from .observers import Observers
 from .predictions import Predictions
-from .reports import mean_shares, summarise, write_json
+from .reports import mean_shares, summarise
 from .shards import with_shards
 from .signals import StopRequest
 from .trackers import Trackers, require_trackers

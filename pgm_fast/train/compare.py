@@ -12,8 +12,10 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import ConfigError
 from .folder import RunFolder
+from .json_files import read_json, read_jsonl, write_json
 from .metrics import METRICS, primary_metric
-from .reports import cell, html_table, read_json, read_jsonl, require_same, save_page, write_json
+from .page import html_table, save_page
+from .reports import cell, require_same
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -18,9 +18,11 @@ from .assembly import Run
 from .evaluation import collect, measure
 from .folder import RunFolder
 from .gates import mean_gates
+from .json_files import write_json
 from .loop import Training
+from .page import write_page
 from .predictions import Predictions
-from .reports import build_report, class_shares, mean_shares, share_intervals, write_json, write_page
+from .reports import build_report, class_shares, mean_shares, share_intervals
 
 __all__ = ["describe", "finish", "served_by"]
 

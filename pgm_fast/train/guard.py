@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor, nn
 
@@ -9,7 +11,23 @@ from ..optim import MultiRateOptimizer
 from .buffers import BufferWatch
 from .distributed import Ranks
 
-__all__ = ["DelayedReading", "UpdateGuard"]
+__all__ = ["Counts", "DelayedReading", "UpdateGuard"]
+
+
+class Counts(NamedTuple):
+    """What a guard has counted, in the order of its tensor.
+
+    Attributes:
+        skipped: updates of the epoch.
+        in_a_row: of these the ones just before, without one that was done.
+        longest: such row of the run.
+        stopping: 1 where a rank was asked to stop.
+    """
+
+    skipped: float
+    in_a_row: float
+    longest: float
+    stopping: float
 
 
 class UpdateGuard:
@@ -18,8 +36,9 @@ class UpdateGuard:
     A step whose total loss or global gradient norm is NaN or infinite, or that makes a buffer so (the running
     statistics of a normalisation), changes neither parameters nor buffers nor optimizer state (nor the optimizer's
     step counts): the flag goes to the optimizer as ``found_inf``, the protocol of torch's fused optimizers. No rank
-    updates where one must not. The host learns of it from ``counts``, when it asks. The optimizer clips as it loads
-    gradients, which themselves keep their values. ``counts`` and ``skipped`` are the same memory in every step.
+    updates where one must not. The host learns of it from ``counts``, when it asks: they are :class:`Counts`. The
+    optimizer clips as it loads gradients, which themselves keep their values. ``counts`` and ``skipped`` are the same
+    memory in every step.
 
     Args:
         optimizer: its ``max_norm`` and ``found_inf`` are set here.
@@ -33,8 +52,7 @@ class UpdateGuard:
         self.optimizer.max_norm = clip_norm or None
         self.ranks = ranks
         self.buffers = BufferWatch(nn.Module() if module is None else module)
-        # [skipped, skipped in a row now, longest such row, a rank was asked to stop]
-        self.counts = torch.zeros(4, device=ranks.device)
+        self.counts = torch.zeros(len(Counts._fields), device=ranks.device)
         self.skipped = torch.zeros((), device=ranks.device)  # 1 if the last update was skipped
         self.optimizer.found_inf = self.skipped
         self.optimizer.grad_scale = None
@@ -68,9 +86,19 @@ class UpdateGuard:
         row.add_(1.0).mul_(self.skipped)
         torch.maximum(longest, row, out=longest)
 
-    def load_counts(self, counts: Tensor) -> None:
-        """Go on from the ``counts`` of another guard."""
+    def begin_epoch(self) -> None:
+        """Count the skipped updates of an epoch from 0."""
+        self.counts[Counts._fields.index("skipped")] = 0.0
+
+    def load_counts(self, counts: Tensor, limit: int) -> None:
+        """Go on from the ``counts`` of another guard, whose run a signal or ``limit`` skipped updates in a row ended:
+        whoever takes it up again has mended the cause or wants to see it once more."""
         self.counts.copy_(counts)
+        _, row, longest, stopping = self.counts.unbind()
+        stopping.zero_()
+        if longest > limit:
+            row.zero_()
+            longest.zero_()
 
 
 class DelayedReading:

@@ -13,7 +13,7 @@ from .config import Config
 from .configure import flat, from_yaml
 from .files import atomic_write
 from .folder import RunFolder
-from .reports import read_json, read_jsonl
+from .json_files import read_json, read_jsonl
 from .shards import require_whole
 
 __all__ = ["finished", "restore_log", "state_of"]

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import copy
 import logging
-import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from itertools import islice
 from typing import Any
 
@@ -28,88 +27,28 @@ from .config import Config
 from .distributed import Ranks
 from .evaluation import collect, fused_loss, held_out, measure
 from .folder import RunFolder
-from .guard import DelayedReading, UpdateGuard
+from .guard import Counts, DelayedReading, UpdateGuard
+from .json_files import append_line, json_line
 from .losses import LossTable
 from .metrics import score
 from .observers import Observers
 from .optimizers import Schedule, build_optimizer
+from .position import Best, Position
 from .predictions import Predictions
-from .reports import append_line, json_line, mean_shares
+from .reports import mean_shares
 from .scaling import LossScale, autocast
 from .shards import ShardedSaves, remove_unused, with_shards
 from .signals import StopRequest
 
-__all__ = ["Best", "Position", "StoppedBySignal", "Training"]
+__all__ = ["StoppedBySignal", "Training"]
 
 log = logging.getLogger(__name__)
 
-_ALIKE = 1e-3  # nats, or the unit of a regression loss: losses that differ by less say nothing about the model
 _READ_EVERY = 8  # steps between looks at the guard's counts on an accelerator
 
 
 class StoppedBySignal(Exception):
     """Training was asked to stop and did, with last.pt written. ``args[0]`` says by what and where."""
-
-
-@dataclass
-class Position:
-    """How far training is: all counts are of what is completed.
-
-    Attributes:
-        stage: number of the present stage, from 0.
-        stage_epoch: epochs of this stage.
-        epoch: epochs of all stages.
-        step: steps of the present epoch, each an update from ``train.accumulate`` batches.
-        seconds: of all epochs, validation included.
-        train_seconds: of their steps alone.
-        skipped: updates skipped in completed epochs.
-        rows: trained on in completed epochs.
-    """
-
-    stage: int = 0
-    stage_epoch: int = 0
-    epoch: int = 0
-    step: int = 0
-    seconds: float = 0.0
-    train_seconds: float = 0.0
-    skipped: int = 0
-    rows: int = 0
-
-
-@dataclass
-class Best:
-    """The best validation of a stage: by score, among equals by the fused output's validation loss.
-
-    Where the losses are the same too, but for less than :data:`_ALIKE`, it is the latest of them: the score has nothing
-    left to tell, and what it does not see (other losses, gates) has been trained longer.
-
-    Attributes:
-        epoch: in which it was, counted from 1 over all stages; 0 before any.
-        score: larger is better.
-        loss: the task's loss of the fused output on validation, as :func:`~pgm_fast.train.evaluation.fused_loss`; the
-            least of the epochs that are alike.
-        since: validations since the first of those that are alike.
-        step: of the epoch; 0 for its end.
-    """
-
-    epoch: int = 0
-    score: float = -math.inf
-    loss: float = math.inf
-    since: int = 0
-    step: int = 0
-
-    def offer(self, epoch: int, score: float, loss: float, always: bool = False, step: int = 0) -> bool:
-        """Whether this validation takes the place. A stage's first always does; with ``always`` all do, and none is
-        counted in ``since``."""
-        first = self.epoch == 0
-        if always or first or score > self.score or (score == self.score and loss < self.loss - _ALIKE):
-            self.epoch, self.score, self.loss, self.since, self.step = epoch, score, loss, 0, step
-            return True
-        self.since += 1
-        if not (score == self.score and loss <= self.loss + _ALIKE):
-            return False
-        self.epoch, self.loss, self.step = epoch, min(loss, self.loss), step
-        return True
 
 
 class Training:
@@ -281,7 +220,7 @@ class Training:
     def _begin_epoch(self) -> None:
         self.losses = LossTable(self.steps_per_epoch, self.ranks.device)
         self.validations: list[dict[str, float]] = []  # within the epoch
-        self.guard.counts[0] = 0.0
+        self.guard.begin_epoch()
         self.epoch_seconds = 0.0
         self.read = DelayedReading(self.ranks.device)
 
@@ -376,10 +315,11 @@ class Training:
             self._validate_within()
         asked = self.stop.signal is not None and self.ranks.world == 1
         if self.ranks.device.type == "cpu" or step % _READ_EVERY == 0:
-            counts = self.read(self.guard.counts)
-            if counts is not None:
+            values = self.read(self.guard.counts)
+            if values is not None:
+                counts = Counts(*values)
                 self._stop_if_not_finite(counts)
-                asked = asked or counts[3] > 0
+                asked = asked or counts.stopping > 0
         if asked:
             self._save_last()
             self._stop(f"epoch {self.position.epoch + 1}, step {step}")
@@ -404,14 +344,14 @@ class Training:
         self._end_saving()
         raise StoppedBySignal(f"stopped by {self.stop.signal or 'a signal to another process'} after {where}")
 
-    def _stop_if_not_finite(self, counts: list[float]) -> None:
+    def _stop_if_not_finite(self, counts: Counts) -> None:
         limit = self.config.train.nonfinite_limit
-        if counts[2] <= limit:
+        if counts.longest <= limit:
             return
         self._save_last()
         self._end_saving()
         raise TrainingStopped(
-            f"{counts[2]:.0f} updates in a row up to epoch {self.position.epoch + 1}, step "
+            f"{counts.longest:.0f} updates in a row up to epoch {self.position.epoch + 1}, step "
             f"{self.position.step} of stage "
             f"{self.stage.name} were skipped, since the loss or its gradient was not finite "
             f"(train.nonfinite_limit={limit}); "
@@ -421,7 +361,7 @@ class Training:
         )
 
     def _end_epoch(self) -> None:
-        counts = self.guard.counts.tolist()
+        counts = Counts(*self.guard.counts.tolist())
         self._stop_if_not_finite(counts)
         losses, rows = self.losses.means(self.ranks), self.losses.rows(self.ranks)
         now = time.perf_counter()
@@ -439,7 +379,7 @@ class Training:
             "shares": result["shares"],
             "lr": rates,
             "samples_per_s": rows / train_seconds,
-            "skipped_steps": int(counts[0]),
+            "skipped_steps": int(counts.skipped),
             "seconds": seconds,
         }
         if self.config.train.validate_every:
@@ -449,7 +389,7 @@ class Training:
         self.position.step = 0
         self.position.seconds += seconds
         self.position.train_seconds += train_seconds
-        self.position.skipped += int(counts[0])
+        self.position.skipped += int(counts.skipped)
         self.position.rows += rows
         offered = self.position.epoch, result["score"], result["fused_loss"]
         better = self.best.offer(*offered, always=self._keeps_last)
@@ -586,12 +526,7 @@ class Training:
         self.validations = list(epoch.get("validations", []))
         for name, part in self._optional_parts().items():
             part.load_state_dict(state[name])
-        self.guard.load_counts(epoch["counts"])
-        self.guard.counts[3] = 0.0  # the wish that ended the run before
-        if epoch["counts"][2] > self.config.train.nonfinite_limit:
-            # The run was ended by this count; whoever takes it up again has mended the cause or wants to see it once
-            # more.
-            self.guard.counts[1:3] = 0.0
+        self.guard.load_counts(epoch["counts"], self.config.train.nonfinite_limit)
         if self.ranks.rank >= len(state["generators"]):
             # more processes than there were: it draws as it would from the start
             torch.manual_seed(self.config.train.seed + self.ranks.rank)

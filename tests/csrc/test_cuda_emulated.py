@@ -105,7 +105,7 @@ def compare(emulated, op, run, tensors, *numbers):
         torch.testing.assert_close(a, b, rtol=0, atol=bound)
 
 
-@settings(deadline=None, max_examples=60, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=60, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     op=st.sampled_from(sorted(PARTITIONS)),
     rows=st.integers(0, 9),
@@ -130,7 +130,7 @@ def test_equals_the_reference_on_every_shape_and_dtype(
     compare(emulated, op, partial(PARTITIONS[op][0], temperature=0.7), [h, *logits], 0.7)
 
 
-@settings(deadline=None, max_examples=40, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=40, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     op=st.sampled_from(sorted(BOUNDARIES)),
     rows=st.integers(0, 9),

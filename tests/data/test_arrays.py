@@ -14,7 +14,6 @@ from hypothesis import strategies as st
 from pgm_fast.data.arrays import CleanRows, GroupedRows, StackedRows, iterate_valid, read_rows, release
 
 
-@settings(deadline=None)
 @given(st.data())
 def test_lazy_rows_equal_the_array_they_stand_for(data):
     rng = np.random.default_rng(data.draw(st.integers(0, 999)))
@@ -41,7 +40,6 @@ def test_lazy_rows_equal_the_array_they_stand_for(data):
         assert np.array_equal(np.asarray(array), expected, equal_nan=True)
 
 
-@settings(deadline=None)
 @given(
     seed=st.integers(0, 99),
     rows=st.lists(st.integers(0, 19), unique=True, max_size=20).map(sorted),

@@ -22,7 +22,6 @@ def in_file(folder, array) -> FileRows:
     return out_of_map(np.load(folder / "x.npy", mmap_mode="r"))
 
 
-@settings(deadline=None)
 @given(
     shape=st.sampled_from([(30, 5), (30, 4, 3), (30, 1, 1), (30, 3, 0), (7, 400_000)]),
     kind=st.sampled_from(["<f4", ">f8", "<f2", "|u1"]),

@@ -68,7 +68,7 @@ def arrays_of(seed: int, rows: int, task: str, presence: bool, precision: str) -
     return arrays
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(
     seed=st.integers(0, 99),
     rows=st.integers(6, 20),

@@ -18,7 +18,7 @@ def save(path, label, **more):
     return path
 
 
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 @given(
     values=st.lists(st.integers(-50, 50), min_size=2, max_size=6, unique=True),
     dtype=st.sampled_from(["int64", "float32"]),

@@ -87,7 +87,7 @@ OPTIONS = st.fixed_dictionaries(
 )
 
 
-@settings(deadline=None, max_examples=80)
+@settings(max_examples=80)
 @given(features=SETS, options=OPTIONS, world=st.integers(1, 4), epoch=st.integers(0, 3))
 def test_every_row_once_over_all_ranks_and_weights_that_sum_to_the_mean(features, options, world, epoch):
     loaders = [Loader(features, "train", rank=rank, world=world, **options) for rank in range(world)]
@@ -120,7 +120,7 @@ def test_every_row_once_over_all_ranks_and_weights_that_sum_to_the_mean(features
         assert seen == sorted(seen)
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(features=SETS, options=OPTIONS, world=st.integers(1, 3), resident=st.sampled_from(["always", "never"]))
 def test_a_batch_holds_what_the_feature_set_holds(features, options, world, resident):
     for rank in range(world):
@@ -169,7 +169,7 @@ def test_a_batch_holds_what_the_feature_set_holds(features, options, world, resi
                 assert torch.stack(list(batch.presence.values())).any(dim=0).all()
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(features=SETS, options=OPTIONS, world=st.integers(1, 3), data=st.data())
 def test_resuming_gives_the_tail_and_resident_or_not_the_same_bits(features, options, world, data):
     rank = data.draw(st.integers(0, world - 1))

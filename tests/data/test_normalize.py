@@ -38,7 +38,6 @@ def drawn(seed: int) -> FeatureSet:
     return features
 
 
-@settings(deadline=None)
 @given(seed=st.integers(0, 999), chunk=st.sampled_from([1, 50, 1 << 20]))
 def test_only_present_valid_training_values_count(seed, chunk):
     features = drawn(seed)

@@ -38,7 +38,6 @@ def same(a, b) -> bool:
     return a == b
 
 
-@settings(deadline=None)
 @given(tree=TREES, protocol=st.integers(2, pickle.HIGHEST_PROTOCOL))
 def test_what_is_admitted_comes_back_unchanged(tmp_path_factory, tree, protocol):
     path = tmp_path_factory.getbasetemp() / "tree.pkl"
@@ -121,7 +120,6 @@ def test_the_constructors_cannot_be_altered(tmp_path):
         load_pickle(path)
 
 
-@settings(deadline=None)
 @given(cut=st.integers(0, 400), flips=st.lists(st.tuples(st.integers(0, 400), st.integers(0, 255)), max_size=4))
 def test_a_damaged_file_loads_or_says_so_in_one_line(tmp_path_factory, cut, flips):
     data = bytearray(pickle.dumps({"text": np.arange(12.0), "id": ["a", "b"]}, protocol=4))

@@ -15,7 +15,6 @@ from pgm_fast.errors import DataError
 LABELS = st.lists(st.integers(0, 4), min_size=1, max_size=200).map(np.array)
 
 
-@settings(deadline=None)
 @given(label=LABELS, by_class=st.booleans())
 def test_fractions_hold_overall_and_in_every_class(label, by_class):
     split = stratified_split(len(label), label if by_class else None, (0.7, 0.1, 0.2))
@@ -30,7 +29,6 @@ def test_fractions_hold_overall_and_in_every_class(label, by_class):
         assert {"train", "test"} <= set(split)
 
 
-@settings(deadline=None)
 @given(label=LABELS, data=st.data())
 def test_validation_is_taken_from_train_alone(label, data):
     names = data.draw(st.lists(st.sampled_from(["train", "test"]), min_size=len(label), max_size=len(label)))
@@ -43,7 +41,6 @@ def test_validation_is_taken_from_train_alone(label, data):
     assert abs((carved == "valid").sum() - 0.15 * train) <= 1
 
 
-@settings(deadline=None)
 @given(data=st.data(), label=LABELS, which=st.sampled_from(["all", "validation"]), seed=st.integers(0, 9))
 def test_rows_dealt_anew_keep_the_proportions_and_the_test_rows_where_they_are_to_stay(data, label, which, seed):
     names = data.draw(st.lists(st.sampled_from(["train", "valid", "test"]), min_size=len(label), max_size=len(label)))
@@ -66,7 +63,6 @@ def test_another_seed_is_another_split_and_none_is_the_same_one():
     assert np.array_equal(redraw_split(split, "none", 3, label), split)
 
 
-@settings(deadline=None)
 @given(groups=st.lists(st.integers(0, 12), min_size=30, max_size=60).map(np.array), seed=st.integers(0, 9))
 def test_rows_of_a_group_come_into_one_split(groups, seed):
     dealt = redraw_split(stratified_split(len(groups)), "all", seed, groups=groups)

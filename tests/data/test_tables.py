@@ -39,7 +39,7 @@ def plain(rows=ROWS):
     return {"a_0": [0.5, 1.5] * (rows // 2), "a_1": [1.0] * rows, "label": [0, 1] * (rows // 2)}
 
 
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 @given(
     seed=st.integers(0, 999),
     suffix=st.sampled_from([".csv", ".tsv", ".parquet"]),

@@ -23,7 +23,7 @@ from pgm_fast.methods import DIMMLConfig, ModelConfig, build
 from pgm_fast.train import checkpoints, evaluate, fit, resume
 from pgm_fast.train.configure import make_config, to_dict
 from pgm_fast.train.guard import UpdateGuard
-from pgm_fast.train.reports import read_jsonl
+from pgm_fast.train.json_files import read_jsonl
 
 SMALL = ModelConfig(dim=8, hidden=12, heads=2, dropout=0.0, normalize=False)
 

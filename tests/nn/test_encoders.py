@@ -31,7 +31,7 @@ def result_and_gradients(module, x, lengths, weight):
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("per_step", [False, True])
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=10)
 @given(
     lengths=st.lists(st.integers(1, 5), min_size=1, max_size=4),
     extra=st.integers(0, 4),

@@ -22,7 +22,7 @@ def _broadcast(x: np.ndarray, y: np.ndarray, classes: int, keep: np.ndarray) -> 
     return hits, hits * len(hits) > hits.sum()
 
 
-@settings(deadline=None, max_examples=200)
+@settings(max_examples=200)
 @given(
     rows=st.integers(1, 60),
     d=st.integers(1, 9),

@@ -70,7 +70,7 @@ dtypes = st.sampled_from([torch.float64, torch.float32, torch.float16, torch.bfl
 
 
 @pytest.mark.skipif(not _native, reason="the compiled kernels are not there")
-@settings(deadline=None, max_examples=100)
+@settings(max_examples=100)
 @given(
     rows=st.integers(0, 30),
     classes=st.integers(1, 70),

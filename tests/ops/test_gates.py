@@ -14,7 +14,7 @@ logits = st.integers(1, 48).flatmap(
 )
 
 
-@settings(deadline=None, max_examples=100)
+@settings(max_examples=100)
 @given(z=logits, temperature=st.floats(0.1, 10))
 def test_gate_and_complement_are_monotone_bounded_and_add_up(z, temperature):
     gate, complement, p = cumsoftmax(z, temperature)

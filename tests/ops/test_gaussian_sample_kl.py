@@ -162,7 +162,7 @@ def test_extreme_log_variances_give_what_the_formula_gives(backend, given, sampl
 
 
 @pytest.mark.skipif(not _native, reason="the compiled kernels are not there")
-@settings(deadline=None, max_examples=100)
+@settings(max_examples=100)
 @given(
     rows=st.integers(0, 40),
     each=st.integers(1, 140),

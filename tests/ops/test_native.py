@@ -27,7 +27,7 @@ pytestmark = pytest.mark.skipif(_reason is not None, reason=f"compiled kernels: 
 dtypes = st.sampled_from([torch.float64, torch.float32, torch.float16, torch.bfloat16])
 
 
-@settings(deadline=None, max_examples=150)
+@settings(max_examples=150)
 @given(
     op=st.sampled_from(sorted(PARTITIONS)),
     rows=st.integers(0, 40),
@@ -49,7 +49,7 @@ def test_equals_the_reference_on_every_shape_and_dtype(op, rows, gates, chunk, d
     _compare(run, [h, *logits], threads)
 
 
-@settings(deadline=None, max_examples=100)
+@settings(max_examples=100)
 @given(
     op=st.sampled_from(sorted(BOUNDARIES)),
     rows=st.integers(0, 40),

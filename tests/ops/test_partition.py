@@ -15,7 +15,7 @@ BACKENDS = [name for name in ("torch", "native") if backends.implementations()["
 dtypes = st.sampled_from([torch.float64, torch.float32, torch.float16, torch.bfloat16])
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(shape=st.lists(st.integers(0, 4), max_size=3), d=st.integers(1, 33), dtype=dtypes, seed=st.integers(0, 9))
 def test_the_two_parts_add_up_to_h(shape, d, dtype, seed):
     generator = torch.Generator().manual_seed(seed)

@@ -23,7 +23,7 @@ def _logits(d: int, b: torch.Tensor, width: float) -> torch.Tensor:
     return -(x - b).square() / (2 * width**2)
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(
     d=st.integers(1, 40),
     width=st.sampled_from([0.03, 0.12, 1.0, 50.0]),

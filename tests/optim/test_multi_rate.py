@@ -173,7 +173,7 @@ def laid_out(rows, columns, offset, kind, dtype, generator):
     return dense.view(columns, rows).t() if kind == "transposed" else dense.view(rows, columns)
 
 
-@settings(deadline=None, max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 @given(data=st.data())
 def test_any_groups_layouts_and_gradients_that_come_and_go(way, data):
     """Against torch's plain loops: groups join in mid-run, rates change every step, gradients are missing, transposed

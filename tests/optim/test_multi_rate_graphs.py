@@ -78,7 +78,7 @@ ACTIONS = st.tuples(
 )
 
 
-@settings(deadline=None, max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 @given(actions=st.lists(ACTIONS, max_size=14))
 @pytest.mark.works("CUDA graphs", "optimizers")
 def test_a_graph_replays_with_the_gradients_and_rates_that_it_was_captured_with(device, actions):

@@ -26,7 +26,7 @@ def present(rows):
     return np.ones((len(rows), len(rows.modalities)), bool) if rows.presence is None else rows.presence
 
 
-@settings(deadline=None, max_examples=25)
+@settings(max_examples=25)
 @given(levels=LEVELS, modalities=st.sampled_from([2, 3]), missing=st.sampled_from([0.0, 0.3]), seed=st.integers(0, 5))
 def test_more_is_hidden_at_a_higher_level_and_a_row_keeps_one_modality(levels, modalities, missing, seed):
     features = draw("copy", n=100, modalities=modalities, missing=missing).features

@@ -15,7 +15,7 @@ from pgm_fast.cli.app import app
 from pgm_fast.errors import CheckpointError, ConfigError
 from pgm_fast.train import fit, fit_seeds, write_comparison
 from pgm_fast.train.compare import _read, _shares, comparison_tables
-from pgm_fast.train.reports import read_json, write_json
+from pgm_fast.train.json_files import read_json, write_json
 
 SETTINGS = {
     "data": "synthetic",

@@ -31,7 +31,7 @@ def refusal(file=None, overrides=()):
     return message
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(
     source=names,
     modalities=st.none() | st.lists(names, min_size=1, unique=True),

@@ -39,7 +39,7 @@ def write(path, content, kind) -> str:
 
 
 @pytest.mark.parametrize("kind", ["npz", "folder"])
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(data=st.data())
 def test_one_changed_value_anywhere_is_noticed_by_the_name_of_its_modality(tmp_path_factory, kind, data):
     content = arrays(np.random.default_rng(0))

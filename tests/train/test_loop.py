@@ -20,7 +20,8 @@ from pgm_fast.methods import METHODS, Stage
 from pgm_fast.methods.baselines import Joint
 from pgm_fast.train import checkpoints, fit, resume
 from pgm_fast.train.guard import UpdateGuard
-from pgm_fast.train.loop import Best, Training
+from pgm_fast.train.loop import Training
+from pgm_fast.train.position import Best
 
 SETTINGS = {
     "model.dim": 8,

@@ -26,7 +26,7 @@ from pgm_fast.train.metrics import (
 )
 from pgm_fast.train.predictions import Predictions
 
-draws = settings(max_examples=25, deadline=None, derandomize=True)
+draws = settings(max_examples=25, derandomize=True)
 
 
 @pytest.fixture(autouse=True)

@@ -22,19 +22,10 @@ from tolerances import FP64, ROUNDED_7
 from pgm_fast.errors import CheckpointError, ConfigError
 from pgm_fast.train import files
 from pgm_fast.train.files import atomic_write
+from pgm_fast.train.json_files import append_line, json_line, read_json, read_jsonl, write_json
+from pgm_fast.train.page import write_page
 from pgm_fast.train.predictions import Predictions
-from pgm_fast.train.reports import (
-    append_line,
-    build_report,
-    json_line,
-    mean_shares,
-    read_json,
-    read_jsonl,
-    summarise,
-    summary_table,
-    write_json,
-    write_page,
-)
+from pgm_fast.train.reports import build_report, mean_shares, summarise, summary_table
 
 
 def report(seed: int = 0, accuracy: float = 0.5, **changes) -> dict:
@@ -193,7 +184,7 @@ def test_unreadable_files_are_named(tmp_path):
         read_jsonl(tmp_path / "m.jsonl")
 
 
-@settings(max_examples=30, deadline=None, derandomize=True)
+@settings(max_examples=30, derandomize=True)
 @given(values=st.lists(st.floats(0, 1), min_size=2, max_size=6))
 def test_summary_is_mean_and_sample_deviation_over_seeds(values):
     summary = summarise([report(seed, value) for seed, value in enumerate(values)])

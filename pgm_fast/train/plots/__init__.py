@@ -10,8 +10,9 @@ from typing import Any
 from ...data.feature_set import DataSpec
 from ...errors import ConfigError
 from ..folder import RunFolder
+from ..json_files import read_json, read_jsonl
 from ..predictions import Predictions
-from ..reports import read_json, read_jsonl, require_same
+from ..reports import require_same
 from .canvas import save
 from .curves import learning_curves
 from .dimensions import competition_curves, effective_map

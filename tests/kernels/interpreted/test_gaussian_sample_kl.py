@@ -37,7 +37,7 @@ def _compare(tensors, layers, sample):
         torch.testing.assert_close(a, b, rtol=0, atol=NATIVE_TIMES_EPS * EPS[a.dtype] * scale)
 
 
-@settings(deadline=None, max_examples=25)
+@settings(max_examples=25)
 @given(
     rows=st.integers(0, 40),
     each=st.integers(1, 140),

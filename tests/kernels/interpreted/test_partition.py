@@ -30,7 +30,7 @@ def _compare(op, h, logits, temperature):
         torch.testing.assert_close(a, b, rtol=0, atol=bound)
 
 
-@settings(deadline=None, max_examples=15)
+@settings(max_examples=15)
 @given(
     op=st.sampled_from(sorted(PARTITIONS)),
     rows=st.integers(0, 12),

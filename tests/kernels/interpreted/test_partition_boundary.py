@@ -28,7 +28,7 @@ def _compare(run, tensors):
         torch.testing.assert_close(a, b, rtol=0, atol=bound)
 
 
-@settings(deadline=None, max_examples=20)
+@settings(max_examples=20)
 @given(
     op=st.sampled_from(sorted(BOUNDARIES)),
     rows=st.integers(0, 12),
