@@ -107,9 +107,8 @@ inline typename V::value largest(const typename V::value* x, int64_t size) {
     for (int64_t j = 0; j < kAtATime; ++j) tops[j] = V::max(tops[j], V::load(x + k + j * V::width));
   }
   for (; k + V::width <= size; k += V::width) tops[0] = V::max(tops[0], V::load(x + k));
-  T top = V::max(V::max(tops[0], tops[1]), V::max(tops[2], tops[3])).largest();
-  for (; k < size; ++k) top = std::max(top, x[k]);
-  return top;
+  if (k < size) tops[1] = V::max(tops[1], V::load(x + k, size - k, tops[1]));
+  return V::max(V::max(tops[0], tops[1]), V::max(tops[2], tops[3])).largest();
 }
 
 // Where the exponents of a softmax come from, in powers of two from a row's largest: logits in memory, over a

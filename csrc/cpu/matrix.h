@@ -54,10 +54,11 @@ class Scratch {
 };
 
 // Calls body(k, n) for k = 0, width, 2 width, ...: n is a compile-time `Full` for whole vectors and the number of lanes
-// for the rest. Lanes past the end are loaded as zeros; clear() makes them zeros.
+// for the rest. Lanes past the end are loaded as zeros, or as those of another vector; clear() makes them zeros.
 template <class V>
 struct Full {
   static V load(const typename V::value* from) { return V::load(from); }
+  static V load(const typename V::value* from, V) { return V::load(from); }
   static void store(V x, typename V::value* to) { x.store(to); }
   static V clear(V x) { return x; }
 };
@@ -66,11 +67,8 @@ struct Partial {
   int64_t n;
   V load(const typename V::value* from) const { return V::load(from, n); }
   void store(V x, typename V::value* to) const { x.store(to, n); }
-  V clear(V x) const {
-    typename V::value lanes[V::width];
-    x.store(lanes);
-    return V::load(lanes, n);
-  }
+  V load(const typename V::value* from, V rest) const { return V::load(from, n, rest); }
+  V clear(V x) const { return x.clear_from(n); }
 };
 template <class V, class Body>
 inline void for_each_vector(int64_t size, Body&& body) {

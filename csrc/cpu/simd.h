@@ -34,6 +34,7 @@ struct Lane {
   static Lane set(double x) { return {x}; }
   static Lane load(const T* from) { return {*from}; }
   static Lane load(const T* from, int64_t) { return {*from}; }
+  static Lane load(const T* from, int64_t, Lane) { return {*from}; }
   void store(T* to) const { *to = static_cast<T>(v); }
   void store(T* to, int64_t) const { store(to); }
   void stream(T* to) const { store(to); }
@@ -49,6 +50,7 @@ struct Lane {
   static Lane min(Lane a, Lane b) { return {a.v < b.v ? a.v : b.v}; }
   static Lane fma(Lane a, Lane b, Lane c) { return {a.v * b.v + c.v}; }
   Lane pick_below_zero(Lane a, Lane b) const { return v < 0 ? a : b; }
+  Lane clear_from(int64_t) const { return *this; }
   static Lane exp(Lane a) { return {std::exp(a.v)}; }
   static Lane exp2(Lane a) { return {std::exp2(a.v)}; }
   Lane scan_from_left() const { return *this; }
@@ -85,6 +87,8 @@ struct Simd {
   static Simd set(float x) { return {_mm512_set1_ps(x)}; }
   static Simd load(const float* from) { return {_mm512_loadu_ps(from)}; }
   static Simd load(const float* from, int64_t n) { return {_mm512_maskz_loadu_ps(mask(n), from)}; }
+  // from lane n on those of `rest`
+  static Simd load(const float* from, int64_t n, Simd rest) { return {_mm512_mask_loadu_ps(rest.v, mask(n), from)}; }
   void store(float* to) const { _mm512_storeu_ps(to, v); }
   void store(float* to, int64_t n) const { _mm512_mask_storeu_ps(to, mask(n), v); }
   void stream(float* to) const { _mm512_stream_ps(to, v); }
@@ -132,6 +136,8 @@ struct Simd {
   Simd pick_below_zero(Simd a, Simd b) const {
     return {_mm512_mask_blend_ps(_mm512_movepi32_mask(_mm512_castps_si512(v)), b.v, a.v)};
   }
+  // 0 from lane n on
+  Simd clear_from(int64_t n) const { return {_mm512_maskz_mov_ps(mask(n), v)}; }
   float sum() const { return _mm512_reduce_add_ps(v); }
   float largest() const { return _mm512_reduce_max_ps(v); }
   static Simd exp(Simd a);
@@ -187,6 +193,10 @@ struct Simd {
   static Simd set(float x) { return {_mm256_set1_ps(x)}; }
   static Simd load(const float* from) { return {_mm256_loadu_ps(from)}; }
   static Simd load(const float* from, int64_t n) { return {_mm256_maskload_ps(from, mask(n))}; }
+  // from lane n on those of `rest`
+  static Simd load(const float* from, int64_t n, Simd rest) {
+    return {_mm256_blendv_ps(rest.v, load(from, n).v, _mm256_castsi256_ps(mask(n)))};
+  }
   void store(float* to) const { _mm256_storeu_ps(to, v); }
   void store(float* to, int64_t n) const { _mm256_maskstore_ps(to, mask(n), v); }
   void stream(float* to) const { _mm256_stream_ps(to, v); }
@@ -232,6 +242,8 @@ struct Simd {
   static Simd sqrt(Simd a) { return {_mm256_sqrt_ps(a.v)}; }
   // a in lanes below zero, b elsewhere
   Simd pick_below_zero(Simd a, Simd b) const { return {_mm256_blendv_ps(b.v, a.v, v)}; }
+  // 0 from lane n on
+  Simd clear_from(int64_t n) const { return {_mm256_and_ps(v, _mm256_castsi256_ps(mask(n)))}; }
   float sum() const {
     const __m128 four = _mm_add_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps(v, 1));
     const __m128 two = _mm_add_ps(four, _mm_movehl_ps(four, four));
