@@ -225,7 +225,7 @@ def chosen(op: str, device_type: str = "cpu", dtype: torch.dtype = torch.float32
 
 def implementations(device_type: str = "cpu", dtype: torch.dtype = torch.float32) -> dict[str, dict[str, str | None]]:
     """op -> backend -> None where it serves this device type and dtype, else the reason why not. For ``doctor``."""
-    return {op: {name: _load((op, device_type, dtype), name)[1] for name in BACKENDS} for op in _implementations}
+    return {op: {name: _reason((op, device_type, dtype), name) for name in BACKENDS} for op in _implementations}
 
 
 def set_backend(name: str | None) -> None:
@@ -278,26 +278,32 @@ def _forget() -> None:
         compiled.forget()
 
 
-def _load(key: tuple[str, str, torch.dtype], name: str) -> tuple[Callable | None, str | None]:
+def _load(key: tuple[str, str, torch.dtype], name: str) -> _Candidate | str:
+    """What of this backend computes the op there, or why nothing does."""
     op, device_type, dtype = key
     by_devices = _implementations[op].get(name)
     if by_devices is None:
-        return None, f"has no {op} kernel in this release"
+        return f"has no {op} kernel in this release"
     implementation = _serving(by_devices, device_type)
     if implementation is None:
-        served = sorted(frozenset().union(*by_devices))
-        return None, f"serves {', '.join(served)} tensors, not {device_type}"
+        served = sorted(device for devices in by_devices for device in devices or ())
+        return f"serves {', '.join(served)} tensors, not {device_type}"
     if implementation.dtypes is not None and dtype not in implementation.dtypes:
-        return None, f"does not serve {dtype}"
+        return f"does not serve {dtype}"
     if (*key, name) in _left_out:
-        return None, _left_out[(*key, name)]
+        return _left_out[(*key, name)]
     try:
-        return implementation.load(), None
+        return _Candidate(name, implementation.load(), implementation.refuse, implementation.outdone)
     except ModuleNotFoundError as error:
         of_ours = (error.name or "").startswith(f"{__package__}.")
-        return None, "is not built here; pgm-fast doctor says what that takes" if of_ours else str(error)
+        return "is not built here; pgm-fast doctor says what that takes" if of_ours else str(error)
     except (ImportError, OSError) as error:
-        return None, str(error)
+        return str(error)
+
+
+def _reason(key: tuple[str, str, torch.dtype], name: str) -> str | None:
+    loaded = _load(key, name)
+    return loaded if isinstance(loaded, str) else None
 
 
 def _serving(by_devices: dict[frozenset[str] | None, Implementation], device_type: str) -> Implementation | None:
@@ -310,14 +316,13 @@ def _find_candidates(key: tuple[str, str, torch.dtype]) -> tuple[_Candidate, ...
         _check_name(_explicit)
     found, reasons = [], {}
     for name in BACKENDS if _explicit is None else (_explicit,):
-        run, reason = _load(key, name)
-        if run is None:
-            reasons[name] = reason
-            if name in _implementations[op] and (*key, name) not in _left_out:
-                _say_once(op, name, reason)
-        else:
-            served = _serving(_implementations[op][name], key[1])
-            found.append(_Candidate(name, run, served.refuse, served.outdone))
+        candidate = _load(key, name)
+        if isinstance(candidate, _Candidate):
+            found.append(candidate)
+            continue
+        reasons[name] = candidate
+        if name in _implementations[op] and (*key, name) not in _left_out:
+            _say_once(op, name, candidate)
     _candidates[key], _reasons[key] = tuple(found), reasons
     compiled = host.load_or_none()
     if compiled is not None and found and found[0].backend == "native" and key[1] == "cpu":
@@ -335,5 +340,5 @@ def _say_once(op: str, name: str, reason: str) -> None:
 def _refusal(key: tuple[str, str, torch.dtype], reasons: dict[str, str]) -> str:
     op, device_type, dtype = key
     why = "; ".join(f"{name} {reason}" for name, reason in reasons.items())
-    able = [name for name in BACKENDS if name not in reasons and _load(key, name)[0] is not None]
+    able = [name for name in BACKENDS if name not in reasons and _reason(key, name) is None]
     return f"{op} on {device_type} {dtype}: {why}. Backends that can: {', '.join(able) or 'none'}"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping, Sequence
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.distributed
@@ -17,6 +17,9 @@ from .contrastive import cross_modal_info_nce
 from .mlp import MLP
 from .padding import masked_mean, valid_steps
 from .parts import SHARED, has_mark, mark_part, modality_dict, unmark
+
+if TYPE_CHECKING:
+    from .block import PgMBlock
 
 __all__ = ["Attached", "Crossing"]
 
@@ -74,7 +77,7 @@ class Crossing(nn.Module):
         if self.paired_head is not None and every:
             known = [y.masked_fill(~present[m].unsqueeze(-1), 0) if m in present else y for m, y in outputs.items()]
             answer = self.paired_head(torch.cat(tuple(paired.values()), dim=-1))
-            outputs[PAIRED] = answer + 0.5 * sum(known).detach() if known else answer
+            outputs[PAIRED] = answer + 0.5 * sum(known[1:], known[0]).detach() if known else answer
         align = None
         if self.align_temperature is not None and self.training and len(paired) > 1:
             aligned = paired
@@ -102,6 +105,8 @@ class _Last:
 
 class Attached(nn.ModuleDict):
     """The parts of PgM in a model, and what its last forward left. A dictionary, since it is never called itself."""
+
+    blocks: Mapping[str, PgMBlock]  # a ModuleDict, which has no types of its own
 
     def __init__(self, blocks, crossing, paths, fields, arguments, order, task_loss, weights, may_skip):
         super().__init__({"blocks": modality_dict(blocks), "crossing": crossing})
@@ -151,14 +156,13 @@ class Attached(nn.ModuleDict):
 
     def change(self, m: str, module: nn.Module, args: tuple, output: Any) -> Any:
         """The output with the block's representation in the place of its own."""
-        block, path, last = self["blocks"][m], self.paths[m], self.last
+        block, path, last = self.blocks[m], self.paths[m], self.last
         if last.running and last.trains and not torch.is_grad_enabled():
             raise RuntimeError(
                 f"{path} ran without gradients while the model trains, so the block behind it would learn nothing: "
                 "freeze it by requires_grad_(False) instead of torch.no_grad, or checkpoint with use_reentrant=False"
             )
-        key = _find(output, self.fields[m], block.out_dims[m], m, path)
-        h = _take(output, key)
+        key, h = _find(output, self.fields[m], block.out_dims[m], m, path)
         present, valid = self.rows(m, h)
         x = h if torch.is_autocast_enabled(h.device.type) else h.to(next(block.parameters()).dtype)
         out = block({m: x}, everything=True, **self.row_weights(m, h, valid))
@@ -258,9 +262,10 @@ class Attached(nn.ModuleDict):
         if self.task_loss is not None and target is None:
             raise ConfigError("the task heads need what they are to say: collect_losses(model, target)")
         found = dict(last.losses)
-        for m, outputs in last.outputs.items():
-            loss = self.head_loss(outputs, target, last.present.get(m))
-            found["paired" if m == PAIRED else f"uni/{m}"] = loss
+        if target is not None:
+            for m, outputs in last.outputs.items():
+                loss = self.head_loss(outputs, target, last.present.get(m))
+                found["paired" if m == PAIRED else f"uni/{m}"] = loss
         weighed = {}
         for name, loss in found.items():
             kind, _, modality = name.partition("/")
@@ -320,15 +325,15 @@ def _entries(output: Any) -> dict[Any, Any]:
     return {}
 
 
-def _find(output: Any, field: str | int | None, width: int, modality: str, path: str) -> str | int | None:
-    """Key of the representation in a module's output."""
+def _find(output: Any, field: str | int | None, width: int, modality: str, path: str) -> tuple[Any, Tensor]:
+    """Key of the representation in a module's output, and the representation."""
     entries = _entries(output)
     tensors = {key: x for key, x in entries.items() if isinstance(x, Tensor) and x.is_floating_point()}
     fitting = [key for key, x in tensors.items() if x.dim() > 1 and x.shape[-1] == width]
     if field is None and len(fitting) == 1:
-        return fitting[0]
+        return fitting[0], tensors[fitting[0]]
     if field is not None and field in fitting:
-        return field
+        return field, tensors[field]
     shapes = {key: list(x.shape) for key, x in tensors.items()}
     seen = shapes.get(None) or ", ".join(f"{key!r} {shape}" for key, shape in shapes.items()) or type(output).__name__
     if len(fitting) > 1 and field is None:
@@ -343,19 +348,17 @@ def _find(output: Any, field: str | int | None, width: int, modality: str, path:
     )
 
 
-def _take(output: Any, key: str | int | None) -> Tensor:
-    if key is None:
-        return output
-    return output[key] if isinstance(output, (Mapping, tuple, list)) else getattr(output, key)
-
-
-def _put(output: Any, key: str | int | None, new: Tensor) -> Any:
+def _put(output: Any, key: Any, new: Tensor) -> Any:
     if key is None:
         return new
     if isinstance(output, Mapping):
-        entries = {**output, key: new}
-        return type(output)(**entries) if dataclasses.is_dataclass(output) else type(output)(entries)
+        return _mapping_like(output, {**output, key: new})
     if isinstance(output, (tuple, list)):
         entries = [new if i == key else x for i, x in enumerate(output)]
-        return output._make(entries) if hasattr(output, "_make") else type(output)(entries)
+        return getattr(output, "_make", type(output))(entries)
     return dataclasses.replace(output, **{key: new})
+
+
+def _mapping_like(mapping: Any, entries: dict[Any, Any]) -> Any:
+    kind = type(mapping)
+    return kind(**entries) if dataclasses.is_dataclass(mapping) else kind(entries)

@@ -199,9 +199,10 @@ class PgMBlock(nn.Module):
         inputs = {m: _hide(representations[m], presence.get(m)) for m in self.partitioners}
         for m, h in inputs.items():
             context = self._context(m, inputs, presence) if self.condition_on_others else None
-            parts = self.partitioners[m](h, context, shares)
+            made = self.partitioners[m](h, context, shares)
+            parts = made[:2]
             if shares:
-                *parts, out.shares[m] = parts
+                out.shares[m] = made[2]
             features = self.learners[m](*parts)
             decoded, loss = self._decode(m, h, parts, features, modality_weight.get(m, weight))
             if loss is not None:
@@ -287,7 +288,8 @@ class PgMBlock(nn.Module):
     def _context(modality: str, inputs: Mapping[str, Tensor], presence: Mapping[str, Tensor]) -> Tensor:
         """Mean of the other present modalities, zeros where there is none."""
         others = [m for m in inputs if m != modality]
-        total = sum(inputs[m] for m in others)
+        first, *more = (inputs[m] for m in others)
+        total = sum(more, first)
         count = sum(presence[m].to(total.dtype) if m in presence else 1.0 for m in others)
         if not isinstance(count, Tensor):
             return total / count
@@ -300,7 +302,9 @@ def _with_mask(
     """Presence and row weights, where ``mask`` is False nothing; weights are given wherever anything may be missing."""
     if mask is not None:
         presence = {m: mask & presence[m] if m in presence else mask for m in modalities}
-    if weight is None and presence:
+    if weight is None:
+        if not presence:
+            return presence, None
         some = mask if mask is not None else next(iter(presence.values()))
         weight = equal_weights(some.shape, some.numel(), device=some.device)
         return presence, weight if mask is None else among(weight, mask)

@@ -52,6 +52,11 @@ class Calibration(nn.Module):
         device, dtype: of the buffers.
     """
 
+    temperature: Tensor
+    frequency: Tensor
+    mean: Tensor
+    deviation: Tensor
+
     written_in_steps = ()  # :meth:`fit` does, after a validation
 
     def __init__(

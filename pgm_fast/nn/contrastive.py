@@ -57,7 +57,7 @@ def cross_modal_info_nce(
     rows = next(iter(embeddings.values()))
     if weight is None and (world > 1 or presence):
         weight = equal_weights(rows.shape[:1], rows.shape[0], device=rows.device)
-    if world > 1:
+    if world > 1 and weight is not None:
         embeddings = {m: _joined(x) for m, x in embeddings.items()}
         presence = {m: _joined(x.to(torch.uint8)) > 0 for m, x in presence.items()}
         weight = _joined(weight) / world

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TypeGuard
 
 import torch
 from torch import Tensor, nn
@@ -49,7 +50,8 @@ class UniPairedDecoder(nn.Module):
             raise ConfigError("a decoder needs uni-modal or paired features, both widths are 0")
         if identity_start and set(widths) != {dim}:
             raise ConfigError(f"identity_start takes features of the width {dim} of h, got {widths}")
-        self.uni = self.paired = None
+        self.uni: nn.Linear | None = None
+        self.paired: nn.Linear | None = None
         last = "paired" if paired_features else "uni"
         for side, width in (("uni", uni_features), ("paired", paired_features)):
             settings = {"bias": side == last, "device": device, "dtype": dtype}
@@ -91,15 +93,22 @@ class UniPairedDecoder(nn.Module):
     def _decode(
         self, uni: Tensor | None, paired: Tensor | None, target: Tensor, row_weight: Tensor | None
     ) -> tuple[Tensor, Tensor]:
-        if self.uni is None or self.paired is None or not self._is_one_op(uni):
-            decoded = sum(layer(x) for layer, x in ((self.uni, uni), (self.paired, paired)) if layer is not None)
+        layers = self.uni, self.paired
+        if uni is None or paired is None or not _are_one_op(layers, uni):
+            made: list[Tensor] = [layer(x) for layer, x in zip(layers, (uni, paired), strict=True) if layer is not None]
+            decoded = sum(made[1:], made[0])
             return decoded, _distance(decoded, target, row_weight)
+        of_uni, of_paired = layers
         return ops.reconstruction(
-            uni, paired, self.uni.weight, self.paired.weight, self.paired.bias, target, row_weight=row_weight
+            uni, paired, of_uni.weight, of_paired.weight, of_paired.bias, target, row_weight=row_weight
         )
 
-    def _is_one_op(self, x: Tensor) -> bool:
-        return are_plain(x, (nn.Linear, IdentityLinear), self.uni, self.paired) and self.paired.bias is not None
+
+def _are_one_op(layers: tuple[nn.Linear | None, nn.Linear | None], x: Tensor) -> TypeGuard[tuple[nn.Linear, nn.Linear]]:
+    uni, paired = layers
+    if uni is None or paired is None:
+        return False
+    return are_plain(x, (nn.Linear, IdentityLinear), uni, paired) and paired.bias is not None
 
 
 def _mean(parts: Sequence[Tensor]) -> Tensor:

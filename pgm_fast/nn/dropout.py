@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch._C._functorch import peek_interpreter_stack
 from torch.nn import functional as F
 
 __all__ = ["Dropout"]
@@ -27,8 +29,7 @@ class Dropout(nn.Dropout):
 
     def forward(self, x: Tensor) -> Tensor:
         if isinstance(x, torch.fx.Proxy):
-            # a leaf of a symbolic trace, as torch's own layers are: it goes on asking whether the module is in training
-            return x.tracer.create_proxy("call_module", x.tracer.path_of_module(self), (x,), {})
+            return _leaf(self, x)
         keep = self.factors(x.shape, x) if _draws(x) and x.numel() <= _MOST else None
         return super().forward(x) if keep is None else x * keep
 
@@ -45,6 +46,11 @@ class Dropout(nn.Dropout):
         return torch.lt(bits, kept - _LEVELS // 2, out=keep).mul_(_LEVELS / kept)
 
 
+def _leaf(dropout: Dropout, x: Any) -> Any:
+    """A leaf of a symbolic trace, as torch's own layers are: it goes on asking whether the module is in training."""
+    return x.tracer.create_proxy("call_module", x.tracer.path_of_module(dropout), (x,), {})
+
+
 def _draws(x: Tensor) -> bool:
     return (
         type(x) in (Tensor, nn.Parameter)
@@ -52,5 +58,5 @@ def _draws(x: Tensor) -> bool:
         and x.dtype in (torch.float32, torch.float64)
         and not torch.compiler.is_compiling()
         and torch._C._get_tracing_state() is None
-        and torch._C._functorch.peek_interpreter_stack() is None
+        and peek_interpreter_stack() is None
     )

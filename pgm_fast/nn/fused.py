@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
@@ -43,7 +42,7 @@ def are_small(*linears: nn.Linear) -> bool:
     return all(m.in_features * m.out_features <= MOST_WEIGHTS for m in linears)
 
 
-def are_plain(x: Tensor, kinds: type[nn.Module] | Sequence[type[nn.Module]], *modules: nn.Module) -> bool:
+def are_plain(x: Tensor, kinds: type[nn.Module] | tuple[type[nn.Module], ...], *modules: nn.Module) -> bool:
     """Whether calling these on ``x`` does what torch's ``forward`` of their class does and nothing else, so that an op
     may read their parameters instead.
 

@@ -67,12 +67,14 @@ class UniPairedLearners(nn.Module):
     def forward(self, uni: Tensor, paired: Tensor) -> tuple[Tensor | None, Tensor | None]:
         """``(f^u, f^p)``, each ``[..., features]``, of parts ``[..., dim]``; None for a learner that does not exist."""
         f_uni = f_paired = None
-        if self.uni is not None:
+        layer, norm = self.uni, self.uni_norm
+        if layer is not None and norm is not None:
             first = self.first if self.split is None else self.split["uni"]
-            f_uni = self.uni_norm(self.uni(self.dropout(F.gelu(first(uni)))))
-        if self.paired is not None:
+            f_uni = norm(layer(self.dropout(F.gelu(first(uni)))))
+        layer, norm = self.paired, self.paired_norm
+        if layer is not None and norm is not None:
             first = self.first if self.split is None else self.split["paired"]
-            f_paired = self.paired_norm(self.paired(self.dropout(F.gelu(first(paired)))))
+            f_paired = norm(layer(self.dropout(F.gelu(first(paired)))))
         return f_uni, f_paired
 
 
@@ -121,7 +123,8 @@ class ResidualLearners(nn.Module):
 
     def forward(self, uni: Tensor, paired: Tensor) -> tuple[Tensor | None, Tensor | None]:
         """``(f^u, f^p)``, each ``[..., dim]``, of parts ``[..., dim]``; None for a learner that does not exist."""
+        of_uni, uni_norm, of_paired, paired_norm = self.uni, self.uni_norm, self.paired, self.paired_norm
         return (
-            None if self.uni is None else uni + self.uni(self.uni_norm(uni)),
-            None if self.paired is None else paired + self.paired(self.paired_norm(paired)),
+            None if of_uni is None or uni_norm is None else uni + of_uni(uni_norm(uni)),
+            None if of_paired is None or paired_norm is None else paired + of_paired(paired_norm(paired)),
         )

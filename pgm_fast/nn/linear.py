@@ -4,9 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from functools import partial
+from typing import TYPE_CHECKING, cast
 
 import torch
 from torch import nn
+
+if TYPE_CHECKING:
+    from torch.distributed.tensor import DTensor
 
 __all__ = ["IdentityLinear", "QuietLinear", "rename_loaded"]
 
@@ -51,7 +55,8 @@ class IdentityLinear(nn.Linear):
             # a DTensor takes values from another alone; every rank has them all, so nothing is sent
             from torch.distributed.tensor import distribute_tensor
 
-            identity = distribute_tensor(identity, weight.device_mesh, weight.placements, src_data_rank=None)
+            cut = cast("DTensor", weight)
+            identity = distribute_tensor(identity, cut.device_mesh, cut.placements, src_data_rank=None)
         weight.copy_(identity)
         if self.bias is not None:
             nn.init.zeros_(self.bias)

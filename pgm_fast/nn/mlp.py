@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any, TypeGuard
+
 import torch
 from torch import Tensor, nn
 
@@ -46,14 +48,14 @@ class MLP(nn.Sequential):
     def forward(self, x: Tensor) -> Tensor:
         """``[..., in_features]`` to ``[..., out_features]``."""
         layers = tuple(self)
-        if not serves_small_batches(x) or not _are_one_op(x, *layers):
+        if not serves_small_batches(x) or not _are_one_op(layers, x):
             return super().forward(x)
         first, _, dropout, second = layers
         keep = keep_factors(dropout, x, first.out_features)
         return ops.mlp(x, first.weight, first.bias, second.weight, second.bias, keep)
 
 
-def _are_one_op(x: Tensor, *layers: nn.Module) -> bool:
+def _are_one_op(layers: tuple[Any, ...], x: Tensor) -> TypeGuard[tuple[nn.Linear, nn.GELU, Dropout, nn.Linear]]:
     if len(layers) != 4:
         return False
     first, activation, dropout, second = layers

@@ -95,27 +95,30 @@ class ModalPartitioner(nn.Module):
     def logits(self, h: Tensor, context: Tensor | None = None) -> Tensor | None:
         """Gate logits ``[..., dim / chunk]`` (``dual``: ``[..., 2 * dim / chunk]``, uni first); None without a learned
         gate."""
-        if self.projection is None and self.boundaries is None:
+        gates = self.projection if self.boundaries is None else self.boundaries
+        if gates is None:
             return None
         if self.condition_on_others:
             h = torch.cat((h, torch.zeros_like(h) if context is None else context), dim=-1)
-        return self.projection(h) if self.boundaries is None else self.boundaries(h.detach())
+        return gates(h if self.boundaries is None else h.detach())
 
     def split(self, h: Tensor, z: Tensor | None, return_shares: bool = False) -> tuple[Tensor, ...]:
         """``(uni, paired)`` for logits that :meth:`logits` gave; with ``return_shares`` also what :meth:`shares_of`
         gives, for ``boundary``, ``single`` and ``dual`` from the same pass."""
-        if self.gate == "boundary":
+        if self.gate == "boundary" and z is not None:
+            b_uni, b_paired = _lengths(z).split(1, dim=-1)
             return ops.partition_boundary(
                 h,
-                *_lengths(z).split(1, dim=-1),
+                b_uni,
+                b_paired,
                 WIDTH * self.temperature**0.5,
                 floor=FLOOR,
                 detach_gates=self.by_shares,
                 return_share=return_shares,
             )
-        if self.gate == "single":
+        if self.gate == "single" and z is not None:
             return ops.partition(h, z, self.temperature, return_share=return_shares)
-        if self.gate == "dual":
+        if self.gate == "dual" and z is not None:
             z_uni, z_paired = z.chunk(2, dim=-1)
             uni_only, paired_only, shared, *shares = ops.partition_dual(
                 h, z_uni, z_paired, self.temperature, return_share=return_shares
@@ -130,6 +133,8 @@ class ModalPartitioner(nn.Module):
         if self.gate == "fixed":
             first = torch.arange(self.dim, device=h.device) < self.dim // 2
             return torch.where(first, h, 0), torch.where(first, 0, h)
+        if z is None:
+            raise ValueError(f"the {self.gate} gate takes logits, got None")
         gate = torch.sigmoid(z / self.temperature).repeat_interleave(self.chunk, dim=-1).to(h.dtype)
         paired = gate * h
         return h - paired, paired
@@ -148,14 +153,16 @@ class ModalPartitioner(nn.Module):
         """:meth:`shares` for logits that :meth:`logits` gave."""
         if self.gate == "boundary":
             return self.split(h, z, return_shares=True)[-1]
-        if self.gate == "dual":
+        if self.gate == "dual" and z is not None:
             z_uni, z_paired = z.chunk(2, dim=-1)
             return ops.partition_share(z_uni, z_paired, self.temperature)
-        if self.gate == "single":
+        if self.gate == "single" and z is not None:
             return ops.partition_share(z, None, self.temperature)
-        if self.gate == "sigmoid":
+        if self.gate == "sigmoid" and z is not None:
             paired = torch.sigmoid(z / self.temperature).mean(-1)
             return torch.stack((1 - paired, paired), dim=-1)
+        if self.gate not in ("fixed", "none"):
+            raise ValueError(f"the {self.gate} gate takes logits, got None")
         uni = self.dim // 2 / self.dim if self.gate == "fixed" else 1.0
         paired = 1.0 - uni if self.gate == "fixed" else 1.0
         return torch.stack((h.new_full(h.shape[:-1], uni), h.new_full(h.shape[:-1], paired)), dim=-1)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Mapping
+from typing import TypeVar
 
 from torch import nn
 
@@ -15,8 +16,10 @@ PARTS = ("encoder", "partitioner", "uni", "paired", "decoder", "head")
 SHARED = "shared"
 _MARK = "_pgm_fast_part"
 
+AnyModule = TypeVar("AnyModule", bound=nn.Module)
 
-def mark_part(module: nn.Module, modality: str | None = None, part: str | None = None) -> nn.Module:
+
+def mark_part(module: AnyModule, modality: str | None = None, part: str | None = None) -> AnyModule:
     """Says that the parameters of ``module``, and of everything inside it, belong to a modality and a part.
 
     Marks are inherited by submodules and the nearest one wins, for modality and part separately: a module marked

@@ -60,16 +60,18 @@ class ResNetEncoder(nn.Module):
                 f'encoder resnet18 needs transformers, which cannot be imported ({error}): pip install "pgm-fast[av]", '
                 "or pass your own encoders"
             ) from None
+        widths = [64, 128, 256, 512]
         config = ResNetConfig(
             num_channels=3 if kind == "frames" else 1,
             embedding_size=64,
-            hidden_sizes=[64, 128, 256, 512],
+            hidden_sizes=widths,
             depths=[2, 2, 2, 2],
             layer_type="basic",
         )
-        self.net = ResNetModel(config).to(device=device, dtype=dtype)
+        self.net = ResNetModel(config)
+        nn.Module.to(self.net, device=device, dtype=dtype)
         self.dropout = Dropout(dropout)
-        self.features = config.hidden_sizes[-1]
+        self.features = widths[-1]
         if not projection and dim != self.features:
             raise ConfigError(
                 f"model.projection=none leaves resnet18's features {self.features} wide, and model.dim is {dim}: set "

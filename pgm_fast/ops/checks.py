@@ -62,7 +62,7 @@ def check_same_dtype(first_name: str, first: Tensor, **others: Tensor | None) ->
             raise TypeError(f"{name} must have the dtype of {first_name} ({dtype}), got {x.dtype}")
 
 
-def check_gate(name: str, z: object, h: Tensor, h_name: str = "h") -> None:
+def check_gate(name: str, z: Tensor, h: Tensor, h_name: str = "h") -> None:
     """Checks gate logits ``z[..., d/c]`` against ``h[..., d]``: same leading sizes, d a multiple of the gates.
 
     Raises:
@@ -82,19 +82,19 @@ def check_gate(name: str, z: object, h: Tensor, h_name: str = "h") -> None:
         )
 
 
-def check_features(name: str, h: object) -> None:
+def check_features(name: str, h: Tensor) -> None:
     """Checks ``h[..., d]`` with d >= 1."""
     check_tensor(name, h)
     if h.ndim == 0 or h.shape[-1] == 0:
         raise ValueError(f"{name} must have shape [..., d] with d >= 1, got {list(h.shape)}")
 
 
-def check_temperature(value: object) -> float:
+def check_temperature(value: float) -> float:
     """:func:`check_positive` of a temperature."""
     return check_positive("temperature", value)
 
 
-def check_positive(name: str, value: object) -> float:
+def check_positive(name: str, value: float) -> float:
     """Returns ``value`` as a float.
 
     Raises:
@@ -108,7 +108,7 @@ def check_positive(name: str, value: object) -> float:
     return float(value) if isinstance(value, int) else value
 
 
-def check_fraction(name: str, value: object) -> float:
+def check_fraction(name: str, value: float) -> float:
     """Returns ``value`` as a float.
 
     Raises:

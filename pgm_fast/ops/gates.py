@@ -128,7 +128,8 @@ def dual_share(uni: Gate, paired: Gate) -> Tensor:
 def dual_share_backward(grad_share: Tensor, gates: int) -> tuple[Tensor, Tensor, Tensor]:
     """What the share's gradient adds to that of the three masses of each gate, ``[..., 1]`` each: what nobody takes is
     what they leave of 1."""
-    return ((grad_share[..., :3] - grad_share[..., 3:]) / gates).unsqueeze(-2).unbind(-1)
+    uni, paired, shared = ((grad_share[..., :3] - grad_share[..., 3:]) / gates).unsqueeze(-2).unbind(-1)
+    return uni, paired, shared
 
 
 def empty_share(z: Tensor, partitions: int) -> Tensor:

@@ -71,7 +71,7 @@ def gaussian_sample_kl(
         given, missing = ("prior_logvar", "prior_mu") if prior_mu is None else ("prior_mu", "prior_logvar")
         raise ValueError(f"{missing} must be given with {given}, got None")
     named = {"logvar": logvar}
-    if prior_mu is not None:
+    if prior_mu is not None and prior_logvar is not None:
         named |= {"prior_mu": prior_mu, "prior_logvar": prior_logvar}
     for name, x in named.items():
         check_tensor(name, x, shape=tuple(mu.shape), like=mu)
@@ -91,8 +91,8 @@ def gaussian_sample_kl(
     else:
         _check_seed(seed, mu)
     mu_rows, logvar_rows = mu.reshape(-1, d), logvar.reshape(-1, d)
-    priors = (None, None) if prior_mu is None else (prior_mu.reshape(-1, d), prior_logvar.reshape(-1, d))
-    z, kl = _gaussian_sample_kl(mu_rows, logvar_rows, *priors, seed, layers or 1)
+    prior_rows = (None if x is None else x.reshape(-1, d) for x in (prior_mu, prior_logvar))
+    z, kl = _gaussian_sample_kl(mu_rows, logvar_rows, *prior_rows, seed, layers or 1)
     z = z.reshape(mu.shape) if sample else mu
     if layers is not None:
         return z, kl.reshape(*mu.shape[:-1], layers)
@@ -119,7 +119,7 @@ def _reference(mu, logvar, prior_mu, prior_logvar, seed, layers):
     kl = kl.unflatten(1, (layers, -1)).mean(-1)
     if seed is None:
         return mu.new_empty(0), kl
-    z = wide_mu + torch.exp(0.5 * wide_logvar) * normal(seed, *mu.shape, dtype)
+    z = wide_mu + torch.exp(0.5 * wide_logvar) * normal(seed, mu.shape[0], mu.shape[1], dtype)
     return z.to(mu.dtype), kl
 
 
@@ -136,7 +136,8 @@ def _reference_backward(grad_z, grad_kl, mu, logvar, prior_mu, prior_logvar, see
     if seed is not None:
         grad_z = grad_z.to(dtype)
         grad_mu = by_mu + grad_z
-        grad_logvar = by_logvar + grad_z * (0.5 * torch.exp(0.5 * wide_logvar)) * normal(seed, *mu.shape, dtype)
+        noise = normal(seed, mu.shape[0], mu.shape[1], dtype)
+        grad_logvar = by_logvar + grad_z * (0.5 * torch.exp(0.5 * wide_logvar)) * noise
     grads = [grad_mu.to(mu.dtype), grad_logvar.to(mu.dtype)]
     if prior_mu is None:
         return *grads, mu.new_empty(0), mu.new_empty(0)

@@ -62,7 +62,7 @@ def grouped_partitioned_linear(
     problems, leading = [], []
     for i, problem in enumerate(zip(*lists.values(), strict=True)):
         try:
-            problems.append(prepare(*problem, activation, temperature))
+            problems.append(prepare(*problem, activation=activation, temperature=temperature))
         except (TypeError, ValueError) as error:
             raise type(error)(f"entry {i}: {error}") from None
         leading.append(problem[0].shape[:-1])
@@ -73,9 +73,10 @@ def grouped_partitioned_linear(
             raise ValueError(f"entry {i}: h is on {other.device}, but entry 0 is on {first.device}")
     # a list with None in it is opaque to torch's autograd of lists: an empty tensor stands for no bias
     empty = problems[0][0].new_empty(0)
-    lists = [[empty if x is None else x for x in values] for values in zip(*problems, strict=True)]
-    u, p, _, _ = _grouped(*lists, activation, float(temperature))
-    return [[x.reshape(*sizes, x.shape[-1]) for x, sizes in zip(values, leading, strict=True)] for values in (u, p)]
+    tensors = ([empty if x is None else x for x in values] for values in zip(*problems, strict=True))
+    made = _grouped(*tensors, activation, float(temperature))
+    u, p = ([x.reshape(*sizes, x.shape[-1]) for x, sizes in zip(values, leading, strict=True)] for values in made[:2])
+    return u, p
 
 
 def _each(function, *lists):

@@ -51,9 +51,8 @@ def mlp(x: Tensor, w_in: Tensor, b_in: Tensor, w_out: Tensor, b_out: Tensor, kee
         keep = keep.detach().reshape(-1, hidden)
     dtype = autocast_dtype(x)
     if dtype is not None:
-        x, w_in, b_in, w_out, b_out, keep = (
-            None if y is None else y.to(dtype) for y in (x, w_in, b_in, w_out, b_out, keep)
-        )
+        x, w_in, b_in, w_out, b_out = (y.to(dtype) for y in (x, w_in, b_in, w_out, b_out))
+        keep = None if keep is None else keep.to(dtype)
     check_same_dtype("x", x, w_in=w_in, b_in=b_in, w_out=w_out, b_out=b_out, keep=keep)
     if len(leading) == 1:
         return _mlp(x, w_in, b_in, w_out, b_out, keep)[0]

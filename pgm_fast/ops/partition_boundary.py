@@ -76,10 +76,11 @@ def partition_boundary(
 
 def _gates(h: Tensor, b_uni: Tensor, b_paired: Tensor, width: float) -> tuple[Gate, Gate]:
     x = _places(h, b_uni)
-    return tuple(
+    uni, paired = (
         cumsoftmax(-(x - center).square() / (2 * width**2), 1.0)
         for center in (b_uni.to(x.dtype), 1 - b_paired.to(x.dtype))
     )
+    return uni, paired
 
 
 def _places(h: Tensor, b: Tensor) -> Tensor:
@@ -88,7 +89,8 @@ def _places(h: Tensor, b: Tensor) -> Tensor:
 
 
 def _opened(h: Tensor, uni: Gate, paired: Gate, floor: float) -> tuple[Tensor, Tensor]:
-    return tuple(((floor + (1 - floor) * gate) * h).to(h.dtype) for gate in (uni.complement, paired.gate))
+    of_uni, of_paired = (((floor + (1 - floor) * gate) * h).to(h.dtype) for gate in (uni.complement, paired.gate))
+    return of_uni, of_paired
 
 
 def _detached(gate: Gate, detach: bool) -> Gate:
@@ -98,14 +100,16 @@ def _detached(gate: Gate, detach: bool) -> Gate:
 def _reference(
     h: Tensor, b_uni: Tensor, b_paired: Tensor, width: float, floor: float, detach_gates: bool
 ) -> tuple[Tensor, Tensor]:
-    return _opened(h, *(_detached(gate, detach_gates) for gate in _gates(h, b_uni, b_paired, width)), floor)
+    uni, paired = _gates(h, b_uni, b_paired, width)
+    return _opened(h, _detached(uni, detach_gates), _detached(paired, detach_gates), floor)
 
 
 def _reference_with_share(
     h: Tensor, b_uni: Tensor, b_paired: Tensor, width: float, floor: float, detach_gates: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
-    gates = _gates(h, b_uni, b_paired, width)
-    return *_opened(h, *(_detached(gate, detach_gates) for gate in gates), floor), dual_share(*gates)
+    uni, paired = _gates(h, b_uni, b_paired, width)
+    parts = _opened(h, _detached(uni, detach_gates), _detached(paired, detach_gates), floor)
+    return *parts, dual_share(uni, paired)
 
 
 def _reference_backward(
@@ -165,7 +169,7 @@ def _fake_backward(
     floor: float,
     detach_gates: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    return tuple(x.new_empty(x.shape) for x in (h, b_uni, b_paired))
+    return h.new_empty(h.shape), b_uni.new_empty(b_uni.shape), b_paired.new_empty(b_paired.shape)
 
 
 _partition_boundary = define(

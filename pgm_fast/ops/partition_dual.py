@@ -72,7 +72,10 @@ def partition_dual(
 
 
 def _split(h: Tensor, uni: Gate, paired: Gate) -> tuple[Tensor, Tensor, Tensor]:
-    return tuple((expand_gate(mass, h.shape[-1]) * h).to(h.dtype) for mass in dual_masses(uni, paired))
+    uni_only, paired_only, shared = (
+        (expand_gate(mass, h.shape[-1]) * h).to(h.dtype) for mass in dual_masses(uni, paired)
+    )
+    return uni_only, paired_only, shared
 
 
 def _reference(h: Tensor, z_uni: Tensor, z_paired: Tensor, temperature: float) -> tuple[Tensor, Tensor, Tensor]:
@@ -115,7 +118,7 @@ def _reference_backward(
 
 
 def _fake(h: Tensor, z_uni: Tensor, z_paired: Tensor, temperature: float) -> tuple[Tensor, Tensor, Tensor]:
-    return tuple(h.new_empty(h.shape) for _ in range(3))
+    return h.new_empty(h.shape), h.new_empty(h.shape), h.new_empty(h.shape)
 
 
 def _fake_with_share(
@@ -134,7 +137,7 @@ def _fake_backward(
     z_paired: Tensor,
     temperature: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    return tuple(x.new_empty(x.shape) for x in (h, z_uni, z_paired))
+    return h.new_empty(h.shape), z_uni.new_empty(z_uni.shape), z_paired.new_empty(z_paired.shape)
 
 
 _partition_dual = define(

@@ -86,9 +86,8 @@ def prepare(h, z, w_uni, b_uni, w_paired, b_paired, activation, temperature) -> 
     check_temperature(temperature)
     dtype = autocast_dtype(h)
     if dtype is not None:
-        h, w_uni, b_uni, w_paired, b_paired = (
-            None if x is None else x.to(dtype) for x in (h, w_uni, b_uni, w_paired, b_paired)
-        )
+        h, w_uni, w_paired = (x.to(dtype) for x in (h, w_uni, w_paired))
+        b_uni, b_paired = (None if b is None else b.to(dtype) for b in (b_uni, b_paired))
     check_same_dtype("h", h, w_uni=w_uni, b_uni=b_uni, w_paired=w_paired, b_paired=b_paired)
     if h.dim() != 2:
         h, z = h.reshape(-1, d), z.reshape(-1, z.shape[-1])

@@ -66,7 +66,7 @@ def normal(seed: Tensor, rows: int, d: int, dtype: torch.dtype) -> Tensor:
     row = torch.arange(rows, device=seed.device).unsqueeze(1)
     counter = (column.expand(rows, -1), row & _MASK, row >> 32, torch.zeros_like(row))
     words = philox4x32(counter, (seed & _MASK, (seed >> 32) & _MASK))
-    pairs = [_box_muller(*words[i : i + 2], dtype) for i in (0, 2)]
+    pairs = [_box_muller(words[i], words[i + 1], dtype) for i in (0, 2)]
     blocks = torch.stack([value for pair in pairs for value in pair], dim=-2)  # [rows, 4, groups * 16]
     return blocks.unflatten(-1, (groups, LANES)).transpose(1, 2).reshape(rows, groups * 4 * LANES)[:, :d]
 

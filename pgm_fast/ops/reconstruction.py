@@ -61,7 +61,8 @@ def reconstruction(
         row_weight = row_weight.detach().flatten()
     dtype = autocast_dtype(u)
     if dtype is not None:
-        u, p, w_uni, w_paired, bias = (None if x is None else x.to(dtype) for x in (u, p, w_uni, w_paired, bias))
+        u, p, w_uni, w_paired = (x.to(dtype) for x in (u, p, w_uni, w_paired))
+        bias = None if bias is None else bias.to(dtype)
     check_same_dtype("u", u, p=p, w_uni=w_uni, w_paired=w_paired, bias=bias)
     leading = u.shape[:-1]
     if len(leading) != 1:

@@ -36,7 +36,7 @@ def register_triton(
     Args:
         op: with ``function`` None, ``forward`` and ``backward`` of ``kernels/<op>.py`` are registered for ``op`` and
             ``<op>_backward``.
-        file, function: ``kernels/<file>.py`` and the function in it.
+        file, function: ``kernels/<file>.py``, of which None is ``op``, and the function in it.
         dtypes, refuse: see :class:`pgm_fast.backends.Implementation`.
         prepare: what is done to each argument first; None for :func:`contiguous`.
     """
@@ -44,7 +44,7 @@ def register_triton(
         register_triton(op, op, "forward", dtypes=dtypes, refuse=refuse, prepare=prepare)
         register_triton(f"{op}_backward", op, "backward", dtypes=dtypes, refuse=refuse, prepare=prepare)
     else:
-        load = partial(_load, file, function, prepare or contiguous)
+        load = partial(_load, file or op, function, prepare or contiguous)
         backends.register(op, "triton", load, devices=("cuda",), dtypes=dtypes, refuse=refuse)
 
 

@@ -27,12 +27,12 @@ def hooked(step: Callable) -> Callable:
             or self._optimizer_step_post_hooks
             or _global_optimizer_pre_hooks
             or _global_optimizer_post_hooks
-            or torch.autograd._profiler_enabled()
+            or torch.autograd._profiler_enabled()  # pyright: ignore[reportPrivateImportUsage]
         ):
             return observed(self, *args, **kwargs)
         return step(self, *args, **kwargs)
 
-    call.hooked = True  # so that torch leaves it as it is
+    vars(call)["hooked"] = True  # so that torch leaves it as it is
     return call
 
 

@@ -68,13 +68,14 @@ class Entry:
         """The memory that a kernel updates."""
         return local_tensor(self.param.detach()) if self.work is None else self.work
 
-    def gradient(self) -> Tensor:
-        """The gradient as a kernel reads it."""
-        return local_tensor(self.param.grad.detach()) if self.gradient_copy is None else self.gradient_copy
+    def as_read(self, grad: Tensor) -> Tensor:
+        """``grad``, the parameter's own, as a kernel reads it."""
+        return local_tensor(grad.detach()) if self.gradient_copy is None else self.gradient_copy
 
     def gradient_address(self) -> int:
         """0 where there is none: kernels leave the parameter as it is, and do not count the step."""
-        return 0 if self.param.grad is None else address_of_gradient(self.gradient())
+        grad = self.param.grad
+        return 0 if grad is None else address_of_gradient(self.as_read(grad))
 
     def precise_param(self) -> Tensor:
         """The parameter in the dtype of the computation."""
@@ -106,8 +107,9 @@ class Entry:
         """Before a step: what a kernel cannot walk in place."""
         if self.work is not None:
             self.work.copy_(local_tensor(self.param.detach()))
-        if self.gradient_copy is not None:
-            self.gradient_copy.copy_(local_gradient(self.param))
+        grad = self.param.grad
+        if self.gradient_copy is not None and grad is not None:
+            self.gradient_copy.copy_(local_gradient(self.param, grad))
 
     def copy_out(self) -> None:
         """After it."""
@@ -196,9 +198,10 @@ class Launch:
         )
         self.address = self.words.buffer_info()[0]
 
-    def present(self) -> list[Entry]:
-        """Entries that have a gradient now."""
-        return [entry for entry in self.entries if entry.param.grad is not None]
+    def present(self) -> list[tuple[Entry, Tensor]]:
+        """Entries that have a gradient now, with it as kernels read it."""
+        grads = ((entry, entry.param.grad) for entry in self.entries)
+        return [(entry, entry.as_read(grad)) for entry, grad in grads if grad is not None]
 
     @property
     def compute_dtype(self) -> torch.dtype:
@@ -242,7 +245,7 @@ class Launch:
             flags |= NESTEROV
         if on_device and lr.dtype == torch.float64:
             flags |= RATE_IS_DOUBLE
-        moments = [_address(state.get(name)) for name in entry.moment_names]
+        moments = [0 if name is None else _address(state.get(name)) for name in entry.moment_names]
         moments += [0] * (3 - len(moments))
         masters = [_address(state.get(name)) for name in ("master_param", "param_remainder")]
         local = entry.local()

@@ -6,7 +6,7 @@ import copy
 import math
 import sys
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor
@@ -18,6 +18,9 @@ from .hooks import hooked, leave_uncompiled
 from .launch import DTYPES, Entry, update_every
 from .plan import Plan, Settings
 from .watch import is_direct, local_gradient, local_tensor, placements_of, same_strides
+
+if TYPE_CHECKING:
+    from torch.distributed.tensor import DTensor
 
 __all__ = ["MultiRateOptimizer"]
 
@@ -220,7 +223,7 @@ class MultiRateOptimizer(Optimizer):
             ValueError: other groups, or master weights of another form than this optimizer keeps.
         """
         # as the last hook, so that what others make of the dictionary is what is loaded
-        handle = self.register_load_state_dict_pre_hook(MultiRateOptimizer._take_up)
+        handle = self.register_load_state_dict_pre_hook(lambda _, loaded: self._take_up(loaded))
         try:
             super().load_state_dict(state_dict)
         finally:
@@ -252,8 +255,8 @@ class MultiRateOptimizer(Optimizer):
         plan = self._plan
         if plan is None or not plan.is_of(self.state, self.param_groups) or not plan.refresh():
             self._plan = None
-            self._plan = self._new_plan()
-        return self._plan
+            self._plan = plan = self._new_plan()
+        return plan
 
     @torch.no_grad()
     def _new_plan(self) -> Plan:
@@ -266,8 +269,9 @@ class MultiRateOptimizer(Optimizer):
         entries, absent = [], []
         for index, group in enumerate(self.param_groups):
             for param in group["params"]:
-                if param.grad is not None:
-                    entries.append(self._entry(param, group, index))
+                grad = param.grad
+                if grad is not None:
+                    entries.append(self._entry(param, grad, group, index))
                 elif param in self.state and torch.ops.aten.is_non_overlapping_and_dense(local_tensor(param)):
                     entries.append(self._waiting_entry(param, group, index))
                 else:
@@ -277,8 +281,8 @@ class MultiRateOptimizer(Optimizer):
         settings = Settings(self.algorithm, clip, self.skip_nonfinite, self._max_norm)
         return Plan(settings, entries, absent, self.state, self.param_groups, self._skipped, self._graphs_hold)
 
-    def _entry(self, param: Tensor, group: dict[str, Any], index: int) -> Entry:
-        local, grad = local_tensor(param.detach()), param.grad
+    def _entry(self, param: Tensor, grad: Tensor, group: dict[str, Any], index: int) -> Entry:
+        local = local_tensor(param.detach())
         if grad.layout != torch.strided:
             raise TypeError(
                 f"{type(self).__name__} takes dense gradients, got {grad.layout} for a parameter of shape "
@@ -289,7 +293,8 @@ class MultiRateOptimizer(Optimizer):
                 f"a parameter on {_mesh_of(param) or 'no mesh'} takes a gradient there, got one on "
                 f"{_mesh_of(grad) or 'no mesh'}"
             )
-        grad = local_gradient(param)
+        direct = is_direct(param, grad)
+        grad = local_gradient(param, grad)
         if grad.dtype != local.dtype and torch.float64 in (grad.dtype, local.dtype):
             raise TypeError(f"a {local.dtype} parameter takes a gradient of its own dtype, got {grad.dtype}")
         if grad.device != local.device:
@@ -297,7 +302,7 @@ class MultiRateOptimizer(Optimizer):
         entry = self._new_entry(param, group, index, grad.dtype)
         if not torch.ops.aten.is_non_overlapping_and_dense(local):
             entry.work = torch.empty_like(local).copy_(local)
-        if not is_direct(param):
+        if not direct:
             entry.gradient_copy = torch.empty_like(entry.local(), dtype=grad.dtype).copy_(grad)
         self._make_state(entry)
         return entry
@@ -318,7 +323,9 @@ class MultiRateOptimizer(Optimizer):
         """What is missing of an entry's state, counters aside; what is there in the memory that kernels walk."""
         state, param = self.state[entry.param], entry.param.detach()
         dtype = torch.float64 if param.dtype == torch.float64 else torch.float32
-        wanted = {name: (dtype, None) for name in self._needed_moments(entry.group)}
+        wanted: dict[str, tuple[torch.dtype, Tensor | None]] = {
+            name: (dtype, None) for name in self._needed_moments(entry.group)
+        }
         if entry.master == "float32":
             wanted["master_param"] = (torch.float32, param)
         if entry.master == "remainder":
@@ -451,8 +458,9 @@ def _in_strides_of(target: Tensor, value: Tensor) -> Tensor:
     local = torch.empty_like(target, dtype=value.dtype).copy_(local_tensor(value))
     if not placements_of(value):
         return local
-    return type(value).from_local(
-        local, value.device_mesh, value.placements, run_check=False, shape=value.shape, stride=value.stride()
+    cut = cast("DTensor", value)
+    return type(cut).from_local(
+        local, cut.device_mesh, cut.placements, run_check=False, shape=cut.shape, stride=cut.stride()
     )
 
 

@@ -79,7 +79,7 @@ def pattern_groups(
     grouped: dict[tuple[str | None, str], dict] = {}
     for name, parameter in named.items():
         pattern = next((key for key, found in compiled.items() if found.search(name)), None)
-        factors = patterns.get(pattern, {})
+        factors = {} if pattern is None else patterns[pattern]
         key = pattern, places[name]
         if key not in grouped:
             grouped[key] = {

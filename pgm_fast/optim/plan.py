@@ -193,6 +193,8 @@ def _combination(entry: Entry) -> tuple:
 def _shards(param: Tensor) -> Shards:
     """Process groups over which a DTensor is cut, in any way, so that the squares of its shards add up."""
     mesh = getattr(param, "device_mesh", None)
+    if mesh is None:
+        return Shards()
     cut = [dim for dim, placement in enumerate(placements_of(param)) if not placement.is_replicate()]
     return Shards(tuple(mesh.get_group(dim) for dim in cut))
 

@@ -7,6 +7,7 @@ AdamW: Loshchilov & Hutter 2019 (arXiv 1711.05101); amsgrad: Reddi et al. 2018. 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -61,6 +62,9 @@ def sgd(
     return param - group["lr"] * direction, momentum_buffer
 
 
+UPDATES: dict[str, Callable[..., tuple[Any, ...]]] = {"adamw": adamw, "sgd": sgd}
+
+
 def _bias_correction(beta: float, step: Tensor) -> Tensor:
     """1 - beta^step; ``powf(beta, step)`` in its place is off by up to 2e-4."""
     return -torch.expm1(step * (math.log(beta) if beta > 0.0 else -math.inf))
@@ -70,8 +74,8 @@ def _bias_correction(beta: float, step: Tensor) -> Tensor:
 def run_squares(launch: Launch) -> None:
     """Sums of squares of the gradients as they are: of each group, then of all, into ``launch.sums``."""
     sums = [torch.zeros((), dtype=torch.float64, device=launch.device) for _ in range(launch.num_groups)]
-    for entry in launch.present():
-        sums[entry.group_index] = sums[entry.group_index] + entry.gradient().double().square().sum()
+    for entry, grad in launch.present():
+        sums[entry.group_index] = sums[entry.group_index] + grad.double().square().sum()
     launch.sums.copy_(torch.stack([*sums, torch.stack(sums).sum()]))
 
 
@@ -85,25 +89,23 @@ def run_step(launch: Launch) -> None:
         skip = skip | ~launch.sums[-1].isfinite()
     if launch.skipped is not None:
         launch.skipped.add_(skip)
-    for entry in launch.present():
-        _step_entry(launch, entry, skip)
+    for entry, grad in launch.present():
+        _step_entry(launch, entry, grad, skip)
 
 
-def _step_entry(launch: Launch, entry: Entry, skip: Tensor) -> None:
+def _step_entry(launch: Launch, entry: Entry, grad: Tensor, skip: Tensor) -> None:
     group, state = entry.group, entry.state
     due = ~skip
     if "waited" in state:
         due = due & (state["waited"] + 1 >= update_every(group))
         state["waited"].copy_(torch.where(skip, state["waited"], torch.where(due, 0.0, state["waited"] + 1)))
     dtype = launch.compute_dtype
-    grad = entry.gradient().to(dtype) * gradient_factor(launch, entry)
+    grad = grad.to(dtype) * gradient_factor(launch, entry)
     param = entry.precise_param()
     step = None if "step" not in state else (state["step"] + 1).to(dtype)
     lr = group["lr"].to(launch.device, dtype) if isinstance(group["lr"], Tensor) else group["lr"]
-    names = entry.moment_names
-    moments = [state.get(name) for name in names]
-    update = adamw if launch.algorithm == "adamw" else sgd
-    new_param, *new_moments = update(param, grad, *moments, step, **{**group, "lr": lr})
+    moments = [None if name is None else state.get(name) for name in entry.moment_names]
+    new_param, *new_moments = UPDATES[launch.algorithm](param, grad, *moments, step=step, **{**group, "lr": lr})
     for old, new in zip(moments, new_moments, strict=True):
         if old is not None:
             old.copy_(torch.where(due, new, old))

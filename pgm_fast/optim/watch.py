@@ -11,12 +11,15 @@ from array import array
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from numbers import Real
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor
 
 from .. import host
+
+if TYPE_CHECKING:
+    from torch.distributed.tensor import DTensor
 
 __all__ = [
     "GRADIENTS",
@@ -141,7 +144,7 @@ class Watch:
 
     def _take_in(self, index: int, key: str, old: Any, new: Any) -> bool:
         if key == "betas" and key in self.columns:
-            if len(new) != 2 or not all(isinstance(beta, Real) and 0 < beta < 1 for beta in new):
+            if len(new) != 2 or not all(isinstance(beta, Real) and 0 < float(beta) < 1 for beta in new):
                 return False
             values = beta_columns(*map(float, new))
         elif key in self.columns and isinstance(old, Real) and isinstance(new, Real):
@@ -164,11 +167,11 @@ class Watch:
             self.gradients[w.slot] = 0
             return GRADIENTS
         local, grad = local_tensor(w.param), local_tensor(w.param.grad)
-        if w.slot < 0 or local.data_ptr() != address:
+        if w.slot < 0 or w.gradient is None or local.data_ptr() != address:
             return REBUILD
         if grad.layout != torch.strided or grad.dtype != w.gradient.dtype or grad.device != local.device:
             return REBUILD
-        if is_direct(w.param) == w.copied:
+        if is_direct(w.param, w.param.grad) == w.copied:
             return REBUILD
         if w.copied or self.gradients[w.slot] == address_of_gradient(grad):
             return 0
@@ -186,12 +189,12 @@ def local_tensor(x: Tensor) -> Tensor:
     return getattr(x, "_local_tensor", x)
 
 
-def local_gradient(param: Tensor) -> Tensor:
-    """The gradient's memory in this process, for the part of the parameter that is here; where a DTensor's gradient is
-    placed in another way (``Partial``, say), after the communication that places it so."""
-    grad = param.grad.detach()
+def local_gradient(param: Tensor, grad: Tensor) -> Tensor:
+    """The memory of ``param``'s gradient in this process, for the part of the parameter that is here; where a DTensor's
+    gradient is placed in another way (``Partial``, say), after the communication that places it so."""
+    grad = grad.detach()
     if placements_of(grad) != placements_of(param):
-        grad = grad.redistribute(placements=placements_of(param))
+        grad = cast("DTensor", grad).redistribute(placements=placements_of(param))
     return local_tensor(grad)
 
 
@@ -200,13 +203,13 @@ def placements_of(x: Tensor) -> tuple:
     return getattr(x, "placements", ())
 
 
-def is_direct(param: Tensor) -> bool:
+def is_direct(param: Tensor, grad: Tensor) -> bool:
     """Whether a kernel can walk a parameter and its gradient in the order of memory."""
-    local, grad = local_tensor(param), local_tensor(param.grad)
+    local = local_tensor(param)
     return (
-        placements_of(param) == placements_of(param.grad)
+        placements_of(param) == placements_of(grad)
         and torch.ops.aten.is_non_overlapping_and_dense(local)
-        and same_strides(local, grad)
+        and same_strides(local, local_tensor(grad))
     )
 
 

@@ -30,6 +30,17 @@ def test_exhaustive_gates_lose_nothing(gate, chunk):
     torch.testing.assert_close(uni + paired, h, rtol=SPLIT_12_FP64, atol=0)
 
 
+@pytest.mark.parametrize("gate", GATES)
+def test_a_gate_that_is_learned_refuses_to_go_without_its_logits(gate):
+    h, module = representation(5, 12), partitioner(gate)
+    if gate in ("fixed", "none"):
+        assert torch.equal(module.shares_of(h, None), module.split(h, None, return_shares=True)[-1])
+        return
+    for call in (module.split, module.shares_of):
+        with pytest.raises(ValueError, match=f"{gate} gate takes logits, got None"):
+            call(h, None)
+
+
 def test_single_gate_ends_paired():
     h = representation(5, 12)
     uni, paired = partitioner("single")(h)
