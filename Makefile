@@ -5,6 +5,7 @@
 # make test-kill  ends runs by SIGKILL 200 times and holds what comes out against runs that were left alone
 # make bench   measures what this machine can run and writes benchmarks/results/
 # make lint   checks how Python and C++ are written
+# make types  checks the types of the ops, the modules and the optimizers
 # All prepare .venv themselves, once.
 
 PYTHON ?= python3
@@ -14,7 +15,7 @@ LINT := .venv/.lint
 PYTEST = OMP_NUM_THREADS=1 .venv/bin/python -m pytest -n auto --maxprocesses 8 --dist worksteal
 OUT ?= runs/digits-$(shell date +%Y%m%d-%H%M%S)
 
-.PHONY: train test test-all fuzz test-kill test-portable bench lint clean
+.PHONY: train test test-all fuzz test-kill test-portable bench lint types clean
 
 train: $(READY)
 	.venv/bin/pgm-fast train --method pgm --data digits --out $(OUT)
@@ -42,10 +43,14 @@ lint: $(LINT)
 	.venv/bin/ruff format --check .
 	.venv/bin/clang-format --dry-run --Werror $(wildcard csrc/*.* csrc/*/*)
 
-# by minor version: another one formats otherwise
+# after $(READY): types of torch are read from where it is installed
+types: $(READY) $(LINT)
+	.venv/bin/basedpyright --pythonpath .venv/bin/python
+
+# by minor version: another one formats, or infers, otherwise
 $(LINT): Makefile
 	test -x .venv/bin/python || $(PYTHON) -m venv .venv
-	.venv/bin/python -m pip install --quiet "ruff>=0.17,<0.18" "clang-format>=23,<24"
+	.venv/bin/python -m pip install --quiet "ruff>=0.17,<0.18" "clang-format>=23,<24" "basedpyright>=1.40,<1.41"
 	touch $(LINT)
 
 $(READY): pyproject.toml setup.py constraints.txt tools/setup_venv.py $(wildcard csrc/*.cpp csrc/*/*)
