@@ -91,7 +91,7 @@ def define(schema: str, reference: Callable, fake: Callable):
             if records_formula() or takes_formula(name, args):
                 return reference(*args)
             if not all(map(is_constant, args)):
-                if in_transform():
+                if varying is None or in_transform():
                     return reference(*args)
                 return varying(*(as_tensor(x) if k in floats else x for k, x in enumerate(args)))
             return op(*args)

@@ -22,7 +22,7 @@ def records_formula() -> bool:
 
 def in_transform() -> bool:
     """Whether a transform of ``torch.func`` is on."""
-    return torch._C._functorch.get_dynamic_layer_stack_depth() > 0
+    return torch._C._functorch.get_dynamic_layer_stack_depth() > 0  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def in_forward_mode() -> bool:
