@@ -64,7 +64,10 @@ class CompiledStep:
             return {name: loss.detach() for name, loss in losses.items()}, gradients
 
         self._tracing = torch._dynamo.config.patch(trace_autograd_ops=True)
-        self._program = torch.compile(losses_and_gradients, fullgraph=True, dynamic=False)
+        # a step is a hundred short kernels: no Python between them
+        self._program = torch.compile(
+            losses_and_gradients, fullgraph=True, dynamic=False, options={"cpp_wrapper": True}
+        )
 
     def __call__(self, batch: Batch) -> dict[str, Tensor] | None:
         """The losses; None where the batch is of another size, or nothing could be compiled, which is logged once."""

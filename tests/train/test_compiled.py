@@ -43,7 +43,7 @@ def uncompiled(monkeypatch) -> list[int]:
     rows = []
 
     def program(step, **settings):
-        assert settings == {"fullgraph": True, "dynamic": False}
+        assert settings == {"fullgraph": True, "dynamic": False, "options": {"cpp_wrapper": True}}
 
         def call(batch):
             rows.append(len(batch.weight))
