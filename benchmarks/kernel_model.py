@@ -131,16 +131,20 @@ TRIPS: dict[str, Callable[[Mapping[str, Any], Sizes, int], Sequence[float]]] = {
     "grad_decoder_kernel": lambda c, s, programs: [
         s["rows"] / c["BLOCK_R"] * (s["n"] / c["BLOCK_N"]) * (s["d"] / c["BLOCK_D"]) / programs
     ],
-    # columns of the other side, dimensions inside; all teachers in one part
-    "partial_lse_kernel": lambda c, s, _: [s["rows"] / c["BLOCK_N"], s["k"] / c["BLOCK_K"]],
+    # teachers of a part, dimensions inside
+    "partial_lse_kernel": lambda c, s, _: [s["rows"] / s["parts"] / c["BLOCK_N"], s["k"] / c["BLOCK_K"]],
+    "gathered_lse_kernel": lambda c, s, _: [s["rows"] / s["parts"] / c["BLOCK_N"]],
     # of each direction: dimensions that are counted, rows, and parts inside
-    "loss_kernel": lambda c, s, _: [1, s["rows"] / c["BLOCK"], 1] * 2,
+    "loss_kernel": lambda c, s, _: [1, _divided(s["rows"], c["BLOCK"]), s["parts"]] * 2,
     "grad_kernel": lambda c, s, _: [
         s["rows"] / c["BLOCK_N"],
         s["k"] / c["BLOCK_K"],
         s["d"] / _divided(s["k"], c["BLOCK_D"]) / c["BLOCK_K"],
         s["k"] / c["BLOCK_K"],
     ],
+    "gathered_grad_kernel": lambda c, s, _: [s["rows"] / s["parts"] / c["BLOCK_N"]],
+    # zeros, chosen dimensions, parts inside
+    "scatter_grad_kernel": lambda c, s, _: [_divided(s["d"], c["BLOCK"]), _divided(s["k"], c["BLOCK"]), s["parts"]],
     # whole vectors, what is left of them, and on AMSGrad's account nothing; the last program counts steps
     "multi_rate_step_kernel": lambda c, s, _: [s["chunk"] / c["BLOCK"], 0, 0],
     # whole vectors, the rest; the same in double where squares overflow
@@ -181,11 +185,13 @@ def works() -> list[Work]:
         decoder = partial(cases._decoder, rows, d, n, n, False, False, half)
         made.append(Work("reconstruction", f"{rows} × {n} + {n} → {d}", decoder, 2, floors, sizes))
 
-    rows, d = 4096, 512
-    sizes = {"rows": rows, "d": d, "k": d // 2}
-    floors = tuple(Floor(HALF * (2 + of) * rows * d, 2 * rows * rows * d) for of in (0, 2))
-    duc = partial(cases._duc, rows, d, d // 2, False, False, half)
-    made.append(Work("duc_loss, both directions", f"{rows} × {d // 2} + {d // 2}", duc, 2, floors, sizes))
+    # columns gathered in a launch of their own, or as they are multiplied
+    for rows, launches, parts in ((4096, 3, 2), (128, 2, 1)):
+        d = 512
+        sizes = {"rows": rows, "d": d, "k": d // 2, "parts": parts}
+        floors = tuple(Floor(HALF * (2 + of) * rows * d, 2 * rows * rows * d) for of in (0, 2))
+        duc = partial(cases._duc, rows, d, d // 2, False, False, half)
+        made.append(Work("duc_loss, both directions", f"{rows} × {d // 2} + {d // 2}", duc, launches, floors, sizes))
 
     rows, d = 65536, 1024
     for prior in (False, True):

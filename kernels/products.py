@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from typing import NamedTuple
 
 import torch
@@ -20,6 +21,7 @@ __all__ = [
     "finish",
     "formed_right",
     "load_grad",
+    "operands_in_shared",
     "split_rows",
     "sum_splits",
 ]
@@ -53,6 +55,13 @@ def dot_precision(dtype: torch.dtype) -> str:
     # allow_tf32 raises when it is read after this was set
     precision = torch.backends.fp32_precision if matmul.fp32_precision == "none" else matmul.fp32_precision
     return "tf32" if dtype == torch.float32 and precision == "tf32" else "ieee"
+
+
+@cache
+def operands_in_shared(device: torch.device) -> bool:
+    """Whether matrix units read operands from shared memory, as those of sm_90 and sm_100 do, so that tiles may be
+    larger; elsewhere operands are in registers. Asked once per device."""
+    return device.type != "cuda" or torch.cuda.get_device_capability(device)[0] in (9, 10)
 
 
 @triton.jit
@@ -126,10 +135,10 @@ def finish(
 FILL = 128
 
 
-def split_rows(rows: int, tiles: int, step: int) -> tuple[int, int]:
+def split_rows(rows: int, tiles: int, step: int, fill: int = FILL) -> tuple[int, int]:
     """``(splits, rows of one)`` for a sum over ``rows`` that ``tiles`` programs would otherwise do alone: enough to
-    fill the device, at least four steps of ``step`` rows each."""
-    splits = max(1, min(FILL // tiles, rows // (4 * step)))
+    fill the device (``fill`` programs), at least four steps of ``step`` rows each."""
+    splits = max(1, min(fill // tiles, rows // (4 * step)))
     size = triton.cdiv(triton.cdiv(rows, step), splits) * step
     return max(1, triton.cdiv(rows, max(size, 1))), max(size, step)
 

@@ -25,7 +25,7 @@ class Case:
         call: calls wrappers of ``kernels/`` on meta tensors.
         wide: loads and stores 16 bytes per thread.
         matrix: kernels that multiply on the matrix units (wgmma on sm_90), their operands copied 16 bytes at a time.
-        gathered: kernels that multiply there what they gather element by element.
+        gathered: kernels that multiply there, by whichever instruction, what they gather element by element.
         tf32: kernels that multiply fp32 there, in TF32, by whichever of its instructions.
         double: computes in fp64.
         double_scalars: takes rates that may be fp64, converted once per program, and computes in fp32.
@@ -268,17 +268,18 @@ def _duc(rows: int, d: int, k: int, mask: bool, weighted: bool, dtype: torch.dty
 
 def _duc_cases() -> list[Case]:
     half, single = torch.bfloat16, torch.float32
-    kernels = ("partial_lse_kernel", "grad_kernel")
+    direct, kernels = ("partial_lse_kernel", "grad_kernel"), ("gathered_lse_kernel", "gathered_grad_kernel")
     return [
-        Case("duc-small", partial(_duc, 64, 512, 256, False, False, half), rare=True),
-        Case("duc-large", partial(_duc, 4096, 512, 256, False, True, half), gathered=kernels),
-        Case("duc-mask", partial(_duc, 4096, 512, 0, True, False, half), gathered=kernels),
-        Case("duc-odd", partial(_duc, 4097, 515, 131, False, True, torch.float16), gathered=kernels),
+        Case("duc-small", partial(_duc, 64, 512, 256, False, False, half), gathered=direct, rare=True),
+        Case("duc-large", partial(_duc, 4096, 512, 256, False, True, half), matrix=kernels),
+        Case("duc-narrow", partial(_duc, 4096, 200, 100, False, False, half), matrix=kernels),
+        Case("duc-mask", partial(_duc, 4096, 512, 0, True, False, half), matrix=kernels),
+        Case("duc-odd", partial(_duc, 4097, 515, 131, False, True, torch.float16), matrix=kernels),
         Case("duc-tf32-large", partial(_in_tf32, partial(_duc, 4096, 512, 256, False, True, single)), tf32=kernels),
         Case(
             "duc-tf32-small",
             partial(_in_tf32, partial(_duc, 64, 512, 256, False, False, single)),
-            tf32=kernels,
+            tf32=direct,
             rare=True,
         ),
         Case("duc-float32", partial(_duc, 64, 512, 256, False, False, single), rare=True),

@@ -11,12 +11,14 @@ import re
 import subprocess
 import tempfile
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import cache, cached_property
 from unittest import mock
 
 import torch
 import triton
+from pgm_fast.kernels import duc_loss
 from triton.backends.compiler import GPUTarget
 from triton.backends.nvidia.compiler import get_ptxas
 from triton.compiler import ASTSource
@@ -106,14 +108,17 @@ class Compiled:
         return len(re.findall(rf"\b{instruction}", self.sass))
 
 
-def record_launches(call: Callable[[], object]) -> list[Launch]:
-    """The kernel launches that ``call`` would make, none of them made."""
+def record_launches(call: Callable[[], object], capability: int = 90) -> list[Launch]:
+    """The kernel launches that ``call`` would make on ``sm_<capability>``, none of them made."""
     found = []
 
     def run(kernel, *args, grid, warmup, **kwargs):
         found.append(_launch(kernel, args, grid, kwargs))
 
-    with mock.patch.object(JITFunction, "run", run):
+    with ExitStack() as patched:
+        patched.enter_context(mock.patch.object(JITFunction, "run", run))
+        for module in (duc_loss,):
+            patched.enter_context(mock.patch.object(module, "operands_in_shared", lambda _: capability in (90, 100)))
         call()
     return found
 

@@ -19,6 +19,8 @@ from kernel_compiler import SHARED, compile_launch, record_launches  # noqa: E40
 ANY_MATRIX = r"(HMMA|HGMMA|UTC\w*MMA)"
 # Bytes of stack that are left: tiles that need none load half as much again in what is used more.
 STACK = {("3.6.0", "duc-float32-odd", "grad_kernel", 100): 32}
+# What two products read, one of them transposed, is not copied ahead where operands are in registers.
+NOT_COPIED = {("gathered_grad_kernel", False)}
 MATRIX = {80: "HMMA", 89: "HMMA", 90: "HGMMA", 100: "UTCHMMA"}
 DOUBLE_ARITHMETIC = r"D(?:ADD|MUL|FMA|SETP|MNMX)\b"
 
@@ -36,7 +38,7 @@ def _by_case(cases: list[Case]):
 )
 @_by_case(CASES)
 def test_compiles_to_the_instructions_meant(case: Case, capability: int):
-    for launch in record_launches(case.call):
+    for launch in record_launches(case.call, capability):
         made = compile_launch(launch, capability)
         name = launch.kernel.__name__
         assert made.shared <= SHARED[capability], f"{name} asks for {made.shared} bytes of shared memory"
@@ -52,11 +54,11 @@ def test_compiles_to_the_instructions_meant(case: Case, capability: int):
         if case.wide:
             assert "ld.global.v4.b32" in made.ptx and "st.global.v4.b32" in made.ptx, f"{name} has narrow accesses"
             assert made.count(r"LDG\.E\.128") and made.count(r"STG\.E\.128"), f"{name} has narrow accesses"
-        if name in case.matrix + case.gathered:
-            assert made.count(MATRIX[capability]), f"{name} has no matrix product"
-        if name in case.tf32:
-            assert made.count(ANY_MATRIX), f"{name} has no matrix product"
         if name in case.matrix:
+            assert made.count(MATRIX[capability]), f"{name} has no matrix product"
+        if name in case.gathered + case.tf32:
+            assert made.count(ANY_MATRIX), f"{name} has no matrix product"
+        if name in case.matrix and (name, capability >= 90) not in NOT_COPIED:
             assert made.count(r"LDGSTS\S*\.128"), f"{name} copies its operands in pieces"
         assert not made.warnings, f"{name} waits for every product: {made.warnings}"
 
@@ -66,7 +68,7 @@ PRODUCTS = [case for case in CASES if case.matrix or case.gathered or case.tf32]
 
 @_by_case(PRODUCTS)
 def test_products_stay_in_what_the_smallest_device_gives(case: Case):
-    for launch in record_launches(case.call):
+    for launch in record_launches(case.call, 89):
         made, name = compile_launch(launch, 89), launch.kernel.__name__
         assert made.shared <= SHARED[89], f"{name} asks for {made.shared} bytes of shared memory"
         assert made.stack == 0, f"{name} spills: {made.usage}"

@@ -17,9 +17,8 @@ from pgm_fast import ops
 
 @pytest.fixture(autouse=True, params=["small", "large"])
 def _size(request, monkeypatch):
-    """Tiles of large problems on small ones."""
-    if request.param == "large":
-        monkeypatch.setattr(kernels, "FILL", 1)
+    """Kernels of large problems on small ones, and the other way round."""
+    monkeypatch.setattr(kernels, "_GATHERED_ROWS", 0 if request.param == "large" else 1 << 30)
     with pgm_fast.backend("triton"):
         yield
 
@@ -61,6 +60,7 @@ KINDS = [
     (torch.float16, True, False),
 ]
 SIZES = {(7, 6, 3): 3, (70, 150, 140): 2, (150, 40, 1): 2, (1, 1, 1): 3, (40, 20, 0): 3, (0, 4, 2): 3}
+SIZES |= {(70, 350, 300): 2, (520, 9, 4): 1}
 """Size -> how many kinds of it are not slow."""
 
 
@@ -74,10 +74,18 @@ SIZES = {(7, 6, 3): 3, (70, 150, 140): 2, (150, 40, 1): 2, (1, 1, 1): 3, (40, 20
     ids=str,
 )
 def test_equals_the_formula(dtype, mask, weighted, count, d, k):
-    """140 dimensions are more than one program of the gradient has, 150 rows more than one part of the columns."""
+    """140 dimensions are more than a block of 128, 300 more than one of 256; 150 rows are more than one part of small
+    tiles, 520 more than one of large ones."""
     order = torch.randperm(d)
     weight = torch.rand(count) / max(count, 1) * (torch.arange(count) % 4 > 0) if weighted else None
     _check(*_features(count, d, dtype), order[:k], order[k:], weight=weight, mask=mask)
+
+
+@pytest.mark.parametrize(("d", "k"), [(120, 90), (200, 180)])
+def test_tiles_where_products_read_registers(monkeypatch, d, k):
+    monkeypatch.setattr(kernels, "operands_in_shared", lambda _: False)
+    order = torch.randperm(d)
+    _check(*_features(70, d, torch.float16), order[:k], order[k:])
 
 
 @pytest.mark.parametrize("rows", [(0, 0), (0, 33), (33, 64), (40, 70)])

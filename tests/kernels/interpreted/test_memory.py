@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from functools import partial
+from unittest import mock
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ import triton
 import triton.language as tl
 from kernel_memory import watched
 from op_cases import CASES, forward_and_gradients, interpret_triton
+from pgm_fast.kernels import duc_loss
 from torch import nn
 from triton.runtime.errors import InterpreterError
 
@@ -137,6 +139,12 @@ def _launch_every_op() -> None:
         if case.id == "reconstruction-triton":
             # rows enough to be summed in parts
             forward_and_gradients(case.run, case.tensors(257, 3))
+    # columns gathered first, as of large batches: in one block, and in more
+    with mock.patch.object(duc_loss, "_GATHERED_ROWS", 0):
+        for d in (37, 530):
+            forth, back = torch.arange(0, d, 2), torch.arange(1, d, 2)
+            run = partial(ops.duc_loss, dims=forth, reverse_dims=back, rows=(1, 5))
+            forward_and_gradients(run, [torch.randn(7, d, dtype=torch.float16) for _ in range(2)])
     # more tiles beside each other than form the same gates, and derivatives, themselves
     for d, n in ((33, 290), (290, 33)):
         shapes = [(3, d), (3, d), (n, d), (n,), (5, d), (5,)]
