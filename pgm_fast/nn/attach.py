@@ -117,7 +117,7 @@ def attach(
                 raise ConfigError(f"{kind} of {m} is {value!r}, which forward does not take: {', '.join(order)}")
     weights = {**LOSS_WEIGHTS, **(loss_weights or {})}
     if set(weights) != set(LOSS_WEIGHTS):
-        raise ConfigError(f"loss_weights are of {', '.join(LOSS_WEIGHTS)}; got {', '.join(weights)}")
+        raise ConfigError(f"loss_weights are of {', '.join(LOSS_WEIGHTS)}; got {', '.join(loss_weights or ())}")
     widths = {m: (dims or {}).get(m) or _width(m, module) for m, module in modules.items()}
     features = features or max(widths.values())
     attached = Attached(
