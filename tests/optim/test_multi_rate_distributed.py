@@ -278,7 +278,7 @@ def ranks(tmp_path_factory):
     root = tmp_path_factory.mktemp("ranks")
     environment = {**os.environ, "GLOO_SOCKET_IFNAME": "lo", "OMP_NUM_THREADS": "1", "TMPDIR": str(root)}
     command = [sys.executable, "-c", SCRIPT, str(root)]
-    run = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240)
+    run = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=900)
     assert run.returncode == 0, run.stderr
     statuses = json.loads(run.stdout.splitlines()[-1])
 
