@@ -25,6 +25,7 @@ EXTRAS = {
         "omegaconf": "omegaconf",
         "typer": "typer",
         "rich": "rich",
+        "torchmetrics": "torchmetrics",
         "sklearn": "scikit-learn",
         "matplotlib": "matplotlib",
         "tensorboard": "tensorboard",
@@ -35,13 +36,7 @@ EXTRAS = {
     "hdf5": {"h5py": "h5py"},
     "sweep": {"optuna": "optuna"},
     "trackers": {"wandb": "wandb", "mlflow": "mlflow-skinny", "sqlalchemy": "sqlalchemy", "alembic": "alembic"},
-    "test": {
-        "pytest": "pytest",
-        "xdist": "pytest-xdist",
-        "hypothesis": "hypothesis",
-        "torchmetrics": "torchmetrics",
-        "triton": "triton",
-    },
+    "test": {"pytest": "pytest", "xdist": "pytest-xdist", "hypothesis": "hypothesis", "triton": "triton"},
 }
 PIP = "python -m pip install"
 

@@ -8,12 +8,21 @@ given a made-up value.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from itertools import combinations
 
 import numpy as np
 import torch
 from torch import Tensor
+from torchmetrics.functional.classification import (
+    multiclass_accuracy,
+    multiclass_auroc,
+    multiclass_f1_score,
+    multilabel_average_precision,
+    multilabel_exact_match,
+    multilabel_f1_score,
+)
 
 from ..errors import ConfigError, DataError, did_you_mean
 from .predictions import Predictions
@@ -182,62 +191,59 @@ def _measure(
         prediction, labels = prediction[mask], labels[mask]
     if len(labels) == 0 or not bool(torch.isfinite(prediction).all()):
         return {}
-    values = {name: round(float(value), 7) for name, value in measure(prediction, labels, num_outputs).items()}
+    # torchmetrics divides counts in float32: digits past the seventh are noise of that.
+    with _counts():
+        values = {name: round(float(value), 7) for name, value in measure(prediction, labels, num_outputs).items()}
     return {name: value for name, value in values.items() if math.isfinite(value)}
+
+
+@contextmanager
+def _counts() -> Iterator[None]:
+    """Where deterministic algorithms are asked for torchmetrics counts by comparing every row with every cell of the
+    confusion matrix. Here counts are made on the CPU, where they are the same in any order."""
+    mode = torch.get_deterministic_debug_mode()
+    torch.set_deterministic_debug_mode("default")
+    try:
+        yield
+    finally:
+        torch.set_deterministic_debug_mode(mode)
 
 
 def _classification(logits: Tensor, labels: Tensor, classes: int) -> dict[str, Tensor]:
     labels = labels.long()
+    # Class numbers and probabilities, never raw logits: torchmetrics takes any scores within [0, 1] for probabilities.
     predicted, probabilities = logits.argmax(dim=1), logits.softmax(dim=1)
-    f1, rows = _f1_of_classes(predicted, labels, classes)
-    occurring = (rows + torch.bincount(predicted, minlength=classes)) > 0
     values = {
-        "accuracy": (predicted == labels).double().mean(),
-        "f1": f1[occurring].mean(),
-        "f1_weighted": (f1 * rows).sum() / rows.sum(),
+        "accuracy": multiclass_accuracy(predicted, labels, classes, average="micro"),
+        "f1": multiclass_f1_score(predicted, labels, classes, average="macro"),
+        "f1_weighted": multiclass_f1_score(predicted, labels, classes, average="weighted"),
         "nll": torch.nn.functional.cross_entropy(logits, labels),
     }
-    if classes > 1 and bool((rows > 0).all()):
-        areas = [_area_under_roc(probabilities[:, c], labels == c) for c in range(classes)]
-        values["auroc"] = torch.stack(areas).mean()
+    if classes > 1 and len(labels.unique()) == classes:
+        values["auroc"] = multiclass_auroc(probabilities, labels, classes, average="macro")
     return values
 
 
-def _f1_of_classes(predicted: Tensor, true: Tensor, classes: int) -> tuple[Tensor, Tensor]:
-    """F1 of every class against the others, 0 where there is none to find and none was found; and rows of each."""
-    counts = [torch.bincount(x, minlength=classes) for x in (true[predicted == true], predicted, true)]
-    hits, guesses, rows = (count.double() for count in counts)
-    return 2 * hits / (guesses + rows).clamp_min(1), rows
-
-
-def _area_under_roc(scores: Tensor, true: Tensor) -> Tensor:
-    """How often a row of the class has the higher score of two, a tie being half of it (Hanley and McNeil, 1982)."""
-    own, others = scores[true].contiguous(), scores[~true].sort().values
-    below, up_to = (torch.searchsorted(others, own, right=right) for right in (False, True))
-    return (below + up_to).double().mean() / (2 * len(others))
-
-
 def _multilabel(logits: Tensor, labels: Tensor, outputs: int) -> dict[str, Tensor]:
-    true = labels.reshape(len(logits), outputs) > 0
-    predicted = logits > 0  # a probability above one half
-    hits, either = (predicted & true).sum(dim=0).double(), (predicted.long() + true).sum(dim=0)
-    values = {
-        "f1_micro": 2 * hits.sum() / either.sum().clamp_min(1),
-        "f1_macro": (2 * hits / either.clamp_min(1)).mean(),
-        "exact": (predicted == true).all(dim=1).double().mean(),
-    }
+    labels = labels.reshape(len(logits), outputs).long()
+    probabilities = logits.sigmoid()
     # The average precision of a label that no row carries is not defined: the mean is over the others.
-    precisions = [_precision_of_label(logits[:, c], true[:, c]) for c in range(outputs) if bool(true[:, c].any())]
-    if precisions:
-        values["map"] = torch.stack(precisions).mean()
-    return {name: values[name] for name in METRICS["multilabel"] if name in values}
+    values = {}
+    carried = labels.any(dim=0)
+    if bool(carried.any()):
+        own = _two_or_more(probabilities[:, carried], labels[:, carried])
+        values["map"] = multilabel_average_precision(*own, average="macro")
+    everything = _two_or_more(probabilities, labels)
+    values["f1_micro"] = multilabel_f1_score(*everything, average="micro")
+    values["f1_macro"] = multilabel_f1_score(*everything, average="macro")
+    values["exact"] = multilabel_exact_match(*everything)
+    return values
 
 
-def _precision_of_label(scores: Tensor, true: Tensor) -> Tensor:
-    """Average precision: over the rows that carry the label, its share of the rows whose score is at least theirs."""
-    own, everyone = scores[true].sort().values, scores.sort().values
-    carrying, all_rows = (len(among) - torch.searchsorted(among, own) for among in (own, everyone))
-    return (carrying.double() / all_rows).mean()
+def _two_or_more(probabilities: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, int]:
+    """torchmetrics wants two labels or more; the mean over a label and its copy is the label's own value."""
+    copies = 2 if labels.shape[1] == 1 else 1
+    return probabilities.repeat(1, copies), labels.repeat(1, copies), copies * labels.shape[1]
 
 
 def _regression(prediction: Tensor, labels: Tensor, outputs: int) -> dict[str, Tensor]:
@@ -249,7 +255,11 @@ def _regression(prediction: Tensor, labels: Tensor, outputs: int) -> dict[str, T
 
 
 def _pearson(a: Tensor, b: Tensor) -> Tensor:
-    """Correlation per column, their mean, at any scale. A constant column correlates with nothing: 0."""
+    """Correlation per column, their mean. A constant column correlates with nothing: 0.
+
+    Not torchmetrics': that one warns and loses precision where the variance is small, though correlation has no
+    scale.
+    """
 
     def direction(x: Tensor) -> Tensor:
         centred = x - x.mean(dim=0)
@@ -264,8 +274,11 @@ def _sentiment(prediction: Tensor, labels: Tensor) -> dict[str, Tensor]:
     """Metrics of the CMU-MOSI and CMU-MOSEI benchmarks (Zadeh et al. 2016, 2018; the two-class variants as in MMSA)."""
 
     def two_classes(predicted: Tensor, true: Tensor) -> tuple[Tensor, Tensor]:
-        f1, rows = _f1_of_classes(predicted.long(), true.long(), 2)
-        return (predicted == true).double().mean(), (f1 * rows).sum() / rows.sum()
+        predicted, true = predicted.long(), true.long()
+        return (
+            multiclass_accuracy(predicted, true, 2, average="micro"),
+            multiclass_f1_score(predicted, true, 2, average="weighted"),
+        )
 
     def levels(x: Tensor, limit: int) -> Tensor:
         return x.clamp(-limit, limit).round()  # half to even
