@@ -8,7 +8,7 @@ import sys
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from pgm_fast.data.arrays import CleanRows, GroupedRows, StackedRows, iterate_valid, read_rows, release
