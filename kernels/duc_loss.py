@@ -399,8 +399,8 @@ def scatter_grad_kernel(
 # Rows, teachers met at a time, step over dimensions. What is gathered as it is multiplied takes a register per element
 # for its place: more spills.
 _DIRECT = {
-    "partial_lse": {"16": Tiles(32, 32, 32, 4, 3), "tf32": Tiles(32, 32, 16, 4, 3), "fp32": Tiles(32, 32, 16, 4, 3)},
-    "grad": {"16": Tiles(32, 32, 32, 4, 3), "tf32": Tiles(32, 32, 32, 4, 3), "fp32": Tiles(32, 32, 32, 4, 3)},
+    "partial_lse": {"16": Tiles(32, 32, 32, 4, 3), "tf32": Tiles(32, 32, 16, 4, 2), "fp32": Tiles(32, 32, 16, 4, 3)},
+    "grad": {"16": Tiles(32, 32, 32, 4, 3), "tf32": Tiles(32, 32, 32, 4, 3), "fp32": Tiles(32, 32, 32, 4, 2)},
 }
 # From so many rows on columns are gathered in launches of their own. By the model of the kernels forward and backward
 # take 9 and 12 us of 256 rows so, 12 and 21 otherwise; at half as many the launches would cost what is gained.
@@ -412,7 +412,7 @@ _DIRECT_COLUMNS = 32  # chosen dimensions of one program of the gradient: the pr
 _GATHERED_LSE = {
     "16": {128: Tiles(64, 64, 128, 4, 3), 256: Tiles(64, 64, 256, 4, 2), 0: Tiles(128, 64, 64, 8, 3)},
     "tf32": {0: Tiles(64, 32, 32, 8, 3)},
-    "fp32": {0: Tiles(64, 32, 16, 8, 3)},
+    "fp32": {0: Tiles(64, 32, 16, 8, 2)},
 }
 _GATHERED_GRAD = {
     "16": {128: Tiles(64, 64, 128, 4, 3), 256: Tiles(64, 64, 256, 4, 2), 0: Tiles(64, 64, 64, 8, 3)},
@@ -600,7 +600,7 @@ def _large_backward(grad, x, y, chosen, k, weight, lse, numbers, temperature, ti
         BLOCK_D=columns,
         **tiles.options,
     )
-    grads, height = tuple(map(torch.empty_like, x)), 8
+    grads, height = tuple(map(torch.empty_like, x)), 4
     launch(
         scatter_grad_kernel,
         [triton.cdiv(count, height)] * len(x),

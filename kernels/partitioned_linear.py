@@ -62,7 +62,7 @@ _TILES = {
     # rows and columns of the weight, step over the batch
     "grad_weights": {
         "16": (Tiles(32, 64, 16, 8, 3), Tiles(128, 64, 32, 8, 4), Tiles(64, 128, 32, 8, 4)),
-        "tf32": (Tiles(32, 32, 16, 8, 3), Tiles(64, 64, 32, 8, 3)),
+        "tf32": (Tiles(32, 32, 16, 8, 3), Tiles(64, 64, 32, 8, 2)),
         "fp32": (Tiles(32, 32, 32, 4, 3), Tiles(32, 32, 32, 8, 3)),
     },
 }
