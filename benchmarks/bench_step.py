@@ -1,18 +1,21 @@
-"""A whole training step of PgM, forward, all losses, backward, clipping, optimizer: plain PyTorch, torch.compile of it
-and this project's ops, each with the same optimizers, in one run.
+"""A whole training step of each method, forward, all losses, backward, clipping, optimizer: plain PyTorch,
+torch.compile of it and this project's ops, each with the same optimizers, in one run.
 
-    python benchmarks/bench_step.py [--device cpu|cuda] [--threads 2] [--processor] [--rows 64 1024] [--quick]
+    python benchmarks/bench_step.py [--device cpu|cuda] [--threads 2] [--processor] [--quick]
+    python benchmarks/bench_step.py --cases "pgm boundary" --rows 64     # these alone; others stay in the file
     python benchmarks/bench_step.py --shares     # where an eager step of ours spends its time
 
-Three modalities, ten classes, the defaults of the method but for the gate and dropout, which is off, and a learning
-rate per part of the model. ``eager`` is the model written with ``torch.nn`` alone (plain_pgm.py), ``torch.compile``
-that model compiled, ``cpp_wrapper`` the same without Python between its kernels, ``ours`` the method as it is trained
-here, by itself, under torch.compile, and with the engine's ``train.compile``. On a CUDA device torch.compile runs in
-its mode ``reduce-overhead``, and ``ours`` is also captured in a CUDA graph, whole. ``bare products`` are the matrix
-products of a step and nothing else. Correctness comes first: all forms have the same loss and the same gradients in the
-encoders, where the reverse pass ends, and in the gates. In large batches calls are a small part, and so is the
-optimizer: each form has the one of its own side, and forms that save calls are left out. With ``--processor`` a step is
-what it takes of the processor: on a machine that has other work its wall clock measures that.
+Ten classes, the defaults of the method but for the gate and dropout, which is off, and a learning rate per part of the
+model. DI-MML is in its first stage after the warm-up, where each modality hands a part of its dimensions to each other;
+DMIL is in its third stage. ``eager`` is the model written with ``torch.nn`` alone (plain_pgm.py, plain_dimml.py,
+plain_dmil.py), ``torch.compile`` that model compiled, ``cpp_wrapper`` the same without Python between its kernels,
+``ours`` the method as it is trained here, by itself, under torch.compile, and with the engine's ``train.compile``. On a
+CUDA device torch.compile runs in its mode ``reduce-overhead``, and ``ours`` is also captured in a CUDA graph, whole.
+``bare products`` are the matrix products of a step and nothing else. Correctness comes first: all forms have the same
+loss, and the same gradients in the encoders, where the reverse pass ends, and in the gates; of DMIL, which draws noise,
+the loss without noise, and its mean with it. In large batches calls are a small part, and so is the optimizer: each
+form has the one of its own side, and forms that save calls are left out. With ``--processor`` a step is what it takes
+of the processor: on a machine that has other work its wall clock measures that.
 """
 
 from __future__ import annotations
@@ -26,24 +29,29 @@ from itertools import combinations
 import harness
 import torch
 from clocks import HostClock, ProcessorClock
+from plain_dimml import PlainDIMML
+from plain_dmil import PlainDMIL
 from plain_pgm import PlainPgM
 from torch import Tensor, nn
 
 from pgm_fast import backends
 from pgm_fast.data.batch import Batch
 from pgm_fast.data.feature_set import DataSpec, ModalitySpec
-from pgm_fast.methods import ModelConfig, PgMConfig, build
+from pgm_fast.methods import METHODS, Method, ModelConfig, PgMConfig, build
+from pgm_fast.methods.dmil_config import JOINT
+from pgm_fast.nn import parameter_parts
 from pgm_fast.optim import MultiRateAdamW, multi_rate_groups
 from pgm_fast.train.compiled import CompiledStep
 from pgm_fast.train.json_files import read_json
 
 MODALITIES = ("text", "audio", "vision")
 CLASSES = 10
-CASES = {  # gate, batch, width of inputs and all features
-    "cpu": (("boundary", 64, 128), ("single", 64, 128), ("dual", 64, 128), ("boundary", 1024, 512)),
-    "cuda": (("boundary", 64, 128), ("single", 64, 128), ("boundary", 1024, 512)),
+SMALL_STEPS = tuple((op, 64, 128) for op in ("pgm boundary", "pgm single", "pgm dual", "dimml", "dmil"))
+CASES = {  # method and what it is trained with, batch, width of inputs and all features
+    "cpu": (*SMALL_STEPS, ("pgm boundary", 1024, 512)),
+    "cuda": (*(case for case in SMALL_STEPS if case[0] != "pgm dual"), ("pgm boundary", 1024, 512)),
 }
-QUICK = (("boundary", 16, 32),)
+QUICK = tuple((op, 16, 32) for op in ("pgm boundary", "dimml", "dmil"))
 RATES = {"*": {"encoder": 0.5, "partitioner": 2.0, "uni": 1.5, "paired": 0.75, "decoder": 1.25, "head": 1.0}}
 CLOCKS = {False: "wall", True: "time of the processor"}
 PRODUCTS, WRAPPED = "bare products", "torch.compile, cpp_wrapper"
@@ -72,15 +80,10 @@ OTHER, BETWEEN, WHOLE = "other ops", "between ops", "steps"
 
 @dataclass(frozen=True)
 class Form:
-    """One way to write the model: its module, what leaves the gradients of a batch there and returns the loss, and
-    where its gates are."""
+    """One way to write the model: its module, and what leaves the gradients of a batch there and returns the loss."""
 
     model: nn.Module
     gradients: Callable[[], Tensor]
-    gates: nn.Module
-
-    def checked(self) -> list[nn.Parameter]:
-        return [*self.model.encoders.parameters(), *self.gates.parameters()]
 
 
 @dataclass(frozen=True)
@@ -91,28 +94,51 @@ class Step:
     clear: Callable[[], object]
 
 
-def forms(gate: str, rows: int, d: int, device: torch.device) -> dict[str, Form]:
-    """name -> form, all with the same parameters and on the same batch."""
-    spec = DataSpec({m: ModalitySpec(d) for m in MODALITIES}, "classification", CLASSES)
+def models(op: str, d: int) -> tuple[Method, nn.Module]:
+    """The method in the stage that has most to do, and the same written with ``torch.nn`` alone."""
+    name, _, gate = op.partition(" ")
+    # its paper, and so the plain form, has two
+    modalities = MODALITIES[:2] if name == "dmil" else MODALITIES
+    spec = DataSpec({m: ModalitySpec(d) for m in modalities}, "classification", CLASSES)
+    settings = PgMConfig(gate=gate) if name == "pgm" else METHODS[name].config_class()
     torch.manual_seed(0)
-    ours = build("pgm", spec, ModelConfig(dim=d, hidden=d, dropout=0.0), PgMConfig(gate=gate)).to(device)
+    ours = build(name, spec, ModelConfig(dim=d, hidden=d, dropout=0.0), settings)
     with torch.no_grad():
         for parameter in ours.parameters():
             # some layers start as zeros, behind which there is no gradient to compare
             parameter.add_(torch.randn_like(parameter), alpha=0.3 * d**-0.5)
+    if name == "pgm":
+        return ours, PlainPgM(ours)
+    if name == "dmil":
+        ours.begin_stage(JOINT)
+        return ours, PlainDMIL(ours)
+    return _distilling(ours), PlainDIMML(ours)
+
+
+def _distilling(method: Method) -> Method:
+    """After the warm-up, with half of its dimensions effective in each modality."""
+    method.effective.copy_(torch.rand(method.effective.shape) < 0.5)
+    method.measured.fill_(True)
+    method.begin_stage(0)
+    method.begin_epoch(0, method.config.warmup, lambda: iter(()))
+    return method
+
+
+def forms(op: str, rows: int, d: int, device: torch.device) -> dict[str, Form]:
+    """name -> form, all with the same parameters and on the same batch."""
+    ours, plain = (model.to(device) for model in models(op, d))
     batch = Batch(
-        inputs={m: torch.randn(rows, d) for m in MODALITIES},
+        inputs={m: torch.randn(rows, d) for m in ours.spec.modalities},
         weight=torch.full((rows,), 1.0 / rows),
         index=torch.arange(rows),
         labels=torch.randint(CLASSES, (rows,)),
     ).to(device)
-    plain = PlainPgM(ours).to(device)
 
     def plainly(run: Callable[..., Tensor]) -> Form:
-        return Form(plain, lambda: _backward(run(batch.inputs, batch.labels)), plain.gates)
+        return Form(plain, lambda: _backward(run(batch.inputs, batch.labels)))
 
     def ours_by(model: nn.Module, run: Callable[[Batch], object]) -> Form:
-        return Form(model, lambda: _backward(run(batch).losses["total"]), model.block.partitioners)
+        return Form(model, lambda: _backward(run(batch).losses["total"]))
 
     found = {"eager": plainly(plain)}
     if device.type == "cuda":
@@ -123,7 +149,7 @@ def forms(gate: str, rows: int, d: int, device: torch.device) -> dict[str, Form]
     found |= {
         "torch.compile": plainly(torch.compile(plain)),
         "ours": ours_by(ours, ours),
-        PROGRAM: Form(ours, lambda: program(batch)["total"], ours.block.partitioners),
+        PROGRAM: Form(ours, lambda: program(batch)["total"]),
     }
     if rows <= SMALL:
         found[WRAPPED] = plainly(torch.compile(plain, options={"cpp_wrapper": True}))
@@ -136,20 +162,53 @@ def _backward(loss: Tensor) -> Tensor:
     return loss.detach()
 
 
-def check(found: dict[str, Form]) -> None:
-    """Loss and gradients of encoders and gates in every form.
+def check(found: dict[str, Form], op: str) -> None:
+    """Every form has the loss of the plain model, and its gradients.
 
     Raises:
-        AssertionError: one differs from those of the plain model.
+        AssertionError: one differs.
     """
+    if op == "dmil":
+        return _check_drawn(found)
     expected = None
     for form in found.values():
         form.model.zero_grad()
-        got = [form.gradients().clone(), *(p.grad.clone() for p in form.checked())]
+        got = {"loss": form.gradients().clone(), **_gradients(form.model)}
         form.model.zero_grad()
         expected = expected or got
-        for a, b in zip(got, expected, strict=True):
+        # under other names where the plain model has no such layer
+        for name in expected.keys() & got.keys():
+            a, b = got[name], expected[name]
             torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-3 * b.abs().max().item())
+
+
+def _gradients(model: nn.Module) -> dict[str, Tensor]:
+    """By name, of the encoders and of what writes the gates."""
+    named = dict(model.named_modules())
+    parts = {"encoders": named["encoders"], "gates": named.get("gates") or named.get("block.partitioners")}
+    found = {}
+    for part, module in parts.items():
+        if module is not None:
+            found |= {f"{part}.{i}": p.grad.clone() for i, p in enumerate(module.parameters())}
+    return found
+
+
+def _check_drawn(found: dict[str, Form], draws: int = 100) -> None:
+    """Of models that draw noise: the mean loss of as many steps, within six of its standard errors."""
+    drawn = {name: torch.stack([form.gradients().clone() for _ in range(draws)]) for name, form in found.items()}
+    for form in found.values():
+        form.model.zero_grad()
+    expected = drawn["eager"]
+    for name, losses in drawn.items():
+        error = ((losses.var() + expected.var()) / draws).sqrt()
+        assert (losses.mean() - expected.mean()).abs() < 6 * error, (name, losses.mean(), expected.mean(), error)
+
+
+def groups(model: nn.Module) -> list[dict]:
+    """A rate for each part that the model has."""
+    parts = {part for _, part in parameter_parts(model).values()}
+    rates = {"*": {part: rate for part, rate in RATES["*"].items() if part in parts}}
+    return multi_rate_groups(model, RATE, rates, default=1.0)
 
 
 def training_step(form: Form, optimizer: torch.optim.Optimizer, captured: bool = False) -> Step:
@@ -183,9 +242,9 @@ def capture(run: Callable[[], object], warm_up: int = 3) -> Callable[[], object]
     return graph.replay
 
 
-def bare_products(plain: PlainPgM, gradients: Callable[[], Tensor], rows: int, d: int) -> Step:
-    """Products of the linear layers and of the alignment, forward and for both gradients, on operands that are there
-    already; the data has no gradient."""
+def bare_products(plain: nn.Module, gradients: Callable[[], Tensor], rows: int, d: int) -> Step:
+    """Products of the linear layers and of the losses between pairs of modalities, forward and for their gradients, on
+    operands that are there already; the data has no gradient."""
     shapes: list[tuple[nn.Linear, int, bool]] = []
     hooks = [
         layer.register_forward_hook(
@@ -208,9 +267,10 @@ def bare_products(plain: PlainPgM, gradients: Callable[[], Tensor], rows: int, d
         n, k, m = count, layer.in_features, layer.out_features
         x, w, y = made(n, k), made(m, k), made(n, m)
         work += [(x, w.t(), made(n, m)), (y.t(), x, made(m, k)), *([(y, w, made(n, k))] if needed else [])]
-    for _ in combinations(MODALITIES, 2):
-        a, b, logits = made(rows, d), made(rows, d), made(rows, rows)
-        work += [(a, b.t(), made(rows, rows)), (logits, b, made(rows, d)), (logits.t(), a, made(rows, d))]
+    for a, b, both in pairs(plain, rows, d):
+        logits = made(rows, rows)
+        work += [(a, b.t(), made(rows, rows)), (logits, b, made(rows, b.shape[1]))]
+        work += [(logits.t(), a, made(rows, a.shape[1]))] if both else []
 
     def run() -> None:
         for a, b, out in work:
@@ -219,13 +279,23 @@ def bare_products(plain: PlainPgM, gradients: Callable[[], Tensor], rows: int, d
     return Step(run, lambda: None)
 
 
-def measure(gate: str, rows: int, d: int, device: torch.device, clock: HostClock | None) -> list[dict]:
-    """Rows of one gate and size: every form with every optimizer."""
+def pairs(plain: nn.Module, rows: int, d: int) -> list[tuple[Tensor, Tensor, bool]]:
+    """Operands of the losses between modalities, and whether both have a gradient."""
+    if isinstance(plain, PlainPgM):
+        return [(torch.randn(rows, d), torch.randn(rows, d), True) for _ in combinations(MODALITIES, 2)]
+    handed = plain.handed.values() if isinstance(plain, PlainDIMML) else ()
+    return [(torch.randn(rows, len(dims)), torch.randn(rows, len(dims)), False) for dims in handed]
+
+
+def measure(op: str, rows: int, d: int, device: torch.device, clock: HostClock | None) -> list[dict]:
+    """Rows of one case: every form with every optimizer."""
     torch.compiler.reset()
-    found = forms(gate, rows, d, device)
-    check(found)
+    found = forms(op, rows, d, device)
+    check(found, op)
     steps = {
-        (name, kind): training_step(form, make(multi_rate_groups(form.model, RATE, RATES)), name == CAPTURED)
+        (name, kind): training_step(
+            form, make(multi_rate_groups(form.model, RATE, RATES, default=1.0)), name == CAPTURED
+        )
         for name, form in found.items()
         for kind, make in OPTIMIZERS.items()
         if (kind == OURS) == name.startswith("ours") or (rows <= SMALL and name != CAPTURED)
@@ -244,18 +314,18 @@ def measure(gate: str, rows: int, d: int, device: torch.device, clock: HostClock
         row = harness.as_row(
             timing,
             counts,
-            op=f"pgm {gate}",
+            op=op,
             variant=name,
             backend=backends.chosen("partition", device.type) if name.startswith("ours") else "none",
             optimizer=kind,
             dtype="float32",
-            shape={"batch": rows, "modalities": len(MODALITIES), "d": d},
+            shape={"batch": rows, "modalities": len(eager.model.encoders), "d": d},
             kind="training step",
             times_best=round(best / timing.median, 2),
         )
         measured.append(row)
         print(
-            f"pgm {gate:8} B={rows:<5} d={d:<4} {name:27} {kind:19} {timing.median:8.2f} ms "
+            f"{op:12} B={rows:<5} d={d:<4} {name:27} {kind:19} {timing.median:8.2f} ms "
             f"({timing.p20:.2f} to {timing.p80:.2f})  {row['times_best']:.2f}x torch's best  "
             f"{counts.ops} ops  {counts.host_reads} host reads  {counts.peak_bytes / 2**20:.1f} MiB",
             flush=True,
@@ -263,11 +333,11 @@ def measure(gate: str, rows: int, d: int, device: torch.device, clock: HostClock
     return measured
 
 
-def shares(gate: str, rows: int, d: int, device: torch.device) -> dict:
+def shares(op: str, rows: int, d: int, device: torch.device) -> dict:
     """Where an eager step of ours spends its time on the host, by torch's profiler: percent inside of ops of each kind,
     and between them, which is Python, autograd and the calls themselves."""
-    form = forms(gate, rows, d, device)["ours"]
-    step = training_step(form, OPTIMIZERS[OURS](multi_rate_groups(form.model, RATE, RATES)))
+    form = forms(op, rows, d, device)["ours"]
+    step = training_step(form, OPTIMIZERS[OURS](groups(form.model)))
     count = max(3, 50 * SMALL // rows)
     for _ in range(harness.WARM_UP):
         step.run()
@@ -284,8 +354,8 @@ def shares(gate: str, rows: int, d: int, device: torch.device) -> dict:
     whole = took.pop(WHOLE)
     percent = {kind: round(100 * spent / whole, 1) for kind, spent in took.items()}
     percent[BETWEEN] = round(100 - sum(percent.values()), 1)
-    shape = {"batch": rows, "modalities": len(MODALITIES), "d": d}
-    row = {"op": f"pgm {gate}", "shape": shape, "ms": round(whole / 1e3 / count, 3), "percent": percent}
+    shape = {"batch": rows, "modalities": len(form.model.encoders), "d": d}
+    row = {"op": op, "shape": shape, "ms": round(whole / 1e3 / count, 3), "percent": percent}
     print(row, flush=True)
     return row
 
@@ -315,20 +385,25 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--processor", action="store_true", help="count the processor's time, for --threads 1")
     parser.add_argument("--shares", action="store_true", help="only where an eager step of ours spends its time")
-    parser.add_argument("--rows", nargs="+", type=int, default=[], help="these batches alone; others stay in the file")
+    parser.add_argument("--cases", nargs="+", choices=sorted({case[0] for case in CASES["cpu"]}), default=[])
+    parser.add_argument("--rows", nargs="+", type=int, default=[], help="these batches alone")
     parser.add_argument("--quick", action="store_true", help="a small size, nothing is written")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     device = torch.device(arguments.device)
-    cases = [case for case in CASES[device.type] if not arguments.rows or case[1] in arguments.rows]
+    wanted = [
+        case
+        for case in CASES[device.type]
+        if case[0] in (arguments.cases or [case[0]]) and case[1] in (arguments.rows or [case[1]])
+    ]
     where = harness.RESULTS / arguments.device / "step.json"
-    rows = read_json(where)["rows"] if arguments.rows and where.exists() else []
-    rows = [row for row in rows if row["shape"]["batch"] not in arguments.rows]
+    kept = read_json(where)["rows"] if where.exists() and len(wanted) < len(CASES[device.type]) else []
+    rows = [row for row in kept if (row["op"], row["shape"]["batch"], row["shape"]["d"]) not in wanted]
     if arguments.shares:
-        print(harness.write("step_shares", device, [shares(*case, device) for case in cases]))
+        print(harness.write("step_shares", device, [shares(*case, device) for case in wanted]))
         return
     clock = ProcessorClock() if arguments.processor else None
-    for case in QUICK if arguments.quick else cases:
+    for case in QUICK if arguments.quick else wanted:
         rows += measure(*case, device, clock)
         if not arguments.quick:
             # at every size, so that a run that is stopped leaves what it measured

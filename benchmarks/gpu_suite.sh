@@ -183,8 +183,8 @@ case $call in
     ;;
   bench-*)
     # the most important first
-    steps=(step multi_rate dmil_step)
-    declare -A limits=([step]=140 [multi_rate]=90 [dmil_step]=60 [partition]=90 [partitioned_linear]=60
+    steps=(step multi_rate)
+    declare -A limits=([step]=200 [multi_rate]=90 [partition]=90 [partitioned_linear]=60
       [reconstruction]=60 [duc_loss]=40)
     ops=(partition partitioned_linear reconstruction duc_loss)
     for script in "$repository"/benchmarks/bench_*.py; do

@@ -193,8 +193,9 @@ def summary() -> str:
             f"| job: `{method}`, batch 64, 3 modalities, d 128 | {theirs:.0f} samples/s | {ours:.0f} samples/s "
             f"| {ours / theirs:.1f}× |"
         )
-    best, ours = _best_step(_steps()["dual", "64 × 3 × 128"])
-    row("step: PgM's dual gate without identity start, batch 64, 3 modalities, d 128", best, ours)
+    for op in ("pgm boundary", "dimml", "dmil"):
+        shape = next(shape for name, shape in _steps() if name == op)
+        row(f"step: {op}, batch × modalities × d = {shape}", *_best_step(_steps()[op, shape]))
     optimizer = [r for r in read_json(CPU / "multi_rate.json")["rows"] if r["case"] == "480 tensors, 48 groups"]
     ms = {r["optimizer"]: r["ms"]["median"] for r in optimizer}
     row("step of AdamW, 480 tensors in 48 groups", min(ms["torch fused"], ms["torch foreach"]), ms["ours"])
@@ -358,7 +359,7 @@ def optimizers() -> str:
 
 
 def step() -> str:
-    """A whole training step of PgM in every form and with every optimizer."""
+    """A whole training step of each method in every form and with every optimizer."""
     content = read_json(CPU / "step.json")
     lines = [
         f"{_circumstances(content)}, {content.get('clock', 'wall')}.",
@@ -367,16 +368,14 @@ def step() -> str:
         "| best of ours against it | ops | peak memory |",
         "|---|---|---|---|---|---|---|---|",
     ]
-    for (gate, shape), forms in _steps().items():
+    for (op, shape), forms in _steps().items():
         _, ours = _best_step(forms)
         for name, by in forms.items():
             torchs, fewest = by.get("torch AdamW, fused"), by.get("MultiRateAdamW") or by["none"]
             cells = [f"{row['ms']['median']:.3g}" if row else "–" for row in (torchs, fewest)]
             times = f"{torchs['ms']['median'] / ours:.2f}×" if torchs and not name.startswith("ours") else "–"
             memory = f"{fewest['peak_bytes'] / 2**20:.1f} MiB"
-            lines.append(
-                f"| pgm {gate} | {shape} | {name} | {' | '.join(cells)} | {times} | {fewest['ops']} | {memory} |"
-            )
+            lines.append(f"| {op} | {shape} | {name} | {' | '.join(cells)} | {times} | {fewest['ops']} | {memory} |")
     return "\n".join(lines)
 
 
@@ -398,10 +397,10 @@ def profile() -> str:
 
 
 def _steps() -> dict[tuple[str, str], dict[str, dict[str, dict]]]:
-    """(gate, shape) -> form -> optimizer -> row."""
+    """(method and gate, shape) -> form -> optimizer -> row."""
     found: dict[tuple[str, str], dict[str, dict[str, dict]]] = {}
     for row in read_json(CPU / "step.json")["rows"]:
-        case = row["op"].removeprefix("pgm "), " × ".join(str(size) for size in row["shape"].values())
+        case = row["op"], " × ".join(str(size) for size in row["shape"].values())
         found.setdefault(case, {}).setdefault(row["variant"], {})[row["optimizer"]] = row
     return found
 
@@ -443,15 +442,10 @@ def targets() -> str:
     for method, rates in _jobs().items():
         reached = max(rates[EAGER], rates[COMPILED]) / rates[BARE]
         lines.append(f"| job, `{method}`, 64 × 3 × 128 | 2.5× of a bare compiled loop | {reached:.2f}× |")
-    for (gate, shape), forms in _steps().items():
+    for (op, shape), forms in _steps().items():
         best, ours = _best_step(forms)
-        wanted = 2.5 if shape.startswith("64 ") else 1.15
-        lines.append(f"| step, `pgm`, {gate} gate, {shape} | {wanted}× of `torch.compile` | {best / ours:.2f}× |")
-    rows = read_json(CPU / "dmil_step.json")["rows"]
-    d = 128
-    dmil = next(r for r in rows if (r["variant"], r["kind"], r["shape"]["d"]) == ("pgm_fast", "step", d))
-    reached = f"{dmil['times_module_by_module']:.2f}× of eager"
-    lines.append(f"| step, `dmil`, third stage, 64 × 2 × {d} | 2× of `torch.compile` | {reached} |")
+        wanted = 1.15 if not shape.startswith("64 ") else 2.5 if op.startswith("pgm") else 2
+        lines.append(f"| step, {op}, {shape} | {wanted}× of `torch.compile` | {best / ours:.2f}× |")
     return "\n".join(lines)
 
 
@@ -519,26 +513,6 @@ def components() -> str:
     return "\n".join(lines)
 
 
-def dmil_step() -> str:
-    """A step of DMIL's third stage."""
-    content = read_json(CPU / "dmil_step.json")
-    lines = [
-        _circumstances(content) + ".",
-        "",
-        "| DMIL, third stage, batch 64 | d | module by module ms | ours ms | against it | ops, then and now |",
-        "|---|---|---|---|---|---|",
-    ]
-    rows = content["rows"]
-    for kind, d in dict.fromkeys((row["kind"], row["shape"]["d"]) for row in rows):
-        of = {row["variant"]: row for row in rows if (row["kind"], row["shape"]["d"]) == (kind, d)}
-        plain, ours = of["module by module"], of["pgm_fast"]
-        lines.append(
-            f"| {kind} | {d} | {plain['ms']['median']:.3g} | {ours['ms']['median']:.3g} "
-            f"| {ours['times_module_by_module']:.2f}× | {plain['ops']}, {ours['ops']} |"
-        )
-    return "\n".join(lines)
-
-
 def densities() -> str:
     """KNIFE's log-density and gradient beside the form that copies the coupling per row."""
     content = read_json(CPU / "knife.json")
@@ -587,7 +561,6 @@ PAGES: dict[str, dict[str, Callable[[], str]]] = {
         "fit": fit,
         "step": step,
         "profile": profile,
-        "dmil step": dmil_step,
         "targets": targets,
         "compiled": compiled,
         "partition": partition,
