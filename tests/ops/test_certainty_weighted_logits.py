@@ -71,7 +71,7 @@ def test_a_prediction_compiles_and_passes_opcheck():
     for a, b in zip(compiled(logits, labels=labels), certainty_weighted_prediction(logits, labels=labels), strict=True):
         assert torch.equal(a, b)
     op = torch.ops.pgm_fast.certainty_weighted_prediction
-    torch.library.opcheck(op, (logits, None, labels, 0.5), rtol=0, atol=0)
+    torch.library.opcheck(op.default, (logits, None, labels, 0.5), rtol=0, atol=0)
 
 
 def test_wrong_arguments_are_named():
