@@ -11,7 +11,6 @@ import re
 import subprocess
 import tempfile
 from collections.abc import Callable
-from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import cache, cached_property
 from unittest import mock
@@ -115,10 +114,8 @@ def record_launches(call: Callable[[], object], capability: int = 90) -> list[La
     def run(kernel, *args, grid, warmup, **kwargs):
         found.append(_launch(kernel, args, grid, kwargs))
 
-    with ExitStack() as patched:
-        patched.enter_context(mock.patch.object(JITFunction, "run", run))
-        for module in (duc_loss,):
-            patched.enter_context(mock.patch.object(module, "operands_in_shared", lambda _: capability in (90, 100)))
+    in_shared = mock.patch.object(duc_loss, "operands_in_shared", lambda _: capability in (90, 100))
+    with mock.patch.object(JITFunction, "run", run), in_shared:
         call()
     return found
 

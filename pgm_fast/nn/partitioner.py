@@ -105,7 +105,11 @@ class ModalPartitioner(nn.Module):
     def split(self, h: Tensor, z: Tensor | None, return_shares: bool = False) -> tuple[Tensor, ...]:
         """``(uni, paired)`` for logits that :meth:`logits` gave; with ``return_shares`` also what :meth:`shares_of`
         gives, for ``boundary``, ``single`` and ``dual`` from the same pass."""
-        if self.gate == "boundary" and z is not None:
+        if self.gate in ("none", "fixed"):
+            parts = self._split_without_logits(h)
+            return (*parts, self._shares_without_logits(h)) if return_shares else parts
+        z = self._required(z)
+        if self.gate == "boundary":
             b_uni, b_paired = _lengths(z).split(1, dim=-1)
             return ops.partition_boundary(
                 h,
@@ -116,28 +120,28 @@ class ModalPartitioner(nn.Module):
                 detach_gates=self.by_shares,
                 return_share=return_shares,
             )
-        if self.gate == "single" and z is not None:
+        if self.gate == "single":
             return ops.partition(h, z, self.temperature, return_share=return_shares)
-        if self.gate == "dual" and z is not None:
+        if self.gate == "dual":
             z_uni, z_paired = z.chunk(2, dim=-1)
             uni_only, paired_only, shared, *shares = ops.partition_dual(
                 h, z_uni, z_paired, self.temperature, return_share=return_shares
             )
             return uni_only + shared, paired_only + shared, *shares
-        parts = self._split_plainly(h, z)
-        return (*parts, self.shares_of(h, z)) if return_shares else parts
-
-    def _split_plainly(self, h: Tensor, z: Tensor | None) -> tuple[Tensor, Tensor]:
-        if self.gate == "none":
-            return h, h
-        if self.gate == "fixed":
-            first = torch.arange(self.dim, device=h.device) < self.dim // 2
-            return torch.where(first, h, 0), torch.where(first, 0, h)
-        if z is None:
-            raise ValueError(f"the {self.gate} gate takes logits, got None")
         gate = torch.sigmoid(z / self.temperature).repeat_interleave(self.chunk, dim=-1).to(h.dtype)
         paired = gate * h
-        return h - paired, paired
+        return (h - paired, paired, *([self.shares_of(h, z)] if return_shares else []))
+
+    def _required(self, z: Tensor | None) -> Tensor:
+        if z is None:
+            raise ValueError(f"the {self.gate} gate takes logits, got None")
+        return z
+
+    def _split_without_logits(self, h: Tensor) -> tuple[Tensor, Tensor]:
+        if self.gate == "none":
+            return h, h
+        first = torch.arange(self.dim, device=h.device) < self.dim // 2
+        return torch.where(first, h, 0), torch.where(first, 0, h)
 
     def forward(self, h: Tensor, context: Tensor | None = None, return_shares: bool = False) -> tuple[Tensor, ...]:
         """``(uni, paired)``, each ``[..., dim]``, with ``return_shares`` also what :meth:`shares` gives.
@@ -151,18 +155,20 @@ class ModalPartitioner(nn.Module):
 
     def shares_of(self, h: Tensor, z: Tensor | None) -> Tensor:
         """:meth:`shares` for logits that :meth:`logits` gave."""
+        if self.gate in ("none", "fixed"):
+            return self._shares_without_logits(h)
         if self.gate == "boundary":
             return self.split(h, z, return_shares=True)[-1]
-        if self.gate == "dual" and z is not None:
+        z = self._required(z)
+        if self.gate == "dual":
             z_uni, z_paired = z.chunk(2, dim=-1)
             return ops.partition_share(z_uni, z_paired, self.temperature)
-        if self.gate == "single" and z is not None:
+        if self.gate == "single":
             return ops.partition_share(z, None, self.temperature)
-        if self.gate == "sigmoid" and z is not None:
-            paired = torch.sigmoid(z / self.temperature).mean(-1)
-            return torch.stack((1 - paired, paired), dim=-1)
-        if self.gate not in ("fixed", "none"):
-            raise ValueError(f"the {self.gate} gate takes logits, got None")
+        paired = torch.sigmoid(z / self.temperature).mean(-1)
+        return torch.stack((1 - paired, paired), dim=-1)
+
+    def _shares_without_logits(self, h: Tensor) -> Tensor:
         uni = self.dim // 2 / self.dim if self.gate == "fixed" else 1.0
         paired = 1.0 - uni if self.gate == "fixed" else 1.0
         return torch.stack((h.new_full(h.shape[:-1], uni), h.new_full(h.shape[:-1], paired)), dim=-1)

@@ -68,8 +68,7 @@ class ResNetEncoder(nn.Module):
             depths=[2, 2, 2, 2],
             layer_type="basic",
         )
-        self.net = ResNetModel(config)
-        nn.Module.to(self.net, device=device, dtype=dtype)
+        self.net = ResNetModel(config).to(device=device, dtype=dtype)  # pyright: ignore[reportCallIssue]
         self.dropout = Dropout(dropout)
         self.features = widths[-1]
         if not projection and dim != self.features:

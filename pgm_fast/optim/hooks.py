@@ -32,7 +32,8 @@ def hooked(step: Callable) -> Callable:
             return observed(self, *args, **kwargs)
         return step(self, *args, **kwargs)
 
-    vars(call)["hooked"] = True  # so that torch leaves it as it is
+    # so that torch leaves it as it is
+    call.hooked = True  # pyright: ignore[reportAttributeAccessIssue]
     return call
 
 

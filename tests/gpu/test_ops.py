@@ -223,9 +223,10 @@ def test_duc_loss_takes_three_launches_for_both_directions_there_and_back_or_six
 
 @pytest.mark.parametrize("backend", ["triton", "torch"])
 def test_duc_loss_keeps_no_matrix_of_products(backend):
-    """Beside one the chosen columns, which are gathered, are little: of so many rows."""
+    """Backward has the chosen columns of both sides of both directions beside each other, and a gradient of each
+    direction's, in one part: at this size there are programs enough."""
     require("duc_loss", backend)
-    rows, d = 16384, 512
+    rows, d = 4096, 512
     student, teacher = (torch.randn(rows, d, device="cuda", requires_grad=True) for _ in range(2))
     dims = torch.arange(0, d, 2, device="cuda")
     with pgm_fast.backend(backend):
@@ -236,8 +237,9 @@ def test_duc_loss_keeps_no_matrix_of_products(backend):
         torch.autograd.grad(loss, [student, teacher])
         peak = torch.cuda.max_memory_allocated() - before
     products, gradients = 4 * rows * rows, 2 * 4 * rows * d
+    columns = (2 * 2 + 2) * 4 * rows * len(dims)
     assert kept < 0.1 * products
-    assert backend == "torch" or peak - gradients < 0.1 * products
+    assert backend == "torch" or peak - gradients < columns + 0.01 * products
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
