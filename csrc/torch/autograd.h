@@ -8,29 +8,38 @@
 #include <torch/csrc/autograd/forward_grad.h>
 
 #include <algorithm>
+#include <array>
 #include <optional>
+#include <tuple>
 
 namespace pgm_fast::host {
 
-template <class Kernel>
-auto typed_op(const char* name) {
-  return c10::Dispatcher::singleton().findSchemaOrThrow(name, "").typed<Kernel>();
+using at::Tensor;
+using torch::autograd::AutogradContext;
+using torch::autograd::variable_list;
+using MaybeTensor = std::optional<Tensor>;
+using Two = std::tuple<Tensor, Tensor>;
+using Three = std::tuple<Tensor, Tensor, Tensor>;
+using Four = std::tuple<Tensor, Tensor, Tensor, Tensor>;
+using Five = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor>;
+using Six = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>;
+
+// Whether an argument of an op asks for a gradient.
+inline bool requires_grad(const Tensor& x) { return x.requires_grad(); }
+inline bool requires_grad(const MaybeTensor& x) { return x && x->requires_grad(); }
+inline bool requires_grad(at::TensorList all) {
+  return std::any_of(all.begin(), all.end(), [](const Tensor& x) { return x.requires_grad(); });
 }
-
-inline bool requires_grad(const at::Tensor& x) { return x.requires_grad(); }
-inline bool requires_grad(const std::optional<at::Tensor>& x) { return x && x->requires_grad(); }
-
-// Whether autograd records a call on these tensors.
-template <class... Tensors>
-bool recorded(const Tensors&... tensors) {
-  return at::GradMode::is_enabled() && (requires_grad(tensors) || ...);
+template <class Other>
+bool requires_grad(const Other&) {
+  return false;
 }
 
 // Whether an argument of an op carries a derivative of forward mode.
-inline bool has_tangent(const at::Tensor& x) { return x.defined() && x._fw_grad(/*level=*/0).defined(); }
-inline bool has_tangent(const std::optional<at::Tensor>& x) { return x && has_tangent(*x); }
+inline bool has_tangent(const Tensor& x) { return x.defined() && x._fw_grad(/*level=*/0).defined(); }
+inline bool has_tangent(const MaybeTensor& x) { return x && has_tangent(*x); }
 inline bool has_tangent(at::TensorList all) {
-  return std::any_of(all.begin(), all.end(), [](const at::Tensor& x) { return has_tangent(x); });
+  return std::any_of(all.begin(), all.end(), [](const Tensor& x) { return has_tangent(x); });
 }
 template <class Other>
 bool has_tangent(const Other&) {
@@ -49,13 +58,19 @@ class BelowAutogradUnlessRecorded {
   std::optional<at::AutoDispatchBelowADInplaceOrView> guard_;
 };
 
+// What forward kept for backward, by as many names.
+template <size_t count>
+std::array<Tensor, count> unpack(AutogradContext* ctx) {
+  auto all = ctx->get_saved_variables();
+  TORCH_CHECK(all.size() == count, "pgm_fast saved ", all.size(), " tensors for a backward pass that reads ", count);
+  std::array<Tensor, count> found;
+  std::move(all.begin(), all.end(), found.begin());
+  return found;
+}
+
 // Ops with a share do without gradients of zeros where an output is not used: the share's is left out, those of the
 // parts are made here.
-inline at::Tensor or_zeros(const at::Tensor& grad, const at::Tensor& h) {
-  return grad.defined() ? grad : at::zeros_like(h);
-}
-inline std::optional<at::Tensor> or_none(const at::Tensor& grad) {
-  return grad.defined() ? std::optional<at::Tensor>(grad) : std::nullopt;
-}
+inline Tensor or_zeros(const Tensor& grad, const Tensor& h) { return grad.defined() ? grad : at::zeros_like(h); }
+inline MaybeTensor or_none(const Tensor& x) { return x.defined() ? MaybeTensor(x) : std::nullopt; }
 
 }  // namespace pgm_fast::host

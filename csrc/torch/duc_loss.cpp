@@ -5,7 +5,6 @@
 #include <ATen/ops/mm.h>
 #include <ATen/ops/nonzero.h>
 #include <ATen/ops/zeros.h>
-#include <torch/library.h>
 
 #include <algorithm>
 #include <numeric>
@@ -14,19 +13,9 @@
 #include "autograd.h"
 #include "operands.h"
 #include "registration.h"
-#include "serving.h"
 
 namespace pgm_fast::host {
 namespace {
-
-using at::Tensor;
-using torch::autograd::AutogradContext;
-using torch::autograd::variable_list;
-using MaybeTensor = std::optional<Tensor>;
-using Two = std::tuple<Tensor, Tensor>;
-using Three = std::tuple<Tensor, Tensor, Tensor>;
-
-Op forward_op("duc_loss"), backward_op("duc_loss_backward");
 
 // Products held at once, and gathered features of teachers: 1 and 4 MiB in float. Fewer products per block make the
 // matrix product slower, gathering teachers anew for every block costs more the smaller a block is.
@@ -160,8 +149,8 @@ Tensor by_number(const Tensor& kept, const Tensor& dims, const Tensor& chosen) {
   return dims.scalar_type() != at::kBool || kept.dim() != 2 ? kept : at::index_select(kept, 1, chosen);
 }
 
-Three forward(const Tensor& student, const Tensor& teacher, const Tensor& dims, const MaybeTensor& reverse_dims,
-              const MaybeTensor& weight, int64_t begin, int64_t end, double temperature, bool keep_gradient) {
+Three duc_loss(const Tensor& student, const Tensor& teacher, const Tensor& dims, const MaybeTensor& reverse_dims,
+               const MaybeTensor& weight, int64_t begin, int64_t end, double temperature, bool keep_gradient) {
   const Tensor w = weights_or_mean(weight, student), chosen = numbers(dims);
   end = end_of(end, student);
   auto [loss, kept] = OneWay(student, teacher, chosen, w, begin, end, temperature).forward(keep_gradient);
@@ -172,9 +161,9 @@ Three forward(const Tensor& student, const Tensor& teacher, const Tensor& dims, 
   return {loss.add_(back), kept, by_mask(back_kept, *reverse_dims, back_chosen)};
 }
 
-Two backward(const Tensor& grad, const Tensor& student, const Tensor& teacher, const Tensor& dims,
-             const MaybeTensor& reverse_dims, const MaybeTensor& weight, const Tensor& kept, const Tensor& reverse_kept,
-             int64_t begin, int64_t end, double temperature) {
+Two duc_loss_backward(const Tensor& grad, const Tensor& student, const Tensor& teacher, const Tensor& dims,
+                      const MaybeTensor& reverse_dims, const MaybeTensor& weight, const Tensor& kept,
+                      const Tensor& reverse_kept, int64_t begin, int64_t end, double temperature) {
   const Tensor w = weights_or_mean(weight, student), chosen = numbers(dims);
   const double scale = grad.item<double>();
   end = end_of(end, student);
@@ -186,34 +175,6 @@ Two backward(const Tensor& grad, const Tensor& student, const Tensor& teacher, c
                           .backward(by_number(reverse_kept, *reverse_dims, back), scale)};
 }
 
-Three forward_cpu(const Tensor& student, const Tensor& teacher, const Tensor& dims, const MaybeTensor& reverse_dims,
-                  const MaybeTensor& weight, int64_t begin, int64_t end, double temperature, bool keep_gradient) {
-  if (!forward_op.serves(student, teacher, weight)) {
-    return forward_op.in_python<Three>(student, teacher, dims, reverse_dims, weight, begin, end, temperature,
-                                       keep_gradient);
-  }
-  return forward(student, teacher, dims, reverse_dims, weight, begin, end, temperature, keep_gradient);
-}
-
-Two backward_cpu(const Tensor& grad, const Tensor& student, const Tensor& teacher, const Tensor& dims,
-                 const MaybeTensor& reverse_dims, const MaybeTensor& weight, const Tensor& kept,
-                 const Tensor& reverse_kept, int64_t begin, int64_t end, double temperature) {
-  if (!backward_op.serves(grad, student, teacher, weight)) {
-    return backward_op.in_python<Two>(grad, student, teacher, dims, reverse_dims, weight, kept, reverse_kept, begin,
-                                      end, temperature);
-  }
-  return backward(grad, student, teacher, dims, reverse_dims, weight, kept, reverse_kept, begin, end, temperature);
-}
-
-const auto& dispatched() {
-  static const auto op = typed_op<decltype(forward_cpu)>("pgm_fast::duc_loss");
-  return op;
-}
-const auto& dispatched_backward() {
-  static const auto op = typed_op<decltype(backward_cpu)>("pgm_fast::duc_loss_backward");
-  return op;
-}
-
 struct DucLoss : torch::autograd::Function<DucLoss> {
   static constexpr bool is_traceable = true;
 
@@ -222,9 +183,9 @@ struct DucLoss : torch::autograd::Function<DucLoss> {
                                double temperature, bool keep_gradient) {
     const at::AutoDispatchBelowADInplaceOrView below;
     auto [loss, kept, reverse_kept] =
-        dispatched().call(student, teacher, dims, reverse_dims, weight, begin, end, temperature, keep_gradient);
-    ctx->save_for_backward({student, teacher, dims, reverse_dims ? *reverse_dims : Tensor(),
-                            weight ? *weight : Tensor(), kept, reverse_kept});
+        OpOf<duc_loss>::call(student, teacher, dims, reverse_dims, weight, begin, end, temperature, keep_gradient);
+    ctx->save_for_backward(
+        {student, teacher, dims, reverse_dims.value_or(Tensor()), weight.value_or(Tensor()), kept, reverse_kept});
     ctx->saved_data["begin"] = begin;
     ctx->saved_data["end"] = end;
     ctx->saved_data["temperature"] = temperature;
@@ -232,37 +193,20 @@ struct DucLoss : torch::autograd::Function<DucLoss> {
   }
 
   static variable_list backward(AutogradContext* ctx, const variable_list& grads) {
-    const auto saved = ctx->get_saved_variables();
+    const auto [student, teacher, dims, reverse_dims, weight, kept, reverse_kept] = unpack<7>(ctx);
     const BelowAutogradUnlessRecorded below;
-    const auto maybe = [](const Tensor& x) { return x.defined() ? MaybeTensor(x) : MaybeTensor(); };
-    auto [by_student, by_teacher] = dispatched_backward().call(
-        grads[0], saved[0], saved[1], saved[2], maybe(saved[3]), maybe(saved[4]), saved[5], saved[6],
+    auto [by_student, by_teacher] = OpOf<duc_loss_backward>::call(
+        grads[0], student, teacher, dims, or_none(reverse_dims), or_none(weight), kept, reverse_kept,
         ctx->saved_data["begin"].toInt(), ctx->saved_data["end"].toInt(), ctx->saved_data["temperature"].toDouble());
     variable_list result(9);
     result[0] = by_student;
-    if (saved[3].defined()) result[1] = by_teacher;
+    if (reverse_dims.defined()) result[1] = by_teacher;
     return result;
   }
 };
 
-Three forward_autograd(const Tensor& student, const Tensor& teacher, const Tensor& dims,
-                       const MaybeTensor& reverse_dims, const MaybeTensor& weight, int64_t begin, int64_t end,
-                       double temperature, bool keep_gradient) {
-  if (!recorded(student, teacher)) {
-    const at::AutoDispatchBelowADInplaceOrView below;
-    return dispatched().call(student, teacher, dims, reverse_dims, weight, begin, end, temperature, keep_gradient);
-  }
-  const auto made =
-      DucLoss::apply(student, teacher, dims, reverse_dims, weight, begin, end, temperature, keep_gradient);
-  return {made[0], made[1], made[2]};
-}
+Registered<duc_loss, DucLoss, Bound> op("duc_loss");
+Registered<duc_loss_backward, NoDerivative, Bound> backward_op("duc_loss_backward");
 
 }  // namespace
-
-void bind_duc_loss(py::module_& m) { bind_op<forward, backward>(m, "duc_loss"); }
-
-void implement_duc_loss(torch::Library& cpu, torch::Library& autograd) {
-  implement_op<forward_cpu, backward_cpu, forward_autograd>(cpu, autograd, "duc_loss");
-}
-
 }  // namespace pgm_fast::host

@@ -2,31 +2,15 @@
 #include <ATen/ops/empty.h>
 #include <ATen/ops/empty_like.h>
 #include <ATen/ops/zeros.h>
-#include <pybind11/stl.h>
-#include <torch/library.h>
 
 #include <vector>
 
 #include "autograd.h"
 #include "operands.h"
 #include "registration.h"
-#include "serving.h"
 
 namespace pgm_fast::host {
 namespace {
-
-using at::Tensor;
-using torch::autograd::AutogradContext;
-using torch::autograd::variable_list;
-using MaybeTensor = std::optional<Tensor>;
-using Two = std::tuple<Tensor, Tensor>;
-using Three = std::tuple<Tensor, Tensor, Tensor>;
-
-Op forward_op("gated_mixture"), backward_op("gated_mixture_backward");
-
-at::TensorOptions wide(const Tensor& logits) {
-  return logits.options().dtype(logits.scalar_type() == at::kDouble ? at::kDouble : at::kFloat);
-}
 
 uintptr_t address(const Tensor& x) { return reinterpret_cast<uintptr_t>(x.const_data_ptr()); }
 
@@ -44,14 +28,13 @@ std::vector<Tensor> contiguous(at::TensorList all) {
   return result;
 }
 
-Three forward_cpu(const Tensor& gate_, at::TensorList logits_, const MaybeTensor& labels_) {
-  if (!forward_op.serves(gate_, logits_[0])) return forward_op.in_python<Three>(gate_, logits_.vec(), labels_);
+Three gated_mixture(const Tensor& gate_, at::TensorList logits_, const MaybeTensor& labels_) {
   const Tensor gate = gate_.contiguous(), labels = labels_ ? labels_->contiguous() : Tensor();
   const auto logits = contiguous(logits_);
   const int64_t rows = gate.size(0), scored = static_cast<int64_t>(logits.size());
   const auto mixed = input(gate, rows);
   const auto read = matrices(logits, rows);
-  const auto options = wide(logits[0]);
+  const auto options = logits[0].options().dtype(accumulation(logits[0]));
   Three result(at::empty_like(logits[0]), at::empty(gate.sizes(), options),
                labels.defined() ? at::empty({rows, 1 + scored}, options) : at::empty({0}, options));
   const auto& [fused, weights, losses] = result;
@@ -60,11 +43,8 @@ Three forward_cpu(const Tensor& gate_, at::TensorList logits_, const MaybeTensor
   return result;
 }
 
-Two backward_cpu(const Tensor& grad_fused_, const Tensor& grad_weights_, const Tensor& grad_losses_,
-                 const Tensor& gate_, at::TensorList logits_, const MaybeTensor& labels_) {
-  if (!backward_op.serves(grad_fused_, gate_)) {
-    return backward_op.in_python<Two>(grad_fused_, grad_weights_, grad_losses_, gate_, logits_.vec(), labels_);
-  }
+Two gated_mixture_backward(const Tensor& grad_fused_, const Tensor& grad_weights_, const Tensor& grad_losses_,
+                           const Tensor& gate_, at::TensorList logits_, const MaybeTensor& labels_) {
   const Tensor gate = gate_.contiguous(), labels = labels_ ? labels_->contiguous() : Tensor();
   const Tensor grad_fused = grad_fused_.contiguous(), grad_weights = grad_weights_.contiguous(),
                grad_losses = grad_losses_.contiguous();
@@ -83,22 +63,13 @@ Two backward_cpu(const Tensor& grad_fused_, const Tensor& grad_weights_, const T
   return result;
 }
 
-const auto& dispatched() {
-  static const auto op = typed_op<decltype(forward_cpu)>("pgm_fast::gated_mixture");
-  return op;
-}
-const auto& dispatched_backward() {
-  static const auto op = typed_op<decltype(backward_cpu)>("pgm_fast::gated_mixture_backward");
-  return op;
-}
-
 struct GatedMixture : torch::autograd::Function<GatedMixture> {
   static constexpr bool is_traceable = true;
 
   static variable_list forward(AutogradContext* ctx, const Tensor& gate, at::TensorList logits,
                                const MaybeTensor& labels) {
     const at::AutoDispatchBelowADInplaceOrView below;
-    auto [fused, weights, losses] = dispatched().call(gate, logits, labels);
+    auto [fused, weights, losses] = OpOf<gated_mixture>::call(gate, logits, labels);
     variable_list saved{gate, labels.value_or(Tensor())};
     saved.insert(saved.end(), logits.begin(), logits.end());
     ctx->save_for_backward(std::move(saved));
@@ -108,9 +79,10 @@ struct GatedMixture : torch::autograd::Function<GatedMixture> {
   static variable_list backward(AutogradContext* ctx, const variable_list& grads) {
     const auto saved = ctx->get_saved_variables();
     const BelowAutogradUnlessRecorded below;
+    const Tensor &gate = saved[0], &labels = saved[1];
     const auto logits = at::TensorList(saved).slice(2);
-    auto [grad_gate, grad_logits] = dispatched_backward().call(
-        grads[0], grads[1], grads[2], saved[0], logits, saved[1].defined() ? MaybeTensor(saved[1]) : MaybeTensor());
+    auto [grad_gate, grad_logits] =
+        OpOf<gated_mixture_backward>::call(grads[0], grads[1], grads[2], gate, logits, or_none(labels));
     variable_list result{grad_gate};
     for (const Tensor& grad : grad_logits.unbind(0)) result.push_back(grad);
     result.emplace_back();
@@ -118,21 +90,8 @@ struct GatedMixture : torch::autograd::Function<GatedMixture> {
   }
 };
 
-Three forward_autograd(const Tensor& gate, at::TensorList logits, const MaybeTensor& labels) {
-  bool recorded_call = recorded(gate);
-  for (const Tensor& x : logits) recorded_call = recorded_call || recorded(x);
-  if (!recorded_call) {
-    const at::AutoDispatchBelowADInplaceOrView below;
-    return dispatched().call(gate, logits, labels);
-  }
-  const auto result = GatedMixture::apply(gate, logits, labels);
-  return {result[0], result[1], result[2]};
-}
+Registered<gated_mixture, GatedMixture> op("gated_mixture");
+Registered<gated_mixture_backward> backward_op("gated_mixture_backward");
 
 }  // namespace
-
-void implement_gated_mixture(torch::Library& cpu, torch::Library& autograd) {
-  implement_op<forward_cpu, backward_cpu, forward_autograd>(cpu, autograd, "gated_mixture");
-}
-
 }  // namespace pgm_fast::host

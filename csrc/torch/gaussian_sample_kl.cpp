@@ -2,24 +2,13 @@
 // pgm_fast/ops/gaussian_sample_kl.py.
 #include <ATen/ops/empty.h>
 #include <ATen/ops/zeros.h>
-#include <torch/library.h>
 
 #include "autograd.h"
 #include "operands.h"
 #include "registration.h"
-#include "serving.h"
 
 namespace pgm_fast::host {
 namespace {
-
-using at::Tensor;
-using torch::autograd::AutogradContext;
-using torch::autograd::variable_list;
-using MaybeTensor = std::optional<Tensor>;
-using Two = std::tuple<Tensor, Tensor>;
-using Four = std::tuple<Tensor, Tensor, Tensor, Tensor>;
-
-Op forward_op("gaussian_sample_kl"), backward_op("gaussian_sample_kl_backward");
 
 // Rows as the kernel reads them: whole, but they may lie apart (halves of a wider matrix), except where they are
 // converted.
@@ -54,26 +43,20 @@ Tensor empty_or_none(const Tensor& like, bool wanted) {
   return wanted ? at::empty(like.sizes(), like.options()) : at::empty({0}, like.options());
 }
 
-Two forward_cpu(const Tensor& mu, const Tensor& logvar, const MaybeTensor& prior_mu, const MaybeTensor& prior_logvar,
-                const MaybeTensor& seed, int64_t layers) {
-  if (!forward_op.serves(mu, logvar, prior_mu, prior_logvar)) {
-    return forward_op.in_python<Two>(mu, logvar, prior_mu, prior_logvar, seed, layers);
-  }
+Two gaussian_sample_kl(const Tensor& mu, const Tensor& logvar, const MaybeTensor& prior_mu,
+                       const MaybeTensor& prior_logvar, const MaybeTensor& seed, int64_t layers) {
   const int64_t rows = mu.size(0), d = mu.size(1);
   const Rows m(mu), l(logvar), pm(prior_mu), pl(prior_logvar);
-  const auto accumulation = mu.scalar_type() == at::kDouble ? at::kDouble : at::kFloat;
-  Two result(empty_or_none(mu, seed.has_value()), at::empty({rows, layers}, mu.options().dtype(accumulation)));
+  Two result(empty_or_none(mu, seed.has_value()), at::empty({rows, layers}, mu.options().dtype(accumulation(mu))));
   const auto& [z, kl] = result;
   cpu::gaussian_sample_kl(rows, d, layers, m.matrix(mu), l.matrix(mu), pm.matrix(mu), pl.matrix(mu), address(seed),
                           made(z, mu), reinterpret_cast<uintptr_t>(kl.mutable_data_ptr()), at::get_num_threads());
   return result;
 }
 
-Four backward_cpu(const Tensor& grad_z, const Tensor& grad_kl_, const Tensor& mu, const Tensor& logvar,
-                  const MaybeTensor& prior_mu, const MaybeTensor& prior_logvar, const MaybeTensor& seed) {
-  if (!backward_op.serves(grad_z, grad_kl_, mu, logvar, prior_mu, prior_logvar)) {
-    return backward_op.in_python<Four>(grad_z, grad_kl_, mu, logvar, prior_mu, prior_logvar, seed);
-  }
+Four gaussian_sample_kl_backward(const Tensor& grad_z, const Tensor& grad_kl_, const Tensor& mu, const Tensor& logvar,
+                                 const MaybeTensor& prior_mu, const MaybeTensor& prior_logvar,
+                                 const MaybeTensor& seed) {
   const int64_t rows = mu.size(0), d = mu.size(1), layers = grad_kl_.size(1);
   const Rows gz(seed ? MaybeTensor(grad_z) : std::nullopt), m(mu), l(logvar), pm(prior_mu), pl(prior_logvar);
   const Tensor grad_kl = layers > 1 && grad_kl_.stride(1) != 1 ? grad_kl_.contiguous() : grad_kl_;
@@ -88,15 +71,6 @@ Four backward_cpu(const Tensor& grad_z, const Tensor& grad_kl_, const Tensor& mu
   return result;
 }
 
-const auto& dispatched() {
-  static const auto op = typed_op<decltype(forward_cpu)>("pgm_fast::gaussian_sample_kl");
-  return op;
-}
-const auto& dispatched_backward() {
-  static const auto op = typed_op<decltype(backward_cpu)>("pgm_fast::gaussian_sample_kl_backward");
-  return op;
-}
-
 struct GaussianSampleKl : torch::autograd::Function<GaussianSampleKl> {
   static constexpr bool is_traceable = true;
 
@@ -104,7 +78,7 @@ struct GaussianSampleKl : torch::autograd::Function<GaussianSampleKl> {
                                const MaybeTensor& prior_mu, const MaybeTensor& prior_logvar, const MaybeTensor& seed,
                                int64_t layers) {
     const at::AutoDispatchBelowADInplaceOrView below;
-    auto [z, kl] = dispatched().call(mu, logvar, prior_mu, prior_logvar, seed, layers);
+    auto [z, kl] = OpOf<gaussian_sample_kl>::call(mu, logvar, prior_mu, prior_logvar, seed, layers);
     ctx->save_for_backward(
         {mu, logvar, prior_mu.value_or(Tensor()), prior_logvar.value_or(Tensor()), seed.value_or(Tensor())});
     ctx->saved_data["layers"] = layers;
@@ -113,40 +87,24 @@ struct GaussianSampleKl : torch::autograd::Function<GaussianSampleKl> {
   }
 
   static variable_list backward(AutogradContext* ctx, const variable_list& grads) {
-    const auto saved = ctx->get_saved_variables();
+    const auto [mu, logvar, prior_mu, prior_logvar, seed] = unpack<5>(ctx);
     const BelowAutogradUnlessRecorded below;
-    const auto maybe = [](const Tensor& x) { return x.defined() ? MaybeTensor(x) : MaybeTensor(); };
-    const Tensor& mu = saved[0];
-    const MaybeTensor prior_mu = maybe(saved[2]), seed = maybe(saved[4]);
     // without a sample nothing reads its gradient
     Tensor grad_z = grads[0];
-    if (!grad_z.defined()) grad_z = seed ? at::zeros(mu.sizes(), mu.options()) : at::empty({0}, mu.options());
+    if (!grad_z.defined()) grad_z = seed.defined() ? at::zeros(mu.sizes(), mu.options()) : at::empty({0}, mu.options());
     Tensor grad_kl = grads[1];
     if (!grad_kl.defined()) {
-      const auto accumulation = mu.scalar_type() == at::kDouble ? at::kDouble : at::kFloat;
-      grad_kl = at::zeros({mu.size(0), ctx->saved_data["layers"].toInt()}, mu.options().dtype(accumulation));
+      grad_kl = at::zeros({mu.size(0), ctx->saved_data["layers"].toInt()}, mu.options().dtype(accumulation(mu)));
     }
-    auto [grad_mu, grad_logvar, grad_prior_mu, grad_prior_logvar] =
-        dispatched_backward().call(grad_z, grad_kl, mu, saved[1], prior_mu, maybe(saved[3]), seed);
-    if (!prior_mu) return {grad_mu, grad_logvar, Tensor(), Tensor(), Tensor(), Tensor()};
+    auto [grad_mu, grad_logvar, grad_prior_mu, grad_prior_logvar] = OpOf<gaussian_sample_kl_backward>::call(
+        grad_z, grad_kl, mu, logvar, or_none(prior_mu), or_none(prior_logvar), or_none(seed));
+    if (!prior_mu.defined()) return {grad_mu, grad_logvar, Tensor(), Tensor(), Tensor(), Tensor()};
     return {grad_mu, grad_logvar, grad_prior_mu, grad_prior_logvar, Tensor(), Tensor()};
   }
 };
 
-Two forward_autograd(const Tensor& mu, const Tensor& logvar, const MaybeTensor& prior_mu,
-                     const MaybeTensor& prior_logvar, const MaybeTensor& seed, int64_t layers) {
-  if (!recorded(mu, logvar, prior_mu, prior_logvar)) {
-    const at::AutoDispatchBelowADInplaceOrView below;
-    return dispatched().call(mu, logvar, prior_mu, prior_logvar, seed, layers);
-  }
-  const auto result = GaussianSampleKl::apply(mu, logvar, prior_mu, prior_logvar, seed, layers);
-  return {result[0], result[1]};
-}
+Registered<gaussian_sample_kl, GaussianSampleKl> op("gaussian_sample_kl");
+Registered<gaussian_sample_kl_backward> backward_op("gaussian_sample_kl_backward");
 
 }  // namespace
-
-void implement_gaussian_sample_kl(torch::Library& cpu, torch::Library& autograd) {
-  implement_op<forward_cpu, backward_cpu, forward_autograd>(cpu, autograd, "gaussian_sample_kl");
-}
-
 }  // namespace pgm_fast::host

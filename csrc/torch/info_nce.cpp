@@ -4,7 +4,6 @@
 #include <ATen/ops/full.h>
 #include <ATen/ops/mm.h>
 #include <ATen/ops/zeros.h>
-#include <torch/library.h>
 
 #include <numeric>
 #include <vector>
@@ -12,19 +11,9 @@
 #include "autograd.h"
 #include "operands.h"
 #include "registration.h"
-#include "serving.h"
 
 namespace pgm_fast::host {
 namespace {
-
-using at::Tensor;
-using torch::autograd::AutogradContext;
-using torch::autograd::variable_list;
-using MaybeTensor = std::optional<Tensor>;
-using Two = std::tuple<Tensor, Tensor>;
-using Three = std::tuple<Tensor, Tensor, Tensor>;
-
-Op forward_op("info_nce"), backward_op("info_nce_backward");
 
 // The views [P, n, d] of P losses, as they are multiplied: in the accumulation dtype, rows of unit length if asked for.
 struct Views {
@@ -63,7 +52,7 @@ Tensor weights(const MaybeTensor& weight, const Tensor& views, bool alone) {
 }
 
 // at::mm_out, because an autocast region would lower at::mm.
-Three forward(const Tensor& a, const Tensor& b, const MaybeTensor& weight, double temperature, bool normalize) {
+Three info_nce(const Tensor& a, const Tensor& b, const MaybeTensor& weight, double temperature, bool normalize) {
   const bool alone = a.dim() == 2;
   const int64_t n = a.size(-2), losses = alone ? 1 : a.size(0);
   const auto options = a.options().dtype(accumulation(a));
@@ -85,8 +74,8 @@ Three forward(const Tensor& a, const Tensor& b, const MaybeTensor& weight, doubl
   return {unstacked(loss, alone), unstacked(rows, alone), unstacked(columns, alone)};
 }
 
-Two backward(const Tensor& grad, const Tensor& a, const Tensor& b, const MaybeTensor& weight, const Tensor& rows,
-             const Tensor& columns, double temperature, bool normalize) {
+Two info_nce_backward(const Tensor& grad, const Tensor& a, const Tensor& b, const MaybeTensor& weight,
+                      const Tensor& rows, const Tensor& columns, double temperature, bool normalize) {
   const bool alone = a.dim() == 2;
   const int64_t n = a.size(-2), losses = alone ? 1 : a.size(0);
   if (n == 0 || losses == 0) return {at::zeros(a.sizes(), a.options()), at::zeros(b.sizes(), b.options())};
@@ -107,72 +96,31 @@ Two backward(const Tensor& grad, const Tensor& a, const Tensor& b, const MaybeTe
   return {unstacked(first.backward(by_first), alone), unstacked(second.backward(by_second), alone)};
 }
 
-Three forward_cpu(const Tensor& a, const Tensor& b, const MaybeTensor& weight, double temperature, bool normalize) {
-  if (!forward_op.serves(a, b, weight)) return forward_op.in_python<Three>(a, b, weight, temperature, normalize);
-  return forward(a, b, weight, temperature, normalize);
-}
-
-Two backward_cpu(const Tensor& grad, const Tensor& a, const Tensor& b, const MaybeTensor& weight, const Tensor& rows,
-                 const Tensor& columns, double temperature, bool normalize) {
-  // of the first argument, as Python chooses: for 16-bit views that is a float
-  if (!backward_op.serves(grad, a, b, weight)) {
-    return backward_op.in_python<Two>(grad, a, b, weight, rows, columns, temperature, normalize);
-  }
-  return backward(grad, a, b, weight, rows, columns, temperature, normalize);
-}
-
-const auto& dispatched() {
-  static const auto op = typed_op<decltype(forward_cpu)>("pgm_fast::info_nce");
-  return op;
-}
-const auto& dispatched_backward() {
-  static const auto op = typed_op<decltype(backward_cpu)>("pgm_fast::info_nce_backward");
-  return op;
-}
-
 struct InfoNce : torch::autograd::Function<InfoNce> {
   static constexpr bool is_traceable = true;
 
   static variable_list forward(AutogradContext* ctx, const Tensor& a, const Tensor& b, const MaybeTensor& weight,
                                double temperature, bool normalize) {
     const at::AutoDispatchBelowADInplaceOrView below;
-    auto [loss, rows, columns] = dispatched().call(a, b, weight, temperature, normalize);
-    ctx->save_for_backward({a, b, weight ? *weight : Tensor(), rows, columns});
+    auto [loss, rows, columns] = OpOf<info_nce>::call(a, b, weight, temperature, normalize);
+    ctx->save_for_backward({a, b, weight.value_or(Tensor()), rows, columns});
     ctx->saved_data["temperature"] = temperature;
     ctx->saved_data["normalize"] = normalize;
     return {loss, rows, columns};
   }
 
   static variable_list backward(AutogradContext* ctx, const variable_list& grads) {
-    const auto saved = ctx->get_saved_variables();
+    const auto [a, b, weight, rows, columns] = unpack<5>(ctx);
     const BelowAutogradUnlessRecorded below;
-    const MaybeTensor weight = saved[2].defined() ? MaybeTensor(saved[2]) : MaybeTensor();
     auto [by_a, by_b] =
-        dispatched_backward().call(grads[0], saved[0], saved[1], weight, saved[3], saved[4],
-                                   ctx->saved_data["temperature"].toDouble(), ctx->saved_data["normalize"].toBool());
-    variable_list result(5);
-    result[0] = by_a;
-    result[1] = by_b;
-    return result;
+        OpOf<info_nce_backward>::call(grads[0], a, b, or_none(weight), rows, columns,
+                                      ctx->saved_data["temperature"].toDouble(), ctx->saved_data["normalize"].toBool());
+    return {by_a, by_b, Tensor(), Tensor(), Tensor()};
   }
 };
 
-Three forward_autograd(const Tensor& a, const Tensor& b, const MaybeTensor& weight, double temperature,
-                       bool normalize) {
-  if (!recorded(a, b)) {
-    const at::AutoDispatchBelowADInplaceOrView below;
-    return dispatched().call(a, b, weight, temperature, normalize);
-  }
-  const auto made = InfoNce::apply(a, b, weight, temperature, normalize);
-  return {made[0], made[1], made[2]};
-}
+Registered<info_nce, InfoNce, Bound> op("info_nce");
+Registered<info_nce_backward, NoDerivative, Bound> backward_op("info_nce_backward");
 
 }  // namespace
-
-void bind_info_nce(py::module_& m) { bind_op<forward, backward>(m, "info_nce"); }
-
-void implement_info_nce(torch::Library& cpu, torch::Library& autograd) {
-  implement_op<forward_cpu, backward_cpu, forward_autograd>(cpu, autograd, "info_nce");
-}
-
 }  // namespace pgm_fast::host

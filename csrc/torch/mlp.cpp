@@ -4,28 +4,17 @@
 #include <ATen/ops/empty_like.h>
 #include <ATen/ops/mm.h>
 #include <ATen/ops/sum.h>
-#include <torch/library.h>
 
 #include "autograd.h"
 #include "operands.h"
 #include "registration.h"
 #include "row_blocks.h"
-#include "serving.h"
 
 namespace pgm_fast::host {
 namespace {
 
-using at::Tensor;
-using torch::autograd::AutogradContext;
-using torch::autograd::variable_list;
-using MaybeTensor = std::optional<Tensor>;
-using Two = std::tuple<Tensor, Tensor>;
-using Five = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor>;
-
-Op forward_op("mlp"), backward_op("mlp_backward");
-
-Two forward(const Tensor& x_, const Tensor& w_in_, const Tensor& b_in_, const Tensor& w_out_, const Tensor& b_out_,
-            const MaybeTensor& keep_) {
+Two mlp(const Tensor& x_, const Tensor& w_in_, const Tensor& b_in_, const Tensor& w_out_, const Tensor& b_out_,
+        const MaybeTensor& keep_) {
   const Tensor x = x_.contiguous(), w_in = w_in_.contiguous(), w_out = w_out_.contiguous();
   const Tensor b_in = b_in_.contiguous(), b_out = b_out_.contiguous();
   const MaybeTensor keep = contiguous(keep_);
@@ -50,8 +39,8 @@ Two forward(const Tensor& x_, const Tensor& w_in_, const Tensor& b_in_, const Te
   return {y, pre};
 }
 
-Five backward(const Tensor& grad_, const Tensor& x_, const Tensor& pre_, const Tensor& w_in_, const Tensor& w_out_,
-              const MaybeTensor& keep_, bool x_grad) {
+Five mlp_backward(const Tensor& grad_, const Tensor& x_, const Tensor& pre_, const Tensor& w_in_, const Tensor& w_out_,
+                  const MaybeTensor& keep_, bool x_grad) {
   const Tensor grad = grad_.contiguous(), x = x_.contiguous(), pre = pre_.contiguous(), w_in = w_in_.contiguous();
   const Tensor w_out = w_out_.contiguous();
   const MaybeTensor keep = contiguous(keep_);
@@ -88,34 +77,13 @@ Five backward(const Tensor& grad_, const Tensor& x_, const Tensor& pre_, const T
   return {grad_x, grad_w_in, grad_b_in, grad_w_out, grad_b_out};
 }
 
-Two forward_cpu(const Tensor& x, const Tensor& w_in, const Tensor& b_in, const Tensor& w_out, const Tensor& b_out,
-                const MaybeTensor& keep) {
-  if (!forward_op.serves(x)) return forward_op.in_python<Two>(x, w_in, b_in, w_out, b_out, keep);
-  return forward(x, w_in, b_in, w_out, b_out, keep);
-}
-
-Five backward_cpu(const Tensor& grad, const Tensor& x, const Tensor& pre, const Tensor& w_in, const Tensor& w_out,
-                  const MaybeTensor& keep, bool x_grad) {
-  if (!backward_op.serves(grad)) return backward_op.in_python<Five>(grad, x, pre, w_in, w_out, keep, x_grad);
-  return backward(grad, x, pre, w_in, w_out, keep, x_grad);
-}
-
-const auto& dispatched() {
-  static const auto op = typed_op<decltype(forward_cpu)>("pgm_fast::mlp");
-  return op;
-}
-const auto& dispatched_backward() {
-  static const auto op = typed_op<decltype(backward_cpu)>("pgm_fast::mlp_backward");
-  return op;
-}
-
 struct MLP : torch::autograd::Function<MLP> {
   static constexpr bool is_traceable = true;
 
   static variable_list forward(AutogradContext* ctx, const Tensor& x, const Tensor& w_in, const Tensor& b_in,
                                const Tensor& w_out, const Tensor& b_out, const MaybeTensor& keep) {
     const at::AutoDispatchBelowADInplaceOrView below;
-    auto [y, pre] = dispatched().call(x, w_in, b_in, w_out, b_out, keep);
+    auto [y, pre] = OpOf<mlp>::call(x, w_in, b_in, w_out, b_out, keep);
     ctx->save_for_backward({x, pre, w_in, w_out, keep.value_or(Tensor())});
     ctx->mark_non_differentiable({pre});
     ctx->set_materialize_grads(false);
@@ -124,32 +92,17 @@ struct MLP : torch::autograd::Function<MLP> {
 
   static variable_list backward(AutogradContext* ctx, const variable_list& grads) {
     if (!grads[0].defined()) return variable_list(6);
-    const auto saved = ctx->get_saved_variables();
+    const auto [x, pre, w_in, w_out, keep] = unpack<5>(ctx);
     const BelowAutogradUnlessRecorded below;
     const bool x_grad = ctx->needs_input_grad(0);
     auto [grad_x, grad_w_in, grad_b_in, grad_w_out, grad_b_out] =
-        dispatched_backward().call(grads[0], saved[0], saved[1], saved[2], saved[3],
-                                   saved[4].defined() ? MaybeTensor(saved[4]) : MaybeTensor(), x_grad);
+        OpOf<mlp_backward>::call(grads[0], x, pre, w_in, w_out, or_none(keep), x_grad);
     return {x_grad ? grad_x : Tensor(), grad_w_in, grad_b_in, grad_w_out, grad_b_out, Tensor()};
   }
 };
 
-Two forward_autograd(const Tensor& x, const Tensor& w_in, const Tensor& b_in, const Tensor& w_out, const Tensor& b_out,
-                     const MaybeTensor& keep) {
-  if (!recorded(x, w_in, b_in, w_out, b_out)) {
-    const at::AutoDispatchBelowADInplaceOrView below;
-    return dispatched().call(x, w_in, b_in, w_out, b_out, keep);
-  }
-  const auto made = MLP::apply(x, w_in, b_in, w_out, b_out, keep);
-  return {made[0], made[1]};
-}
+Registered<mlp, MLP, Bound> op("mlp");
+Registered<mlp_backward, NoDerivative, Bound> backward_op("mlp_backward");
 
 }  // namespace
-
-void bind_mlp(py::module_& m) { bind_op<forward, backward>(m, "mlp"); }
-
-void implement_mlp(torch::Library& cpu, torch::Library& autograd) {
-  implement_op<forward_cpu, backward_cpu, forward_autograd>(cpu, autograd, "mlp");
-}
-
 }  // namespace pgm_fast::host

@@ -11,27 +11,17 @@
 #include <ATen/ops/sum.h>
 #include <ATen/ops/threshold_backward.h>
 #include <ATen/ops/zeros.h>
-#include <torch/library.h>
 
 #include <algorithm>
 
 #include "autograd.h"
 #include "operands.h"
 #include "registration.h"
-#include "serving.h"
 
 namespace pgm_fast::host {
 namespace {
 
-using at::Tensor;
-using torch::autograd::AutogradContext;
-using torch::autograd::variable_list;
 using Activation = std::optional<std::string_view>;
-using MaybeTensor = std::optional<Tensor>;
-using Four = std::tuple<Tensor, Tensor, Tensor, Tensor>;
-using Six = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>;
-
-Op forward_op("partitioned_linear"), backward_op("partitioned_linear_backward");
 
 // Rows that are partitioned and multiplied before the next ones. Each product reads, and packs, its weights anew, so
 // that few rows are slow: on one core 4096 rows of d = 512 to 128 take 13 % longer in blocks of 96 than in blocks of
@@ -79,8 +69,9 @@ void activate_out(Tensor& x, Tensor& out, const Activation& activation) {
   }
 }
 
-Four forward(const Tensor& h_, const Tensor& z_, const Tensor& w_uni_, const MaybeTensor& b_uni_,
-             const Tensor& w_paired_, const MaybeTensor& b_paired_, Activation activation, double temperature) {
+Four partitioned_linear(const Tensor& h_, const Tensor& z_, const Tensor& w_uni_, const MaybeTensor& b_uni_,
+                        const Tensor& w_paired_, const MaybeTensor& b_paired_, Activation activation,
+                        double temperature) {
   const Tensor h = h_.contiguous(), z = z_.contiguous();
   TORCH_CHECK(h.dim() == 2 && z.dim() == 2, "partitioned_linear takes h[N, d] and z[N, gates], got ", h.sizes(),
               " and ", z.sizes());
@@ -191,8 +182,9 @@ Four backward_in_blocks(const Tensor& g_uni, const Tensor& g_paired, const Opera
   return {grad_h, grad_z, total(sums_uni), total(sums_paired)};
 }
 
-Six backward(const Tensor& grad_u, const Tensor& grad_p, const Tensor& saved_u, const Tensor& saved_p, const Tensor& h_,
-             const Tensor& z_, const Tensor& w_uni, const Tensor& w_paired, Activation activation, double temperature) {
+Six partitioned_linear_backward(const Tensor& grad_u, const Tensor& grad_p, const Tensor& saved_u,
+                                const Tensor& saved_p, const Tensor& h_, const Tensor& z_, const Tensor& w_uni,
+                                const Tensor& w_paired, Activation activation, double temperature) {
   const Operands x{h_.contiguous(), z_.contiguous(), w_uni, w_paired, temperature, at::get_num_threads()};
   TORCH_CHECK(x.h.dim() == 2 && x.z.dim() == 2, "partitioned_linear takes h[N, d] and z[N, gates], got ", x.h.sizes(),
               " and ", x.z.sizes());
@@ -207,32 +199,6 @@ Six backward(const Tensor& grad_u, const Tensor& grad_p, const Tensor& saved_u, 
   return {grad_h, grad_z, grad_w_uni, g_uni.sum(0), grad_w_paired, g_paired.sum(0)};
 }
 
-Four forward_cpu(const Tensor& h, const Tensor& z, const Tensor& w_uni, const MaybeTensor& b_uni,
-                 const Tensor& w_paired, const MaybeTensor& b_paired, Activation activation, double temperature) {
-  if (!forward_op.serves(h, z, w_uni, b_uni, w_paired, b_paired)) {
-    return forward_op.in_python<Four>(h, z, w_uni, b_uni, w_paired, b_paired, activation, temperature);
-  }
-  return forward(h, z, w_uni, b_uni, w_paired, b_paired, activation, temperature);
-}
-
-Six backward_cpu(const Tensor& grad_u, const Tensor& grad_p, const Tensor& saved_u, const Tensor& saved_p,
-                 const Tensor& h, const Tensor& z, const Tensor& w_uni, const Tensor& w_paired, Activation activation,
-                 double temperature) {
-  if (!backward_op.serves(grad_u, grad_p, saved_u, saved_p, h, z, w_uni, w_paired)) {
-    return backward_op.in_python<Six>(grad_u, grad_p, saved_u, saved_p, h, z, w_uni, w_paired, activation, temperature);
-  }
-  return backward(grad_u, grad_p, saved_u, saved_p, h, z, w_uni, w_paired, activation, temperature);
-}
-
-const auto& dispatched() {
-  static const auto op = typed_op<decltype(forward_cpu)>("pgm_fast::partitioned_linear");
-  return op;
-}
-const auto& dispatched_backward() {
-  static const auto op = typed_op<decltype(backward_cpu)>("pgm_fast::partitioned_linear_backward");
-  return op;
-}
-
 struct PartitionedLinear : torch::autograd::Function<PartitionedLinear> {
   static constexpr bool is_traceable = true;
 
@@ -240,7 +206,8 @@ struct PartitionedLinear : torch::autograd::Function<PartitionedLinear> {
                                const MaybeTensor& b_uni, const Tensor& w_paired, const MaybeTensor& b_paired,
                                Activation activation, double temperature) {
     const at::AutoDispatchBelowADInplaceOrView below;
-    auto [u, p, x_uni, x_paired] = dispatched().call(h, z, w_uni, b_uni, w_paired, b_paired, activation, temperature);
+    auto [u, p, x_uni, x_paired] =
+        OpOf<partitioned_linear>::call(h, z, w_uni, b_uni, w_paired, b_paired, activation, temperature);
     const bool from_outputs = activation == "relu";  // its mask can be read off its output
     ctx->save_for_backward({from_outputs ? u : x_uni, from_outputs ? p : x_paired, h, z, w_uni, w_paired});
     ctx->mark_non_differentiable({x_uni, x_paired});
@@ -253,17 +220,16 @@ struct PartitionedLinear : torch::autograd::Function<PartitionedLinear> {
   }
 
   static variable_list backward(AutogradContext* ctx, const variable_list& grads) {
-    const auto saved = ctx->get_saved_variables();
-    const Tensor &h = saved[2], &w_uni = saved[4], &w_paired = saved[5];
+    const auto [saved_u, saved_p, h, z, w_uni, w_paired] = unpack<6>(ctx);
     const BelowAutogradUnlessRecorded below;
-    const auto grad = [&](const Tensor& given, const Tensor& weight) {
+    const auto grad = [&h = h](const Tensor& given, const Tensor& weight) {
       return given.defined() ? given : at::zeros_symint({h.sym_size(0), weight.sym_size(0)}, h.options());
     };
     const c10::IValue& name = ctx->saved_data["activation"];
     const Activation activation = name.isNone() ? Activation() : Activation(name.toStringView());
     auto [grad_h, grad_z, grad_w_uni, grad_b_uni, grad_w_paired, grad_b_paired] =
-        dispatched_backward().call(grad(grads[0], w_uni), grad(grads[1], w_paired), saved[0], saved[1], h, saved[3],
-                                   w_uni, w_paired, activation, ctx->saved_data["temperature"].toDouble());
+        OpOf<partitioned_linear_backward>::call(grad(grads[0], w_uni), grad(grads[1], w_paired), saved_u, saved_p, h, z,
+                                                w_uni, w_paired, activation, ctx->saved_data["temperature"].toDouble());
     return {grad_h,        grad_z,
             grad_w_uni,    ctx->saved_data["has_b_uni"].toBool() ? grad_b_uni : Tensor(),
             grad_w_paired, ctx->saved_data["has_b_paired"].toBool() ? grad_b_paired : Tensor(),
@@ -271,22 +237,8 @@ struct PartitionedLinear : torch::autograd::Function<PartitionedLinear> {
   }
 };
 
-Four forward_autograd(const Tensor& h, const Tensor& z, const Tensor& w_uni, const MaybeTensor& b_uni,
-                      const Tensor& w_paired, const MaybeTensor& b_paired, Activation activation, double temperature) {
-  if (!recorded(h, z, w_uni, b_uni, w_paired, b_paired)) {
-    const at::AutoDispatchBelowADInplaceOrView below;
-    return dispatched().call(h, z, w_uni, b_uni, w_paired, b_paired, activation, temperature);
-  }
-  const auto made = PartitionedLinear::apply(h, z, w_uni, b_uni, w_paired, b_paired, activation, temperature);
-  return {made[0], made[1], made[2], made[3]};
-}
+Registered<partitioned_linear, PartitionedLinear, Bound> op("partitioned_linear");
+Registered<partitioned_linear_backward, NoDerivative, Bound> backward_op("partitioned_linear_backward");
 
 }  // namespace
-
-void bind_partitioned_linear(py::module_& m) { bind_op<forward, backward>(m, "partitioned_linear"); }
-
-void implement_partitioned_linear(torch::Library& cpu, torch::Library& autograd) {
-  implement_op<forward_cpu, backward_cpu, forward_autograd>(cpu, autograd, "partitioned_linear");
-}
-
 }  // namespace pgm_fast::host

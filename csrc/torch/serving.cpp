@@ -1,7 +1,5 @@
 #include "serving.h"
 
-#include <vector>
-
 namespace pgm_fast::host {
 namespace {
 
@@ -13,6 +11,8 @@ std::vector<Op*>& ops() {
 }  // namespace
 
 Op::Op(const char* name) : name_(name) { ops().push_back(this); }
+
+const std::vector<Op*>& Op::all() { return ops(); }
 
 Op* Op::named(const std::string& name) {
   for (Op* op : ops()) {
