@@ -41,8 +41,8 @@ from typing import Any
 from machine_code import Code, Counts
 
 from pgm_fast.env import git_commit
-from pgm_fast.train.files import atomic_write
-from pgm_fast.train.json_files import read_json
+from pgm_fast.train.run.files import atomic_write
+from pgm_fast.train.run.json_files import read_json
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 RESULTS = REPOSITORY / "benchmarks" / "results" / "model"
@@ -143,8 +143,13 @@ TRIPS: dict[str, Callable[[Mapping[str, Any], Sizes, int], Sequence[float]]] = {
         s["k"] / c["BLOCK_K"],
     ],
     "gathered_grad_kernel": lambda c, s, _: [s["rows"] / s["parts"] / c["BLOCK_N"]],
-    # zeros, chosen dimensions, parts inside
-    "scatter_grad_kernel": lambda c, s, _: [_divided(s["d"], c["BLOCK"]), _divided(s["k"], c["BLOCK"]), s["parts"]],
+    # zeros, chosen dimensions, inside of those parts four at a time, and the rest
+    "scatter_grad_kernel": lambda c, s, _: [
+        _divided(s["d"], c["BLOCK"]),
+        _divided(s["k"], c["BLOCK"]),
+        s["parts"] // 4,
+        s["parts"] % 4,
+    ],
     # whole vectors, what is left of them, and on AMSGrad's account nothing; the last program counts steps
     "multi_rate_step_kernel": lambda c, s, _: [s["chunk"] / c["BLOCK"], 0, 0],
     # whole vectors, the rest; the same in double where squares overflow

@@ -35,7 +35,7 @@ from .masked_products import (
     statistics_kernel,
     store_gates_kernel,
 )
-from .products import FILL, Sums, Tiles, dot_precision, formed_right, split_rows, sum_splits
+from .products import FILL, Sums, Tiles, dot_precision, formed_right, product_kind, split_rows, sum_splits
 
 __all__ = ["backward", "forward", "grouped_backward", "grouped_forward"]
 
@@ -97,7 +97,7 @@ class _Group:
         first = problems[0].h
         self.dtype, self.device = first.dtype, first.device
         self.dot = dot_precision(self.dtype)
-        self.kind = "16" if self.dtype.itemsize == 2 else "fp32" if self.dot == "ieee" else "tf32"
+        self.kind = product_kind(self.dtype)
         # finite and above 0: a column past the end is -inf, and -inf * 0 is not 0
         limits = torch.finfo(torch.float32)
         self.scale_bits = float_bits(min(max(LOG2_E / temperature, limits.tiny), limits.max))

@@ -18,6 +18,7 @@ __all__ = [
     "activate",
     "dot_formed",
     "dot_precision",
+    "product_kind",
     "finish",
     "formed_right",
     "load_grad",
@@ -55,6 +56,11 @@ def dot_precision(dtype: torch.dtype) -> str:
     # allow_tf32 raises when it is read after this was set
     precision = torch.backends.fp32_precision if matmul.fp32_precision == "none" else matmul.fp32_precision
     return "tf32" if dtype == torch.float32 and precision == "tf32" else "ieee"
+
+
+def product_kind(dtype: torch.dtype) -> str:
+    """Products of one kind have the same tiles: ``"16"`` bits, ``"tf32"``, and exact ``"fp32"``."""
+    return "16" if dtype.itemsize == 2 else "fp32" if dot_precision(dtype) == "ieee" else "tf32"
 
 
 @cache

@@ -23,7 +23,7 @@ import triton.language as tl
 from triton.language.target_info import cuda_capability_geq
 
 from .groups import launch
-from .products import FILL, Sums, Tiles, dot_formed, dot_precision, formed_right, split_rows, sum_splits
+from .products import FILL, Sums, Tiles, dot_formed, dot_precision, formed_right, product_kind, split_rows, sum_splits
 
 __all__ = ["backward", "forward"]
 
@@ -256,8 +256,7 @@ _TILES = {
 
 
 def _tiles(product: str, dtype: torch.dtype, programs) -> tuple[Tiles, bool]:
-    kind = "16" if dtype.itemsize == 2 else "fp32" if dot_precision(dtype) == "ieee" else "tf32"
-    small, large = _TILES[product][kind]
+    small, large = _TILES[product][product_kind(dtype)]
     fills = programs(large) >= FILL
     return (large if fills else small), fills
 

@@ -17,7 +17,7 @@ from unittest import mock
 
 import torch
 import triton
-from pgm_fast.kernels import duc_loss
+from pgm_fast.kernels import duc_loss_gathered
 from triton.backends.compiler import GPUTarget
 from triton.backends.nvidia.compiler import get_ptxas
 from triton.compiler import ASTSource
@@ -114,7 +114,7 @@ def record_launches(call: Callable[[], object], capability: int = 90) -> list[La
     def run(kernel, *args, grid, warmup, **kwargs):
         found.append(_launch(kernel, args, grid, kwargs))
 
-    in_shared = mock.patch.object(duc_loss, "operands_in_shared", lambda _: capability in (90, 100))
+    in_shared = mock.patch.object(duc_loss_gathered, "operands_in_shared", lambda _: capability in (90, 100))
     with mock.patch.object(JITFunction, "run", run), in_shared:
         call()
     return found

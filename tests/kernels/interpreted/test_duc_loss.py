@@ -60,30 +60,37 @@ KINDS = [
     (torch.float16, True, False),
 ]
 SIZES = {(7, 6, 3): 3, (70, 150, 140): 2, (150, 40, 1): 2, (1, 1, 1): 3, (40, 20, 0): 3, (0, 4, 2): 3}
-SIZES |= {(70, 350, 300): 2, (520, 9, 4): 1}
+OF_LARGE = {(70, 350, 300): 2, (264, 9, 4): 1, (520, 9, 4): 0}
 """Size -> how many kinds of it are not slow."""
 
 
-@pytest.mark.parametrize(
-    ("dtype", "mask", "weighted", "count", "d", "k"),
-    [
+def _of_kinds(sizes):
+    values = [
         pytest.param(*kind, *size, marks=[pytest.mark.slow] * (number >= few))
-        for size, few in SIZES.items()
+        for size, few in sizes.items()
         for number, kind in enumerate(KINDS)
-    ],
-    ids=str,
-)
+    ]
+    return pytest.mark.parametrize(("dtype", "mask", "weighted", "count", "d", "k"), values, ids=str)
+
+
+@_of_kinds(SIZES)
 def test_equals_the_formula(dtype, mask, weighted, count, d, k):
-    """140 dimensions are more than a block of 128, 300 more than one of 256; 150 rows are more than one part of small
-    tiles, 520 more than one of large ones."""
+    """140 dimensions are more than a block of 128; 150 rows are more than one part of small tiles."""
     order = torch.randperm(d)
     weight = torch.rand(count) / max(count, 1) * (torch.arange(count) % 4 > 0) if weighted else None
     _check(*_features(count, d, dtype), order[:k], order[k:], weight=weight, mask=mask)
 
 
+@pytest.mark.parametrize("_size", ["large"], indirect=True)
+@_of_kinds(OF_LARGE)
+def test_equals_the_formula_in_blocks_and_parts(dtype, mask, weighted, count, d, k):
+    """300 dimensions are more than a block of 256; 264 rows are more than one part of tiles of 32 bits, 520 of 16."""
+    test_equals_the_formula(dtype, mask, weighted, count, d, k)
+
+
 @pytest.mark.parametrize(("d", "k"), [(120, 90), (200, 180)])
 def test_tiles_where_products_read_registers(monkeypatch, d, k):
-    monkeypatch.setattr(kernels, "operands_in_shared", lambda _: False)
+    monkeypatch.setattr(kernels.gathered, "operands_in_shared", lambda _: False)
     order = torch.randperm(d)
     _check(*_features(70, d, torch.float16), order[:k], order[k:])
 
