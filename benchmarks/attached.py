@@ -28,8 +28,8 @@ from pgm_fast.env import git_commit, processor_name, versions
 from pgm_fast.nn import attach, collect_losses
 from pgm_fast.optim import MultiRateAdamW
 from pgm_fast.study.intervals import paired_interval
-from pgm_fast.train.files import atomic_write
-from pgm_fast.train.json_files import read_json, write_json
+from pgm_fast.train.run.files import atomic_write
+from pgm_fast.train.run.json_files import read_json, write_json
 
 RESULTS = Path(__file__).resolve().parent / "results" / "methods"
 JSON, TABLE = RESULTS / "attached.json", RESULTS / "attached.md"

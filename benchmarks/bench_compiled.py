@@ -33,7 +33,7 @@ from torch import Tensor
 
 from pgm_fast import ops
 from pgm_fast.ops import routes
-from pgm_fast.train.json_files import read_json
+from pgm_fast.train.run.json_files import read_json
 
 CHOICES = {PLAIN: None, CALL: "call", FORMULA: "formula"}
 RTOL, ATOL = 1e-3, 1e-4  # of the largest entry, against fp64
@@ -310,16 +310,16 @@ def main() -> None:
         write_table(read_json(harness.RESULTS / "cpu" / "compiled.json")["rows"])
         return
     torch.set_num_threads(1)
-    where = harness.RESULTS / "cpu" / "compiled.json"
-    before = read_json(where)["rows"] if where.exists() else []
-    rows = [row for row in before if row["of"] not in arguments.ops]
+    device, facts = torch.device("cpu"), {"clock": "time of the processor"}
+    kept = harness.earlier("compiled", device, **facts) if len(arguments.ops) < len(CASES) else []
+    rows = [row for row in kept if row["of"] not in arguments.ops]
     for name in arguments.ops:
         torch.manual_seed(0)
         for case in CASES[name]():
             rows += measure(name, case)
             # at every size, so that a run that is stopped leaves what it measured
-            harness.write("compiled", torch.device("cpu"), rows, clock="time of the processor")
-    print(harness.write("compiled", torch.device("cpu"), rows, clock="time of the processor"))
+            harness.write("compiled", device, rows, **facts)
+    print(harness.write("compiled", device, rows, **facts))
 
 
 if __name__ == "__main__":

@@ -1,12 +1,12 @@
 """Whole jobs beside their alternatives, and where the time of each goes.
 
-    python benchmarks/bench_jobs.py [--methods pgm dimml dmil] [--batch 64] [--rows 4096] [--rounds 5] [--forms ...]
+    python benchmarks/bench_jobs.py [--methods pgm dimml dmil] [--batch 64] [--d 128] [--rows 4096] [--forms ...]
 
 An epoch of the engine's loop with and without train.compile, of a bare loop around the same model with torch's
 DataLoader, torch.compile and fused AdamW, and of Lightning around the same model with the same optimizer, loader and
-clipping. Data and model as in ``bench_fit.py``. An epoch counts what it takes of the processor, all threads together,
+clipping. Data and model in ``whole_jobs.py``. An epoch counts what it takes of the processor, all threads together,
 without validation, set-up and compilation; forms are measured in turn. Then ``torch.profiler`` says how an epoch of the
-engine's loop is spent. Rows that are not measured again stay in ``results/cpu/jobs.json``.
+engine's loop is spent. Rows that are not measured again stay in ``results/cpu/jobs.json`` as they are.
 """
 
 from __future__ import annotations
@@ -23,18 +23,18 @@ from datetime import date
 from pathlib import Path
 from typing import Any
 
-import bench_fit
 import harness
 import torch
-from bench_fit import BARE, COMPILED, EAGER, MODALITIES, STAGE, D
+import whole_jobs
+from whole_jobs import MODALITIES, STAGE, D
 
 from pgm_fast.data.batch import Batch
 from pgm_fast.train.assembly import Run, machine
 from pgm_fast.train.config import Config
 from pgm_fast.train.configure import make_config
-from pgm_fast.train.json_files import read_json
 from pgm_fast.train.loop import Training
 
+BARE, EAGER, COMPILED = "bare loop, torch.compile, fused AdamW", "fit", "fit, train.compile"
 LIGHTNING = "Lightning, fused AdamW"
 FORMS = (BARE, LIGHTNING, EAGER, COMPILED)
 PARTS = ("data", "forward", "backward", "clip and step", "loop")
@@ -57,7 +57,7 @@ def lightning(config: Config, parts: Run) -> Epoch:
     from lightning import Callback, LightningModule, Trainer
 
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
-    method, optimizer, loader = bench_fit.own_loop(config, parts)
+    method, optimizer, loader = whole_jobs.own_loop(config, parts)
 
     class Module(LightningModule):
         def __init__(self):
@@ -66,7 +66,7 @@ def lightning(config: Config, parts: Run) -> Epoch:
             self.total = 0.0
 
         def training_step(self, rows, _):
-            loss = self.method(bench_fit.as_batch(rows)).losses["total"]
+            loss = self.method(whole_jobs.as_batch(rows)).losses["total"]
             self.total += float(loss.detach()) / len(loader)
             return loss
 
@@ -104,19 +104,19 @@ def make(form: str, config: Config, parts: Run, out: Path) -> Epoch:
     """An epoch of a form."""
     if form == LIGHTNING:
         return lightning(config, parts)
-    return timed(bench_fit.bare(config, parts) if form == BARE else bench_fit.engine(config, parts, out))
+    return timed(whole_jobs.bare(config, parts) if form == BARE else whole_jobs.engine(config, parts, out))
 
 
-def configuration(method: str, batch: int, **more: Any) -> Config:
-    settings = {"method": method, "model.dim": D, "model.hidden": D, "train.device": "cpu", "train.batch_size": batch}
+def configuration(method: str, batch: int, d: int, **more: Any) -> Config:
+    settings = {"method": method, "model.dim": d, "model.hidden": d, "train.device": "cpu", "train.batch_size": batch}
     return make_config(None, {**settings, "train.schedule": "constant", **more})
 
 
-def rates(method: str, batch: int, rows: int, rounds: int, forms: Sequence[str], out: Path) -> list[dict]:
+def rates(method: str, batch: int, d: int, rows: int, rounds: int, forms: Sequence[str], out: Path) -> list[dict]:
     """Samples per second of processor time, one row per form."""
     torch.compiler.reset()
-    configs = {form: configuration(method, batch, **{"train.compile": form == COMPILED}) for form in forms}
-    data = bench_fit.features(rows)
+    configs = {form: configuration(method, batch, d, **{"train.compile": form == COMPILED}) for form in forms}
+    data = whole_jobs.features(rows, d)
     epochs, start, seconds, losses = {}, {}, {form: [] for form in forms}, {form: [] for form in forms}
     with machine(configs[forms[0]]) as ranks:
         first = Run.new(configs[forms[0]], data, None, ranks)
@@ -141,24 +141,24 @@ def rates(method: str, batch: int, rows: int, rounds: int, forms: Sequence[str],
                 "kind": "rate",
                 "method": method,
                 "form": form,
-                "shape": {"batch": batch, "modalities": len(MODALITIES), "d": D},
+                "shape": {"batch": batch, "modalities": len(MODALITIES), "d": d},
                 "samples_per_processor_second": round(rate, 1),
                 "slowest_and_fastest": [round(rows / max(spent), 1), round(rows / min(spent), 1)],
                 "first_epoch_s": round(start[form], 1),
                 "losses": [round(loss, 4) for loss in losses[form]],
             }
         )
-        print(f"{method:6} batch {batch:5} {form:38} {rate:8.0f} samples/s", flush=True)
+        print(f"{method:6} batch {batch:5} d {d:4} {form:38} {rate:8.0f} samples/s", flush=True)
     return measured
 
 
-def shares(method: str, batch: int, rows: int, rounds: int, out: Path) -> dict:
+def shares(method: str, batch: int, d: int, rows: int, rounds: int, out: Path) -> dict:
     """Of an epoch of the engine's loop under the profiler: the parts' percent of its time, and of forward and backward
     what is spent inside of our ops and of torch's; between them are Python and autograd. Medians over epochs."""
-    config, data = configuration(method, batch), bench_fit.features(rows)
+    config, data = configuration(method, batch, d), whole_jobs.features(rows, d)
     with machine(config) as ranks:
-        training = bench_fit.training_of(config, Run.new(config, data, None, ranks), out / method / "shares")
-        bench_fit.epoch_of(training)  # the first makes tables and copies
+        training = whole_jobs.training_of(config, Run.new(config, data, None, ranks), out / method / "shares")
+        whole_jobs.epoch_of(training)  # the first makes tables and copies
         training.train.batches = _marked_each(training.train.batches)
         training.wrapped = _marked("forward", training.wrapped)
         training.method.backward = _marked("backward", training.method.backward)
@@ -169,7 +169,7 @@ def shares(method: str, batch: int, rows: int, rounds: int, out: Path) -> dict:
     return {
         "kind": "shares",
         "method": method,
-        "shape": {"batch": batch, "modalities": len(MODALITIES), "d": D},
+        "shape": {"batch": batch, "modalities": len(MODALITIES), "d": d},
         "ms_per_step": round(whole / 1e3 / (rows // batch), 3),
         "percent": {kind: round(percent, 1) for kind, percent in median.items()},
     }
@@ -179,7 +179,7 @@ def _profiled(training: Training) -> dict[str, float]:
     """Microseconds of an epoch, and what part of it, in percent, was spent where."""
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
         with torch.profiler.record_function("loop"):
-            bench_fit.epoch_of(training)
+            whole_jobs.epoch_of(training)
     took = dict.fromkeys((*PARTS, *INSIDE), 0.0)
     for event in profile.events():
         name = event.name if event.name in PARTS else event.name.partition("::")[0]
@@ -220,11 +220,11 @@ def _outermost(event: Any) -> bool:
 
 def keep(rows: list[dict], **facts: Any) -> Path:
     """Into the result file, in place of earlier rows of the same."""
-    path = harness.RESULTS / "cpu" / "jobs.json"
-    earlier = read_json(path)["rows"] if path.exists() else []
+    device = torch.device("cpu")
     dated = [{**row, "date": date.today().isoformat(), **facts} for row in rows]
     new = {_key(row) for row in dated}
-    return harness.write("jobs", torch.device("cpu"), [row for row in earlier if _key(row) not in new] + dated)
+    kept = [row for row in harness.earlier("jobs", device) if _key(row) not in new]
+    return harness.write("jobs", device, kept + dated)
 
 
 def _key(row: dict) -> tuple:
@@ -235,6 +235,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--methods", nargs="+", choices=sorted(STAGE), default=list(STAGE))
     parser.add_argument("--batch", type=int, default=64)
+    parser.add_argument("--d", type=int, default=D, help="of inputs and of all features")
     parser.add_argument("--rows", type=int, default=4096, help="a multiple of the batch")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=1)
@@ -244,7 +245,7 @@ def main() -> None:
     torch.set_num_threads(options.threads)
     with tempfile.TemporaryDirectory() as out:
         for method in options.methods:
-            at = method, options.batch, options.rows, options.rounds
+            at = method, options.batch, options.d, options.rows, options.rounds
             folder = Path(out)
             measured = [shares(*at, folder)] if options.shares else rates(*at, options.forms, folder)
             print(keep(measured, rounds=options.rounds, threads=options.threads))

@@ -41,8 +41,7 @@ from pgm_fast.methods import METHODS, Method, ModelConfig, PgMConfig, build
 from pgm_fast.methods.dmil_config import JOINT
 from pgm_fast.nn import parameter_parts
 from pgm_fast.optim import MultiRateAdamW, multi_rate_groups
-from pgm_fast.train.compiled import CompiledStep
-from pgm_fast.train.json_files import read_json
+from pgm_fast.train.step.compiled import CompiledStep
 
 MODALITIES = ("text", "audio", "vision")
 CLASSES = 10
@@ -396,18 +395,18 @@ def main() -> None:
         for case in CASES[device.type]
         if case[0] in (arguments.cases or [case[0]]) and case[1] in (arguments.rows or [case[1]])
     ]
-    where = harness.RESULTS / arguments.device / "step.json"
-    kept = read_json(where)["rows"] if where.exists() and len(wanted) < len(CASES[device.type]) else []
-    rows = [row for row in kept if (row["op"], row["shape"]["batch"], row["shape"]["d"]) not in wanted]
     if arguments.shares:
         print(harness.write("step_shares", device, [shares(*case, device) for case in wanted]))
         return
     clock = ProcessorClock() if arguments.processor else None
+    facts = {"clock": CLOCKS[arguments.processor]}
+    kept = harness.earlier("step", device, **facts) if len(wanted) < len(CASES[device.type]) else []
+    rows = [row for row in kept if (row["op"], row["shape"]["batch"], row["shape"]["d"]) not in wanted]
     for case in QUICK if arguments.quick else wanted:
         rows += measure(*case, device, clock)
         if not arguments.quick:
             # at every size, so that a run that is stopped leaves what it measured
-            print(harness.write("step", device, rows, clock=CLOCKS[arguments.processor]))
+            print(harness.write("step", device, rows, **facts))
 
 
 if __name__ == "__main__":

@@ -21,9 +21,9 @@ from pathlib import Path
 
 from pgm_fast.env import git_commit, versions
 from pgm_fast.train import fit
-from pgm_fast.train.files import atomic_write
-from pgm_fast.train.json_files import read_json, write_json
-from pgm_fast.train.plots import draw_competition
+from pgm_fast.train.report.plots import draw_competition
+from pgm_fast.train.run.files import atomic_write
+from pgm_fast.train.run.json_files import read_json, write_json
 
 RESULTS = Path(__file__).resolve().parent / "results" / "methods"
 JSON, TABLE, PICTURE = (RESULTS / f"competition.{kind}" for kind in ("json", "md", "png"))

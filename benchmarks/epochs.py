@@ -32,10 +32,10 @@ from pgm_fast.nn.calibration import fit_temperature, pool_weights
 from pgm_fast.study.intervals import paired_interval
 from pgm_fast.train import fit
 from pgm_fast.train.evaluation import collect
-from pgm_fast.train.files import atomic_write
-from pgm_fast.train.json_files import read_json, write_json
 from pgm_fast.train.loop import Training
-from pgm_fast.train.position import Best
+from pgm_fast.train.run.files import atomic_write
+from pgm_fast.train.run.json_files import read_json, write_json
+from pgm_fast.train.run.position import Best
 
 JSON, TABLE = RESULTS / "epochs.json", RESULTS / "epochs.md"
 RUN = {"train.epochs": 25, "train.patience": 0, "train.device": "cpu", "train.threads": 1}

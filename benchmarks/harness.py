@@ -22,7 +22,8 @@ from torch.autograd import DeviceType
 
 from pgm_fast import backends
 from pgm_fast.env import git_commit, processor_name, versions
-from pgm_fast.train.files import atomic_write
+from pgm_fast.train.run.files import atomic_write
+from pgm_fast.train.run.json_files import read_json
 
 RESULTS = Path(os.environ.get("PGM_FAST_RESULTS", Path(__file__).resolve().parent / "results"))
 WARM_UP = 3  # calls before a capture
@@ -162,6 +163,24 @@ def captured(run: Callable[[], object], device: torch.device) -> Callable[[], ob
     with torch.cuda.graph(graph):
         run()
     return graph.replay
+
+
+def earlier(name: str, device: torch.device, **facts) -> list[dict]:
+    """Rows of a result file that new ones are to join: none where there is no such file.
+
+    Raises:
+        SystemExit: they were measured on another processor or device, by another number of threads, or with other
+            ``facts`` than :func:`write` is to be given.
+    """
+    where = RESULTS / _device_name(device) / f"{name}.json"
+    if not where.exists():
+        return []
+    content = read_json(where)
+    here = {"device": _device_description(device)["name"], "threads": torch.get_num_threads(), **facts}
+    then = {key: content["device"]["name"] if key == "device" else content[key] for key in here}
+    if then != here:
+        raise SystemExit(f"{where} holds rows of {then}, this is {here}: move it away and measure all cases here")
+    return content["rows"]
 
 
 def write(name: str, device: torch.device, rows: list[dict], **facts) -> Path:

@@ -24,8 +24,8 @@ from pgm_fast.interactions import Settings, estimate_run
 from pgm_fast.interactions.estimates import COMPONENTS
 from pgm_fast.interactions.output import summary
 from pgm_fast.train import fit
-from pgm_fast.train.files import atomic_write
-from pgm_fast.train.json_files import read_json, write_json
+from pgm_fast.train.run.files import atomic_write
+from pgm_fast.train.run.json_files import read_json, write_json
 
 RESULTS = Path(__file__).resolve().parent / "results" / "methods"
 JSON, TABLE = RESULTS / "interactions_real.json", RESULTS / "interactions_real.md"

@@ -20,8 +20,8 @@ from pgm_fast.data import draw
 from pgm_fast.env import git_commit, versions
 from pgm_fast.interactions import Settings, estimate
 from pgm_fast.interactions.estimates import COMPONENTS
-from pgm_fast.train.files import atomic_write
-from pgm_fast.train.json_files import read_json, write_json
+from pgm_fast.train.run.files import atomic_write
+from pgm_fast.train.run.json_files import read_json, write_json
 
 RESULTS = Path(__file__).resolve().parent / "results" / "methods"
 JSON, TABLE = RESULTS / "interactions_truth.json", RESULTS / "interactions_truth.md"

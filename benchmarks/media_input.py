@@ -27,7 +27,7 @@ from pgm_fast import presets
 from pgm_fast.data import Batch, Loader, Normalizer, load
 from pgm_fast.env import git_commit, processor_name, versions
 from pgm_fast.nn.resnet import ResNetEncoder
-from pgm_fast.train.json_files import read_json, write_json
+from pgm_fast.train.run.json_files import read_json, write_json
 
 JSON = Path(__file__).resolve().parent / "results" / "methods" / "media_input.json"
 PRESET = "dmil/crema-d"

@@ -3,8 +3,8 @@ percent of the floor, and memory.
 
     python benchmarks/plots.py [FOLDER ...]
 
-Reads fit.json, partition.json, partitioned_linear.json and reconstruction.json of each folder, all of ``results/``
-where none is named, and writes ``fit.png`` and ``<op>.png`` beside them. Jobs are bars of samples per second of
+Reads jobs.json, partition.json, partitioned_linear.json and reconstruction.json of each folder, all of ``results/``
+where none is named, and writes ``jobs.png`` and ``<op>.png`` beside them. Jobs are bars of samples per second of
 processor time, with the slowest and the fastest epoch. A plot of an op shows forward and backward at the width that was
 measured at most numbers of rows; the floor is the fastest stream of what must move, or the bare matrix products.
 """
@@ -19,10 +19,10 @@ from pathlib import Path
 from harness import RESULTS
 from matplotlib.axes import Axes
 
-from pgm_fast.train.json_files import read_json
-from pgm_fast.train.plots.canvas import GREY, INK, colours, finish, legend_beside, new_figure, save
+from pgm_fast.train.report.plots.canvas import GREY, INK, colours, finish, legend_beside, new_figure, save
+from pgm_fast.train.run.json_files import read_json
 
-JOBS = "fit"
+JOBS = "jobs"
 FILES = ("partition", "partitioned_linear", "reconstruction")
 KIND = "forward+backward"
 DRAWN = {"ms", "percent_of_floor", "peak_bytes"}
@@ -35,9 +35,12 @@ def draw(folder: Path) -> list[Path]:
     """Plots of one folder of results, those of files that are there."""
     written = []
     jobs = folder / f"{JOBS}.json"
-    if jobs.exists() and (content := read_json(jobs))["rows"]:
-        written.append(jobs.with_suffix(".png"))
-        draw_jobs(content["rows"], content["device"]["name"], written[-1])
+    if jobs.exists():
+        content = read_json(jobs)
+        rates = [row for row in content["rows"] if _is_drawn(row)]
+        if rates:
+            written.append(jobs.with_suffix(".png"))
+            draw_jobs(rates, content["device"]["name"], written[-1])
     for name in FILES:
         source = folder / f"{name}.json"
         if not source.exists():
@@ -50,6 +53,11 @@ def draw(folder: Path) -> list[Path]:
                 written.append(folder / f"{op}.png")
                 draw_op(op, series, content["device"]["name"], written[-1])
     return written
+
+
+def _is_drawn(row: dict) -> bool:
+    """Jobs of one size are drawn beside each other."""
+    return row["kind"] == "rate" and row["shape"]["batch"] == 64
 
 
 def draw_jobs(rows: Sequence[dict], device: str, path: Path) -> None:

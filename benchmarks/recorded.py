@@ -8,7 +8,7 @@ import torch
 
 from pgm_fast.ops import routes
 from pgm_fast.ops.routes import Route
-from pgm_fast.train.files import atomic_write
+from pgm_fast.train.run.files import atomic_write
 
 VARIANTS = PLAIN, CALL, FORMULA = "plain", "call", "formula"
 NOISE = 0.05  # a formula that is faster by less is taken for as fast

@@ -1,14 +1,16 @@
-"""The tables of docs/scaling.md, from result files: whole jobs, where their time goes, more processes, and the plan."""
+"""Tables of whole jobs from result files: beside their alternatives, where their time goes, more processes, the plan of
+larger machines."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
 
-from pgm_fast.train.json_files import read_json
+from bench_jobs import FORMS
+
+from pgm_fast.train.run.json_files import read_json
 
 CPU = Path(__file__).resolve().parent / "results" / "cpu"
-FORMS = ("bare loop, torch.compile, fused AdamW", "Lightning, fused AdamW", "fit", "fit, train.compile")
 
 # What the vendor says of an H100 SXM, and of a node with one 400 Gb/s adapter per device; the parts are ours.
 MACHINE = {
@@ -56,23 +58,25 @@ def plan(row: dict[str, Any], nodes: int, sharded: bool, host: float) -> dict[st
 def jobs() -> str:
     """Samples per second of processor time of every form, and the engine against the others."""
     content = read_json(CPU / "jobs.json")
-    of: dict[tuple[str, int], dict[str, dict]] = {}
+    of: dict[tuple[str, int, int], dict[str, dict]] = {}
     for row in content["rows"]:
         if row["kind"] == "rate":
-            of.setdefault((row["method"], row["shape"]["batch"]), {})[row["form"]] = row
+            shape = row["shape"]
+            of.setdefault((row["method"], shape["batch"], shape["d"]), {})[row["form"]] = row
     lines = [
         _circumstances(content),
         "",
-        "| method | batch | bare loop, torch.compile, fused AdamW | Lightning, fused AdamW | fit | fit, train.compile "
-        "| fit against the bare loop | against Lightning | with train.compile against the bare loop |",
-        "|---|---|---|---|---|---|---|---|---|",
+        "| method | batch | d | bare loop, torch.compile, fused AdamW | Lightning, fused AdamW | fit "
+        "| fit, train.compile | fit against the bare loop | against Lightning "
+        "| with train.compile against the bare loop |",
+        "|---|---|---|---|---|---|---|---|---|---|",
     ]
-    for (method, batch), forms in sorted(of.items()):
+    for (method, batch, d), forms in sorted(of.items()):
         bare, lightning, fit, compiled = (forms.get(name, {}).get("samples_per_processor_second") for name in FORMS)
         rates = " | ".join("–" if rate is None else f"{rate:.0f}" for rate in (bare, lightning, fit, compiled))
         pairs = ((fit, bare), (fit, lightning), (compiled, bare))
         ratios = " | ".join(f"{one / other:.2f}×" if one and other else "–" for one, other in pairs)
-        lines.append(f"| {method} | {batch} | {rates} | {ratios} |")
+        lines.append(f"| {method} | {batch} | {d} | {rates} | {ratios} |")
     return "\n".join(lines)
 
 

@@ -32,9 +32,9 @@ from pgm_fast.env import git_commit, processor_name, versions
 from pgm_fast.interactions import Settings, estimate
 from pgm_fast.interactions.estimates import Interaction, decompose, shift_of, shifted
 from pgm_fast.train import fit, predict
-from pgm_fast.train.assembly import load_features, resolve_config
-from pgm_fast.train.files import atomic_write
-from pgm_fast.train.json_files import read_json, write_json
+from pgm_fast.train.features import load_features, resolve_config
+from pgm_fast.train.run.files import atomic_write
+from pgm_fast.train.run.json_files import read_json, write_json
 
 RESULTS = Path(__file__).resolve().parent / "results" / "methods"
 JSON, TABLE = RESULTS / "shares_real.json", RESULTS / "shares_real.md"

@@ -22,8 +22,8 @@ import numpy as np
 from pgm_fast.data.synthetic import draw
 from pgm_fast.env import git_commit, versions
 from pgm_fast.train import fit, predict
-from pgm_fast.train.files import atomic_write
-from pgm_fast.train.json_files import read_json, write_json
+from pgm_fast.train.run.files import atomic_write
+from pgm_fast.train.run.json_files import read_json, write_json
 
 RESULTS = Path(__file__).resolve().parent / "results" / "methods"
 JSON, TABLE = RESULTS / "synthetic_gates.json", RESULTS / "synthetic_gates.md"

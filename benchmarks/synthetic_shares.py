@@ -24,8 +24,8 @@ from scipy.stats import rankdata, spearmanr
 from pgm_fast.data.synthetic import draw
 from pgm_fast.env import git_commit, processor_name, versions
 from pgm_fast.train import fit, predict
-from pgm_fast.train.files import atomic_write
-from pgm_fast.train.json_files import read_json, write_json
+from pgm_fast.train.run.files import atomic_write
+from pgm_fast.train.run.json_files import read_json, write_json
 
 RESULTS = Path(__file__).resolve().parent / "results" / "methods"
 JSON, TABLE = RESULTS / "synthetic_shares.json", RESULTS / "synthetic_shares.md"

@@ -48,10 +48,10 @@ from pgm_fast.methods.tasks import task_loss
 from pgm_fast.nn.block import BlockOutput
 from pgm_fast.nn.calibration import fit_temperature, label_log_likelihood
 from pgm_fast.study.intervals import paired_interval
-from pgm_fast.train import api, fit
-from pgm_fast.train.files import atomic_write
-from pgm_fast.train.json_files import read_json, write_json
+from pgm_fast.train import fit, jobs
 from pgm_fast.train.loop import Training
+from pgm_fast.train.run.files import atomic_write
+from pgm_fast.train.run.json_files import read_json, write_json
 
 RESULTS = Path(__file__).resolve().parent / "results" / "methods"
 JSON, TABLE = RESULTS / "trials.json", RESULTS / "trials.md"
@@ -254,12 +254,12 @@ def deal(name: str, seed: int, folder: Path) -> Path:
 @contextmanager
 def standing_in(method: str, model: type | None, training: type) -> Iterator[None]:
     """The engine with another class for a method and another training loop."""
-    kept = METHODS[method], api.Training
-    METHODS[method], api.Training = model or METHODS[method], training
+    kept = METHODS[method], jobs.Training
+    METHODS[method], jobs.Training = model or METHODS[method], training
     try:
         yield
     finally:
-        METHODS[method], api.Training = kept
+        METHODS[method], jobs.Training = kept
 
 
 def run(variant: str, seed: int, out: Path, **settings: Any) -> dict[str, Any]:

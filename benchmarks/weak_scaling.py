@@ -2,7 +2,7 @@
 
     python benchmarks/weak_scaling.py [--methods pgm dimml dmil] [--processes 1 2 4] [--rounds 5]
 
-Data and model as in ``bench_fit.py``, one thread per process. The measure is what a sample takes of the processor, all
+Data and model as in ``whole_jobs.py``, one thread per process. The measure is what a sample takes of the processor, all
 processes together: it is the same on a machine that has fewer cores than processes or other work, whose wall clock says
 nothing of DDP. Waiting for the others is not in it. Writes ``results/cpu/weak_scaling.json``.
 """
@@ -19,11 +19,11 @@ import tempfile
 import time
 from pathlib import Path
 
-import bench_fit
 import harness
 import torch
-from bench_fit import MODALITIES, STAGE, D
+import whole_jobs
 from bench_jobs import configuration
+from whole_jobs import MODALITIES, STAGE, D
 
 from pgm_fast.train.assembly import Run, machine
 
@@ -36,13 +36,13 @@ def work(method: str, rows: int, rounds: int, out: Path) -> None:
     world = int(os.environ["WORLD_SIZE"])
     config = configuration(method, BATCH * world)
     with machine(config) as ranks:
-        parts = Run.new(config, bench_fit.features(rows * world), None, ranks)
-        training = bench_fit.training_of(config, parts, out.parent / "run")
-        bench_fit.epoch_of(training)
+        parts = Run.new(config, whole_jobs.features(rows * world), None, ranks)
+        training = whole_jobs.training_of(config, parts, out.parent / "run")
+        whole_jobs.epoch_of(training)
         spent = []
         for _ in range(rounds):
             begin, processor = time.perf_counter(), time.process_time()
-            bench_fit.epoch_of(training)
+            whole_jobs.epoch_of(training)
             spent.append((time.perf_counter() - begin, time.process_time() - processor))
         together = ranks.gather(spent)
         trained = [p for group in training.optimizer.param_groups for p in group["params"]]

@@ -303,7 +303,8 @@ def _kernels() -> Fact:
 
 
 def _host_path() -> Fact:
-    from . import host, ops  # noqa: F401  (importing the ops tells whether it was built for them)
+    from . import ops  # noqa: F401  (importing the ops tells whether it was built for them)
+    from .backends import host
 
     name = "compiled host path"
     try:

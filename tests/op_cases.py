@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from noise import normals
 
 from pgm_fast import backends, ops
+from pgm_fast.backends import selection
 
 SEED = torch.tensor([0x0123456789ABCDEF])
 # op -> the function that calls it, and of how many gates it takes logits
@@ -353,7 +354,7 @@ _OPS = [
 
 def interpret_triton() -> None:
     """Under triton's interpreter its kernels take CPU tensors, which no user's call gets to do."""
-    for op, implementations in backends._implementations.items():
+    for op, implementations in selection._implementations.items():
         for kernel in list(implementations.get("triton", {}).values()):
             backends.register(
                 op, "triton", kernel.load, devices=("cpu",), dtypes=tuple(kernel.dtypes), refuse=kernel.refuse

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from pgm_fast.data.batch import Batch
 from pgm_fast.data.feature_set import DataSpec, ModalitySpec
 from pgm_fast.methods import METHODS, ModelConfig, build
-from pgm_fast.train.optimizers import build_optimizer
+from pgm_fast.train.step.optimizers import build_optimizer
 
 WIDTHS = {"a": 5, "b": 3}
 CLASSES = 3

@@ -13,19 +13,20 @@ import torch
 
 import pgm_fast
 from pgm_fast import backends, env
+from pgm_fast.backends import selection
+from pgm_fast.backends.native import cuda_function
+from pgm_fast.backends.triton import startable
 from pgm_fast.errors import BackendError, LaunchError
-from pgm_fast.ops.native import cuda_function
-from pgm_fast.ops.triton import startable
 
 
 @pytest.fixture
 def toy(monkeypatch):
     """An op with a reference and a native kernel that serves CPU fp32 of at least 4 elements."""
     for name in ("_implementations", "_candidates", "_reasons"):
-        monkeypatch.setattr(backends, name, {})
-    monkeypatch.setattr(backends, "_left_out", {})
-    monkeypatch.setattr(backends, "_said", set())
-    monkeypatch.setattr(backends, "_explicit", None)
+        monkeypatch.setattr(selection, name, {})
+    monkeypatch.setattr(selection, "_left_out", {})
+    monkeypatch.setattr(selection, "_said", set())
+    monkeypatch.setattr(selection, "_explicit", None)
     backends.register("toy", "torch", lambda: lambda x: "torch")
     backends.register(
         "toy",

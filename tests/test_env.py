@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from pgm_fast import __version__, backends, env, host
+from pgm_fast import __version__, backends, env
+from pgm_fast.backends import host
 
 ROOT = Path(__file__).resolve().parents[1]
 

@@ -15,7 +15,8 @@ from op_cases import forward_and_gradients
 from tolerances import FP64
 
 import pgm_fast
-from pgm_fast import backends, host, ops
+from pgm_fast import backends, ops
+from pgm_fast.backends import host
 from pgm_fast.ops import registration
 
 pytestmark = pytest.mark.skipif(

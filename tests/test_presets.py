@@ -16,7 +16,7 @@ from pgm_fast.interactions import Settings
 from pgm_fast.methods import METHODS, ModelConfig
 from pgm_fast.train import Config, TrainConfig, fit
 from pgm_fast.train.configure import from_yaml, make_config, to_dict, to_yaml
-from pgm_fast.train.position import Best
+from pgm_fast.train.run.position import Best
 
 # where and how a run is computed, drawn and saved, not what is computed; the seed is the user's
 OF_THE_MACHINE = {

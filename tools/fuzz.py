@@ -35,7 +35,7 @@ from pgm_fast.data.media import FrameRows, SpectrogramRows
 from pgm_fast.data.readers import apart
 from pgm_fast.errors import PgmFastError
 from pgm_fast.train.configure import make_config, to_yaml
-from pgm_fast.train.shards import with_shards
+from pgm_fast.train.run.shards import with_shards
 
 MEMORY = 6 << 30  # bytes of address space, torch's libraries among them
 SECONDS = 10

@@ -174,7 +174,7 @@ def evaluate(
     Reads the run's configuration, checkpoint and data. Writes nothing.
     """
     from ..train import evaluate as score_run
-    from ..train.json_files import to_json
+    from ..train.run.json_files import to_json
 
     scores = score_run(run, data=data, split=split, checkpoint=checkpoint)
     if as_json:
@@ -355,8 +355,8 @@ def compare(
     score within the runs; against learning alone, with a run of the method unimodal among them), shares.png and
     gates.png where there are any. With --across there are no curves.
     """
-    from ..train.compare import comparison_tables, write_comparison
-    from ..train.json_files import to_json
+    from ..train.report.compare import comparison_tables, write_comparison
+    from ..train.run.json_files import to_json
 
     content = write_comparison(runs, out, across=across)
     if as_json:
@@ -575,7 +575,7 @@ def _whole_numbers(text: str) -> list[int]:
 
 def _show_scores(scores: dict[str, Any], run: Path) -> None:
     """A split's scores, and the mean shares of the partitions where there are any."""
-    from ..train.reports import summary_table
+    from ..train.report.contents import summary_table
 
     title = f"{run}, {scores['checkpoint']} (epoch {scores['epoch']}), {scores['rows']} rows"
     columns, rows = summary_table({"task": scores["task"], scores["split"]: scores}, scores["split"])
@@ -589,8 +589,8 @@ def _show_scores(scores: dict[str, Any], run: Path) -> None:
 
 def _show_result(result: dict[str, Any], folder: Path) -> None:
     """The end of train and resume: scores, and where everything is."""
-    from ..train.card import sentences
-    from ..train.reports import summary_table
+    from ..train.report.card import sentences
+    from ..train.report.contents import summary_table
 
     summary = "seeds" in result
     head = f"{result['method']} on {result['data']}"

@@ -10,12 +10,12 @@ import numpy as np
 from ..data.feature_set import FeatureSet
 from ..errors import ConfigError
 from ..train import predict
-from ..train.assembly import features_of_run
-from ..train.checkpoints import load_run
-from ..train.files import atomic_write, write_csv
-from ..train.folder import RunFolder
-from ..train.predictions import Predictions
-from ..train.reports import PARTITIONS
+from ..train.features import features_of_run
+from ..train.run.checkpoints import load_run
+from ..train.run.files import atomic_write, write_csv
+from ..train.run.folder import RunFolder
+from ..train.scores.predictions import Predictions
+from ..train.scores.shares import PARTITIONS
 
 __all__ = ["check_name", "write_predictions"]
 

@@ -55,6 +55,11 @@ class Batch:
         """Row weights ``[n]`` of a loss that concerns one modality only."""
         return self.modality_weight.get(modality, self.weight)
 
+    def presence_of(self, modality: str) -> Tensor:
+        """Bool ``[n]``: rows that have the modality; all of them where nothing can be missing."""
+        found = self.presence.get(modality)
+        return torch.ones_like(self.weight, dtype=torch.bool) if found is None else found
+
     def to(self, device: torch.device | str, non_blocking: bool = True) -> Batch:
         """The same batch on another device."""
 

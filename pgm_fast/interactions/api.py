@@ -17,12 +17,12 @@ from ..data import check_features, load
 from ..data.feature_set import FeatureSet
 from ..errors import ConfigError
 from ..train import predict
-from ..train.assembly import features_of_run
-from ..train.checkpoints import load_run
 from ..train.distributed import current_ranks
-from ..train.folder import RunFolder
-from ..train.predictions import Predictions
-from ..train.reports import PARTITIONS
+from ..train.features import features_of_run
+from ..train.run.checkpoints import load_run
+from ..train.run.folder import RunFolder
+from ..train.scores.predictions import Predictions
+from ..train.scores.shares import PARTITIONS
 from .association import associate
 from .folds import plan, wanted_rows
 from .measure import entropy, information, label_surprise

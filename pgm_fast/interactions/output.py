@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..env import versions
-from ..train.files import atomic_write, write_csv
-from ..train.json_files import write_json
-from ..train.plots.canvas import save
+from ..train.report.plots.canvas import save
+from ..train.run.files import atomic_write, write_csv
+from ..train.run.json_files import write_json
 from .estimates import COMPONENTS
 from .plot import bars
 

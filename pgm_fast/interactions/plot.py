@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from matplotlib.figure import Figure
 
-from ..train.plots.canvas import INK, colours, finish, label_text, legend_beside, new_figure
+from ..train.report.plots.canvas import INK, colours, finish, label_text, legend_beside, new_figure
 
 if TYPE_CHECKING:
     from .result import Interactions

@@ -37,7 +37,7 @@ SCHEDULES: dict[str, dict[str, float | str]] = {
     "plateau": {"factor": 0.3, "patience": 5, "monitor": "score"},
     "step": {"factor": 0.1, "every": 30},
 }
-"""What a stage may name -> its options and their defaults, see :class:`~pgm_fast.train.optimizers.Schedule`."""
+"""What a stage may name -> its options and their defaults, see :class:`~pgm_fast.train.step.optimizers.Schedule`."""
 
 MONITORS = ("score", "loss")
 """What a plateau watches of the fused output on validation: the monitored metric, the task's loss."""
@@ -95,10 +95,10 @@ class Stage:
         epochs: how many, None for ``train.epochs``.
         groups: param groups for the optimizer (each with ``params``, ``lr``, ``name``); parameters in none of them are
             frozen.
-        optimizer: name registered in ``train/optimizers.py``, None for ``train.optimizer``.
+        optimizer: name registered in ``train/step/optimizers.py``, None for ``train.optimizer``.
         weight_decay: None for ``train.weight_decay``.
         schedule: ``constant``, ``cosine``, ``plateau`` or ``step``, None for ``train.schedule``.
-        schedule_options: settings of that schedule, see :class:`~pgm_fast.train.optimizers.Schedule`.
+        schedule_options: settings of that schedule, see :class:`~pgm_fast.train.step.optimizers.Schedule`.
         patience: epochs without a better validation score before the stage ends, 0 for never, None for
             ``train.patience``.
         keep: one of :data:`KEPT`, None for ``train.keep``.

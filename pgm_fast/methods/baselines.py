@@ -260,6 +260,5 @@ def mean_of_present(logits: Tensor, modalities: Sequence[str], batch: Batch) -> 
     """``[M, n, C]`` -> ``[n, C]``, zeros in rows without any modality."""
     if not batch.presence:
         return logits.mean(0)
-    everywhere = torch.ones_like(batch.weight, dtype=torch.bool)
-    present = torch.stack([batch.presence.get(m, everywhere) for m in modalities]).unsqueeze(-1)
+    present = torch.stack([batch.presence_of(m) for m in modalities]).unsqueeze(-1)
     return (logits * present).sum(0) / present.sum(0).clamp(min=1)

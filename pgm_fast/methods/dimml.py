@@ -173,7 +173,7 @@ class DIMML(Method):
                         width, classes = self.model_config.dim, self.spec.num_outputs
                         measures[m] = EffectiveDimensions(width, classes, features.dtype, features.device)
                     # every row counts the same, absent and padding ones nothing
-                    present = batch.presence.get(m, batch.index >= 0) & (batch.index >= 0)
+                    present = batch.presence_of(m) & (batch.index >= 0)
                     getattr(measures[m], add)(features, batch.labels, present.float())
         for i, m in enumerate(self.spec.modalities):
             accuracy, mask = measures[m].result()
@@ -240,8 +240,7 @@ class DIMML(Method):
         logits = list(out.unimodal.values())
         present = None
         if batch.presence:
-            everywhere = torch.ones_like(batch.weight, dtype=torch.bool)
-            present = [batch.presence.get(m, everywhere) for m in self.heads]
+            present = [batch.presence_of(m) for m in self.heads]
         if self._fusing:
             logits.append(out.further["fusion"])
             if present is not None:

@@ -31,7 +31,7 @@ from ..nn.gate import InteractionGate
 from ..nn.parts import SHARED, mark_part, modality_dict
 from ..nn.variational import Variational, VariationalLayer
 from ..nn.weights import among
-from ..ops.gates import accumulation_dtype
+from ..ops.dtypes import accumulation_dtype
 from ..ops.philox import draw_seed
 from ..optim.groups import multi_rate_groups
 from ..settings import check_settings
@@ -261,8 +261,7 @@ class DMIL(Method):
 
     def _present(self, batch: Batch) -> Tensor:
         """bool ``[M, n]``."""
-        everywhere = torch.ones_like(batch.weight, dtype=torch.bool)
-        return torch.stack([batch.presence.get(m, everywhere) for m in self.spec.modalities])
+        return torch.stack([batch.presence_of(m) for m in self.spec.modalities])
 
     def _mean_of_present(self, logits: dict[str, Tensor], batch: Batch) -> Tensor:
         stacked = torch.stack(list(logits.values()))

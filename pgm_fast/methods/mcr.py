@@ -128,7 +128,7 @@ class MCR(AloneFirst):
         with _constant(self.head):
             before = self.head(fuse({m: x.detach() for m, x in h.items()})).detach().repeat(times, 1)
             for m in h:
-                counted = (batch.index >= 0) & batch.presence.get(m, batch.index >= 0)
+                counted = (batch.index >= 0) & batch.presence_of(m)
                 rows = exchange(counted, draws)
                 played = {n: x if n == m else k * x + (1 - k) * x.detach() for n, x in h.items()}
                 exchanged = {n: x.index_select(0, rows) if n == m else x.repeat(times, 1) for n, x in played.items()}
@@ -199,7 +199,7 @@ def contrast(h: Mapping[str, Tensor], batch: Batch, temperature: float) -> Tenso
         alike = labels.unsqueeze(1) == labels
     losses = []
     for m, n in permutations(h, 2):
-        both = real & batch.presence.get(m, real) & batch.presence.get(n, real)
+        both = real & batch.presence_of(m) & batch.presence_of(n)
         a, b = (F.normalize(h[k], dim=-1) for k in (m, n))
         dtype = torch.promote_types(a.dtype, torch.float32)
         similarity = (a.to(dtype) @ b.to(dtype).T).to(dtype) / temperature  # autocast multiplies in half

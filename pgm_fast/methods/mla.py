@@ -95,7 +95,7 @@ class MLA(Baseline):
         stacked = torch.stack(list(logits.values()))
         if self.spec.task == "regression":
             return mean_of_present(stacked, list(logits), batch)
-        present = torch.stack([batch.presence.get(m, torch.ones_like(batch.index >= 0)) for m in logits])
+        present = torch.stack([batch.presence_of(m) for m in logits])
         return (stacked * entropy_weights(stacked, present, self.spec.task).unsqueeze(-1)).sum(0)
 
     @torch.no_grad()

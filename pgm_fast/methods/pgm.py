@@ -302,8 +302,7 @@ class PgM(Method):
 
     def _presence(self, batch: Batch) -> list[Tensor]:
         """bool ``[n]`` for every modality."""
-        everywhere = torch.ones_like(batch.weight, dtype=torch.bool)
-        return [batch.presence.get(m, everywhere) for m in self.spec.modalities]
+        return [batch.presence_of(m) for m in self.spec.modalities]
 
     def _share_targets(self) -> dict[str, float]:
         targets = self.config.share_target

@@ -13,10 +13,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .checks import check_features, check_temperature, check_tensor
-from .gates import accumulation_dtype
+from ..backends.triton import contiguous_rows, register_triton
+from .checks import check_features, check_labels, check_temperature, check_tensor
+from .dtypes import accumulation_dtype
 from .registration import define, define_autograd, define_backward
-from .triton import contiguous_rows, register_triton
 
 __all__ = ["CertaintyPrediction", "certainty_weighted_logits", "certainty_weighted_prediction"]
 
@@ -75,15 +75,8 @@ def certainty_weighted_prediction(
         TypeError, ValueError: as there; labels that are not int64 ``[B]``.
     """
     heads, present, temperature = _check(logits, temperature, present)
-    first = heads[0]
     if labels is not None:
-        if not isinstance(labels, Tensor) or labels.dtype != torch.int64:
-            raise TypeError(f"labels must be an int64 tensor, got {getattr(labels, 'dtype', type(labels).__name__)}")
-        if labels.shape != first.shape[:1] or labels.device != first.device:
-            raise ValueError(
-                f"labels must have shape [{first.shape[0]}] on {first.device}, got {list(labels.shape)} on "
-                f"{labels.device}"
-            )
+        check_labels(labels, heads[0])
     return CertaintyPrediction(*_certainty_prediction([z.detach() for z in heads], present, labels, temperature))
 
 

@@ -12,6 +12,7 @@ __all__ = [
     "check_features",
     "check_fraction",
     "check_gate",
+    "check_labels",
     "check_positive",
     "check_same_dtype",
     "check_temperature",
@@ -48,6 +49,21 @@ def _fits(shape: torch.Size, wanted: tuple[int | None, ...]) -> bool:
         if want is not None and got != want:
             return False
     return True
+
+
+def check_labels(labels: object, like: Tensor) -> None:
+    """Checks int64 ``[rows]`` class numbers of the rows of ``like``, on its device; their range is not looked at.
+
+    Raises:
+        TypeError: not int64.
+        ValueError: wrong shape or device.
+    """
+    if not isinstance(labels, Tensor) or labels.dtype != torch.int64:
+        raise TypeError(f"labels must be an int64 tensor, got {getattr(labels, 'dtype', type(labels).__name__)}")
+    if labels.shape != like.shape[:1] or labels.device != like.device:
+        raise ValueError(
+            f"labels must have shape [{like.shape[0]}] on {like.device}, got {list(labels.shape)} on {labels.device}"
+        )
 
 
 def check_same_dtype(first_name: str, first: Tensor, **others: Tensor | None) -> None:

@@ -14,13 +14,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..backends.native import refuse_mixed_precision, register_host
+from ..backends.triton import TRITON_PRODUCT_DTYPES, register_triton
 from .checks import check_features, check_temperature, check_tensor
-from .gates import accumulation_dtype
-from .native import refuse_mixed_precision, register_host
+from .dtypes import accumulation_dtype
 from .registration import define, define_autograd, define_backward
 from .row_weights import weights_or_mean
 from .tracing import surely
-from .triton import TRITON_PRODUCT_DTYPES, register_triton
 
 __all__ = ["duc_loss"]
 

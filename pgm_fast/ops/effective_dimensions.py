@@ -16,8 +16,8 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from .checks import check_features, check_tensor
-from .gates import accumulation_dtype
+from .checks import check_features, check_labels, check_tensor
+from .dtypes import accumulation_dtype
 from .registration import define
 
 __all__ = ["EffectiveDimensions", "effective_dimensions"]
@@ -110,13 +110,7 @@ def effective_dimensions(
     """
     check_tensor("features", features, shape=(None, None))
     check_features("features", features)
-    if not isinstance(labels, Tensor) or labels.dtype != torch.int64:
-        raise TypeError(f"labels must be an int64 tensor, got {getattr(labels, 'dtype', type(labels).__name__)}")
-    if labels.shape != features.shape[:1] or labels.device != features.device:
-        raise ValueError(
-            f"labels must have shape [{features.shape[0]}] on {features.device}, got {list(labels.shape)} on "
-            f"{labels.device}"
-        )
+    check_labels(labels, features)
     if isinstance(num_classes, bool) or not isinstance(num_classes, int) or num_classes < 1:
         raise ValueError(f"num_classes must be a whole number >= 1, got {num_classes!r}")
     if weight is not None:

@@ -14,11 +14,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .. import backends
-from .checks import check_features, check_tensor
-from .gates import accumulation_dtype
-from .native import NATIVE_DTYPES
+from ..backends.native import NATIVE_DTYPES
+from ..backends.triton import contiguous_rows, register_triton
+from .checks import check_features, check_labels, check_tensor
+from .dtypes import accumulation_dtype
 from .registration import define, define_autograd, define_backward
-from .triton import contiguous_rows, register_triton
 
 __all__ = ["gated_mixture", "gated_mixture_loss"]
 
@@ -63,12 +63,7 @@ def gated_mixture_loss(
         TypeError, ValueError: as there; labels that are not int64 ``[B]``.
     """
     every = _check(logits, others, gate)
-    if not isinstance(labels, Tensor) or labels.dtype != torch.int64:
-        raise TypeError(f"labels must be an int64 tensor, got {getattr(labels, 'dtype', type(labels).__name__)}")
-    if labels.shape != gate.shape[:1] or labels.device != gate.device:
-        raise ValueError(
-            f"labels must have shape [{gate.shape[0]}] on {gate.device}, got {list(labels.shape)} on {labels.device}"
-        )
+    check_labels(labels, gate)
     return _gated_mixture(gate, every, labels)
 
 

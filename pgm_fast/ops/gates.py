@@ -12,9 +12,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from .dtypes import accumulation_dtype
+
 __all__ = [
     "Gate",
-    "accumulation_dtype",
     "chunk_sum",
     "cumsoftmax",
     "cumsoftmax_backward",
@@ -37,11 +38,6 @@ class Gate(NamedTuple):
     gate: Tensor
     complement: Tensor
     p: Tensor
-
-
-def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
-    """float64 for float64, else float32."""
-    return torch.float64 if dtype == torch.float64 else torch.float32
 
 
 # below it z / temperature may be past what fp32 holds

@@ -14,12 +14,12 @@ import torch
 from torch import Tensor
 
 from .. import backends
+from ..backends.native import NATIVE_DTYPES
+from ..backends.triton import contiguous_rows, register_triton
 from .checks import check_features, check_tensor
-from .gates import accumulation_dtype
-from .native import NATIVE_DTYPES
+from .dtypes import accumulation_dtype
 from .philox import draw_seed, normal
 from .registration import define, define_autograd, define_backward
-from .triton import contiguous_rows, register_triton
 
 __all__ = ["gaussian_sample_kl"]
 

@@ -10,8 +10,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from .. import backends, host
-from .native import NATIVE_DTYPES
+from .. import backends
+from ..backends import host
+from ..backends.native import NATIVE_DTYPES
+from ..backends.triton import TRITON_PRODUCT_DTYPES, register_triton
 from .partitioned_linear import (
     fake,
     fake_backward,
@@ -21,7 +23,6 @@ from .partitioned_linear import (
     reference_backward,
 )
 from .registration import define, define_autograd, define_backward
-from .triton import TRITON_PRODUCT_DTYPES, register_triton
 
 __all__ = ["grouped_partitioned_linear"]
 

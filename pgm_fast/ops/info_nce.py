@@ -12,9 +12,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..backends.native import register_host
 from .checks import check_features, check_temperature, check_tensor
-from .gates import accumulation_dtype
-from .native import register_host
+from .dtypes import accumulation_dtype
 from .registration import define, define_autograd, define_backward
 from .row_weights import weights_or_mean
 

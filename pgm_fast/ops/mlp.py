@@ -11,10 +11,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..backends.native import register_host
 from .activations import activate_backward
 from .checks import autocast_dtype, check_features, check_same_dtype, check_tensor
-from .gates import accumulation_dtype
-from .native import register_host
+from .dtypes import accumulation_dtype
 from .registration import define, define_autograd, define_backward
 
 __all__ = ["mlp"]

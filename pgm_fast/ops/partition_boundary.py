@@ -14,10 +14,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ..backends.native import register_native
+from ..backends.triton import register_triton
 from .checks import check_features, check_fraction, check_positive, check_tensor
+from .dtypes import accumulation_dtype
 from .gates import (
     Gate,
-    accumulation_dtype,
     cumsoftmax,
     cumsoftmax_backward,
     dual_grad_gates,
@@ -25,9 +27,7 @@ from .gates import (
     dual_share_backward,
     empty_share,
 )
-from .native import register_native
 from .registration import define, define_autograd, define_backward
-from .triton import register_triton
 
 __all__ = ["partition_boundary"]
 

@@ -13,10 +13,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ..backends.native import register_native
+from ..backends.triton import register_triton
 from .checks import check_features, check_gate, check_temperature
+from .dtypes import accumulation_dtype
 from .gates import (
     Gate,
-    accumulation_dtype,
     chunk_sum,
     cumsoftmax,
     cumsoftmax_backward,
@@ -27,9 +29,7 @@ from .gates import (
     empty_share,
     expand_gate,
 )
-from .native import register_native
 from .registration import define, define_autograd, define_backward
-from .triton import register_triton
 
 __all__ = ["partition_dual"]
 

@@ -13,10 +13,12 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from .. import backends, host
+from .. import backends
+from ..backends import host
+from ..backends.native import NATIVE_DTYPES, refuse_mixed_precision
 from .checks import check_features, check_gate, check_temperature
+from .dtypes import accumulation_dtype
 from .gates import (
-    accumulation_dtype,
     cumsoftmax,
     cumsoftmax_backward,
     dual_grad_gates,
@@ -26,7 +28,6 @@ from .gates import (
     softmax,
     softmax_backward,
 )
-from .native import NATIVE_DTYPES, refuse_mixed_precision
 from .registration import define, define_autograd, define_backward
 
 __all__ = ["partition_share"]

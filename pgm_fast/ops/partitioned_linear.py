@@ -13,6 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .. import backends
+from ..backends.native import register_host
+from ..backends.triton import TRITON_PRODUCT_DTYPES, register_triton
 from .activations import ACTIVATIONS, activate, activate_backward
 from .checks import (
     autocast_dtype,
@@ -22,10 +24,9 @@ from .checks import (
     check_temperature,
     check_tensor,
 )
-from .gates import accumulation_dtype, chunk_sum, cumsoftmax, cumsoftmax_backward, expand_gate
-from .native import register_host
+from .dtypes import accumulation_dtype
+from .gates import chunk_sum, cumsoftmax, cumsoftmax_backward, expand_gate
 from .registration import define, define_autograd, define_backward
-from .triton import TRITON_PRODUCT_DTYPES, register_triton
 
 __all__ = ["partitioned_linear"]
 

@@ -9,12 +9,12 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from ..backends.native import register_host
+from ..backends.triton import TRITON_PRODUCT_DTYPES, register_triton
 from .checks import autocast_dtype, check_features, check_same_dtype, check_tensor
-from .gates import accumulation_dtype
-from .native import register_host
+from .dtypes import accumulation_dtype
 from .registration import define, define_autograd, define_backward
 from .row_weights import weights_or_mean
-from .triton import TRITON_PRODUCT_DTYPES, register_triton
 
 __all__ = ["reconstruction"]
 

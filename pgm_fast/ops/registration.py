@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from .. import backends, host
+from .. import backends
+from ..backends import host
 from .flops import offer_formulas, offer_later
 from .routes import takes_formula
 from .tracing import as_tensor, in_forward_mode, in_transform, is_constant, records_formula

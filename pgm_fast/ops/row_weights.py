@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .gates import accumulation_dtype
+from .dtypes import accumulation_dtype
 
 __all__ = ["equal_weights", "weights_or_mean"]
 

@@ -7,8 +7,8 @@ import importlib
 import torch
 
 from .. import backends
-from ..ops.native import cuda_function
-from ..ops.triton import startable
+from ..backends.native import cuda_function
+from ..backends.triton import startable
 from .launch import DTYPES, Launch
 from .reference import run_squares, run_step
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 from torch import Tensor
 
-from .. import host
+from ..backends import host
 
 if TYPE_CHECKING:
     from torch.distributed.tensor import DTensor

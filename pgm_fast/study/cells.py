@@ -16,11 +16,11 @@ from ..env import checked_out, processor_name, versions
 from ..errors import CheckpointError
 from ..methods import METHODS
 from ..train import evaluate, fit
-from ..train.assembly import load_features
 from ..train.config import Config
-from ..train.fingerprints import content_marks
-from ..train.json_files import read_json, write_json
-from ..train.metrics import score
+from ..train.features import load_features
+from ..train.run.fingerprints import content_marks
+from ..train.run.json_files import read_json, write_json
+from ..train.scores.metrics import score
 from .classical import Classical
 from .conditions import rows_under
 from .plan import Cell, Conditions

@@ -13,8 +13,8 @@ import numpy as np
 from ..data import Batch, Loader, Normalizer
 from ..data.feature_set import FeatureSet
 from ..errors import ConfigError
-from ..train.evaluation import measure
-from ..train.predictions import Predictions
+from ..train.scores.measure import measure
+from ..train.scores.predictions import Predictions
 
 __all__ = ["SPACES", "Classical"]
 

@@ -16,9 +16,9 @@ from typing import Any
 import numpy as np
 
 from ..errors import ConfigError, did_you_mean
-from ..train.assembly import resolve_config
 from ..train.config import Config
 from ..train.configure import read_mapping
+from ..train.features import resolve_config
 from .classical import SPACES
 
 __all__ = ["Cell", "Conditions", "Group", "Search", "Study", "draw_trials", "read_study"]

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import ConfigError, TrainingStopped
-from ..train.assembly import load_features
-from ..train.lock import RunLock
+from ..train.features import load_features
+from ..train.run.lock import RunLock
 from .cells import Data, Job, TrainJob, content_of, describe_data, reading_of
 from .choice import Choice
 from .plan import Study

@@ -7,9 +7,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from ..train.files import atomic_write
-from ..train.json_files import write_json
-from ..train.metrics import METRICS, monitored_metric
+from ..train.run.files import atomic_write
+from ..train.run.json_files import write_json
+from ..train.scores.metrics import METRICS, monitored_metric
 from .cells import content_of
 from .choice import Choice
 from .intervals import moments, paired_interval

@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ..train.files import atomic_write
-from ..train.json_files import write_json
+from ..train.run.files import atomic_write
+from ..train.run.json_files import write_json
 
 __all__ = ["COLUMNS", "table_rows", "write_page"]
 
@@ -51,7 +51,7 @@ def _short(value: Any) -> str:
 
 
 def _draw(folder: Path, content: Mapping[str, Any]) -> None:
-    from ..train.plots.canvas import FUSED, colours, finish, label_text, new_figure, save
+    from ..train.report.plots.canvas import FUSED, colours, finish, label_text, new_figure, save
 
     done = [trial for trial in content["trials"] if trial["valid"] is not None]
     numbers, values = [t["trial"] for t in done], [t["valid"] for t in done]

@@ -16,12 +16,12 @@ from ..data import FeatureSet
 from ..env import EXTRAS
 from ..errors import ConfigError, TrainingStopped
 from ..train import fit_seeds
-from ..train.assembly import load_features
 from ..train.configure import make_config
-from ..train.fingerprints import fingerprint
-from ..train.json_files import read_json
-from ..train.lock import RunLock
-from ..train.metrics import monitored_metric, score
+from ..train.features import load_features
+from ..train.run.fingerprints import fingerprint
+from ..train.run.json_files import read_json
+from ..train.run.lock import RunLock
+from ..train.scores.metrics import monitored_metric, score
 from .page import write_page
 from .space import Choices, Interval, overrides_of, read_space, require_allowed
 

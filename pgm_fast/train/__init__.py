@@ -9,17 +9,17 @@ from importlib import import_module
 from typing import Any
 
 _HOMES = {
-    "fit": "api",
-    "fit_seeds": "api",
-    "resume": "api",
-    "evaluate": "api",
-    "predict": "api",
-    "extract_features": "api",
-    "write_comparison": "compare",
+    "fit": "jobs",
+    "fit_seeds": "jobs",
+    "resume": "jobs",
+    "evaluate": "trained",
+    "predict": "trained",
+    "extract_features": "trained",
+    "write_comparison": "report.compare",
     "Config": "config",
     "DataConfig": "config",
     "TrainConfig": "config",
-    "Predictions": "predictions",
+    "Predictions": "scores.predictions",
 }
 
 __all__ = sorted(_HOMES)

@@ -6,6 +6,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, Dict, List, Optional
 
+import torch
+
 from ..backends import BACKENDS
 from ..data.feature_set import TASKS
 from ..data.labels import LABELS
@@ -25,14 +27,16 @@ from ..methods.pgm import PgMConfig
 from ..methods.pretrained import PretrainedConfig
 from ..methods.umt import UMTConfig
 from ..settings import choice, number
-from .scaling import DTYPES
 
-__all__ = ["STRATEGIES", "Config", "DataConfig", "TrainConfig"]
+__all__ = ["CAPTURE", "PRECISIONS", "STRATEGIES", "Config", "DataConfig", "TrainConfig"]
 
 STRATEGIES = ("auto", "ddp", "fsdp")
 """How several processes train together; ``auto`` is ``ddp``."""
 
 CAPTURE = ("auto", "never")
+
+PRECISIONS = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+"""What autocast computes in; None for no autocast."""
 
 
 @dataclass
@@ -93,7 +97,7 @@ class TrainConfig:
     seed: int = number(0, at_least=0)  # of weights, dropout and the order of samples
     device: str = "auto"  # auto, cpu, cuda, cuda:N
     backend: str = choice("auto", ("auto", *BACKENDS))
-    precision: str = choice("fp32", DTYPES)  # fp32, bf16 (autocast), fp16 (autocast and a scaled loss)
+    precision: str = choice("fp32", PRECISIONS)  # fp32, bf16 (autocast), fp16 (autocast and a scaled loss)
     # losses and gradients of a step by one program of torch.compile: minutes at the start, then shorter steps; CPU, one
     # process, no sequences
     compile: bool = False

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable
 from dataclasses import fields
-from typing import Any
 
 import numpy as np
 import torch
@@ -13,16 +11,13 @@ from torch import Tensor
 
 from ..data.batch import Batch
 from ..methods.base import HeldOut, Method, Output
-from ..methods.tasks import task_rows
 from .distributed import Ranks
-from .gates import synergy_score
-from .losses import LossTable
-from .metrics import evaluate_predictions
-from .predictions import Predictions
-from .scaling import autocast
+from .scores.predictions import Predictions
 from .sharding import without_gradients
+from .step.losses import LossTable
+from .step.scaling import autocast
 
-__all__ = ["collect", "fused_loss", "held_out", "measure"]
+__all__ = ["collect", "held_out"]
 
 _DICTS = ("unimodal", "further", "embeddings", "shares", "gates", "features", "presence")
 
@@ -68,28 +63,6 @@ def collect(
         return None
     rows = _join([part for part in joined if part])
     return _predictions(rows, means)
-
-
-def measure(
-    predictions: Predictions, task: str, num_outputs: int, relevance: np.ndarray | None = None
-) -> dict[str, Any]:
-    """Metrics as from :func:`~pgm_fast.train.metrics.evaluate_predictions`, with the loss terms as ``losses`` and,
-    where it is defined, ``synergy_score`` (see :func:`~pgm_fast.train.gates.synergy_score`). ``relevance`` is that of
-    the whole feature set."""
-    own = None if relevance is None else relevance[predictions.index]
-    scores = {**evaluate_predictions(task, predictions, num_outputs, own), "losses": dict(predictions.losses)}
-    synergy = synergy_score(predictions, task)
-    return scores if synergy is None else {**scores, "synergy_score": synergy}
-
-
-def fused_loss(predictions: Predictions, task: str) -> float:
-    """The task's loss of the fused output, a mean over rows whatever the method trains on; for retrieval its total
-    loss."""
-    if predictions.logits is None or predictions.labels is None:
-        return predictions.losses.get("total", math.inf)
-    labels = torch.from_numpy(predictions.labels)
-    logits = torch.from_numpy(predictions.logits)
-    return float(task_rows(task, logits, labels.reshape(logits.shape) if labels.is_floating_point() else labels).mean())
 
 
 def held_out(predictions: Predictions) -> HeldOut:

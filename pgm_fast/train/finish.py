@@ -15,14 +15,16 @@ from .. import (
 from ..data import Loader
 from ..env import checked_out, versions
 from .assembly import Run
-from .evaluation import collect, measure
-from .folder import RunFolder
-from .gates import mean_gates
-from .json_files import write_json
+from .evaluation import collect
 from .loop import Training
-from .page import write_page
-from .predictions import Predictions
-from .reports import build_report, class_shares, mean_shares, share_intervals
+from .report.contents import build_report
+from .report.page import write_page
+from .run.folder import RunFolder
+from .run.json_files import write_json
+from .scores.gates import mean_gates
+from .scores.measure import measure
+from .scores.predictions import Predictions
+from .scores.shares import class_shares, mean_shares, share_intervals
 
 __all__ = ["describe", "finish", "served_by"]
 
@@ -32,16 +34,16 @@ def served_by(device: torch.device) -> dict[str, str]:
     return {op: backends.chosen(op, device.type) for op in backends.implementations(device.type)}
 
 
-def describe(parts: Run) -> dict[str, Any]:
+def describe(run: Run) -> dict[str, Any]:
     """What config.yaml records of the surroundings of a run."""
     return {
         "versions": versions(),
         "git_commit": checked_out(),
-        "device": device_name(parts.ranks.device),
-        "processes": parts.ranks.world,
+        "device": device_name(run.ranks.device),
+        "processes": run.ranks.world,
         "threads": torch.get_num_threads(),
-        "backend": served_by(parts.ranks.device),
-        "data": parts.features.name,
+        "backend": served_by(run.ranks.device),
+        "data": run.features.name,
     }
 
 
@@ -50,66 +52,66 @@ def device_name(device: torch.device) -> str:
     return torch.cuda.get_device_name(device) if device.type == "cuda" else f"cpu ({platform.machine()})"
 
 
-def finish(parts: Run, folder: RunFolder, training: Training) -> dict[str, Any]:
+def finish(run: Run, folder: RunFolder, training: Training) -> dict[str, Any]:
     """Score the model that training ended with and write what is to be read; report.json last: it means done.
 
     Returns:
         The report, on every rank.
     """
-    has_test = len(parts.features.rows("test")) > 0
-    plots = parts.config.train.plots
-    valid = _predict(parts, training.valid, features=plots and not has_test)
-    test = _predict(parts, parts.loader("test"), features=plots) if has_test else None
-    return parts.ranks.on_main(lambda: _write(parts, folder, training, valid, test))
+    has_test = len(run.features.rows("test")) > 0
+    plots = run.config.train.plots
+    valid = _predict(run, training.valid, features=plots and not has_test)
+    test = _predict(run, run.loader("test"), features=plots) if has_test else None
+    return run.ranks.on_main(lambda: _write(run, folder, training, valid, test))
 
 
-def _predict(parts: Run, loader: Loader, features: bool) -> Predictions | None:
+def _predict(run: Run, loader: Loader, features: bool) -> Predictions | None:
     return collect(
-        parts.method,
+        run.method,
         loader.batches(0),
-        parts.ranks,
+        run.ranks,
         count=len(loader),
-        precision=parts.config.train.precision,
+        precision=run.config.train.precision,
         features=features,
     )
 
 
 def _write(
-    parts: Run, folder: RunFolder, training: Training, valid: Predictions, test: Predictions | None
+    run: Run, folder: RunFolder, training: Training, valid: Predictions, test: Predictions | None
 ) -> dict[str, Any]:
     folder.lock.require()
-    config, spec, position = parts.config, parts.spec, training.position
+    config, spec, position = run.config, run.spec, training.position
     shown = valid if test is None else test
     report = build_report(
         method=config.method,
-        data=parts.features.name,
+        data=run.features.name,
         task=spec.task,
         seed=config.train.seed,
         epochs=position.epoch,
         best_epoch=training.best.epoch,
-        backend=served_by(parts.ranks.device),
-        valid=measure(valid, spec.task, spec.num_outputs, parts.features.relevance),
-        test={} if test is None else measure(test, spec.task, spec.num_outputs, parts.features.relevance),
+        backend=served_by(run.ranks.device),
+        valid=measure(valid, spec.task, spec.num_outputs, run.features.relevance),
+        test={} if test is None else measure(test, spec.task, spec.num_outputs, run.features.relevance),
         shares=mean_shares(shown),
-        gates=mean_gates(shown, spec.task, parts.features.class_names),
+        gates=mean_gates(shown, spec.task, run.features.class_names),
         timing={
             "seconds": position.seconds,
             "seconds_per_epoch": position.seconds / max(position.epoch, 1),
             "samples_per_s": position.rows / max(position.train_seconds, 1e-9),
-            "device": device_name(parts.ranks.device),
+            "device": device_name(run.ranks.device),
         },
     )
-    by_class = class_shares(shown, spec.task, parts.features.class_names)
-    report |= {"share_intervals": share_intervals(shown), "shares_by_class": by_class, **parts.method.findings()}
+    by_class = class_shares(shown, spec.task, run.features.class_names)
+    report |= {"share_intervals": share_intervals(shown), "shares_by_class": by_class, **run.method.findings()}
     report["skipped_steps"] = position.skipped
-    report["parameters"] = sum(p.numel() for p in parts.method.parameters())
-    report["processes"] = parts.ranks.world
+    report["parameters"] = sum(p.numel() for p in run.method.parameters())
+    report["processes"] = run.ranks.world
     plots: list[str] = []
     if config.train.plots:
-        from .plots import draw_run
+        from .report.plots import draw_run
 
         records = [json.loads(line) for line in training.records.split("\n")[:-1]]
-        plots = draw_run(folder.path, records, report, shown, spec, parts.features.class_names)
+        plots = draw_run(folder.path, records, report, shown, spec, run.features.class_names)
     write_page(folder.path, report, plots)
     write_json(folder.report, report)
     return report

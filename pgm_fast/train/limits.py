@@ -10,7 +10,7 @@ import torch
 
 from ..errors import TrainingStopped
 from .config import Config
-from .folder import RunFolder
+from .run.folder import RunFolder
 
 __all__ = ["explained"]
 

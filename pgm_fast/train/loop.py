@@ -19,26 +19,28 @@ from ..data.batch import Batch
 from ..errors import TrainingStopped
 from ..methods.base import Method, Stage
 from ..optim.groups import NO_DECAY, without_decay
-from . import checkpoints, sharding
-from .averaging import WeightAverage
-from .captured import CapturedStep
-from .compiled import CompiledStep, why_not_compiled
+from . import sharding
 from .config import Config
 from .distributed import Ranks
-from .evaluation import collect, fused_loss, held_out, measure
-from .folder import RunFolder
-from .guard import Counts, DelayedReading, UpdateGuard
-from .json_files import append_line, json_line
-from .losses import LossTable
-from .metrics import score
-from .observers import Observers
-from .optimizers import Schedule, build_optimizer
-from .position import Best, Position
-from .predictions import Predictions
-from .reports import mean_shares
-from .scaling import LossScale, autocast
-from .shards import ShardedSaves, remove_unused, with_shards
+from .evaluation import collect, held_out
+from .report.observers import Observers
+from .run import checkpoints
+from .run.folder import RunFolder
+from .run.json_files import append_line, json_line
+from .run.position import Best, Position
+from .run.shards import ShardedSaves, remove_unused, with_shards
+from .scores.measure import fused_loss, measure
+from .scores.metrics import score
+from .scores.predictions import Predictions
+from .scores.shares import mean_shares
 from .signals import StopRequest
+from .step.averaging import WeightAverage
+from .step.captured import CapturedStep
+from .step.compiled import CompiledStep, why_not_compiled
+from .step.guard import Counts, DelayedReading, UpdateGuard
+from .step.losses import LossTable
+from .step.optimizers import Schedule, build_optimizer
+from .step.scaling import LossScale, autocast
 
 __all__ = ["StoppedBySignal", "Training"]
 

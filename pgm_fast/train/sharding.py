@@ -22,9 +22,8 @@ from ..errors import ConfigError
 from ..methods import METHODS
 from ..methods.base import Method
 from ..nn.parts import parameter_parts
-from .config import Config
+from .config import PRECISIONS, Config
 from .distributed import Ranks
-from .scaling import DTYPES
 
 if TYPE_CHECKING:
     from torch.distributed.device_mesh import DeviceMesh
@@ -100,7 +99,7 @@ def shard(method: Method, ranks: Ranks, config: Config, unused: bool = False) ->
     whole = MixedPrecisionPolicy()
     # autocast casts what comes in
     lower = MixedPrecisionPolicy(
-        param_dtype=DTYPES[config.train.precision], reduce_dtype=torch.float32, cast_forward_inputs=False
+        param_dtype=PRECISIONS[config.train.precision], reduce_dtype=torch.float32, cast_forward_inputs=False
     )
     for unit in _units(method):
         policy = whole if isinstance(unit, _NormBase) else lower

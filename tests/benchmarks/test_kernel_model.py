@@ -7,7 +7,7 @@ from importlib.util import find_spec
 
 import pytest
 
-from pgm_fast.train.json_files import read_json
+from pgm_fast.train.run.json_files import read_json
 
 CODE = """
         /*0000*/                   S2R R0, SR_TID.X ;                          /* 0x0 */

@@ -6,7 +6,7 @@ import subprocess
 import sys
 
 from pgm_fast.study.page import as_markdown
-from pgm_fast.train.json_files import read_json
+from pgm_fast.train.run.json_files import read_json
 
 
 def test_tables_agree_with_the_result_files(repository):

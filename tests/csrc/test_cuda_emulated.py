@@ -24,7 +24,7 @@ from optimizer_cases import OPTIMIZERS, STORAGE, stepped
 from tolerances import EPS, FP32, NATIVE_TIMES_EPS, OPTIMIZER_MOVE, SCAN_FP32, steps
 
 import pgm_fast
-from pgm_fast.ops import native
+from pgm_fast.backends import native
 from pgm_fast.optim import kernels as optimizer_kernels
 
 COMPILER = os.environ.get("CXX") or next(filter(shutil.which, ("g++", "c++")), None)

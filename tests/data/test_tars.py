@@ -11,7 +11,7 @@ import pytest
 
 from pgm_fast.data import check, load
 from pgm_fast.errors import DataError
-from pgm_fast.train.fingerprints import differences, fingerprint
+from pgm_fast.train.run.fingerprints import differences, fingerprint
 
 soundfile = pytest.importorskip("soundfile")
 Image = pytest.importorskip("PIL.Image")

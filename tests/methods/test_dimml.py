@@ -20,10 +20,11 @@ from pgm_fast.data.batch import Batch
 from pgm_fast.data.feature_set import DataSpec, ModalitySpec
 from pgm_fast.errors import ConfigError
 from pgm_fast.methods import DIMMLConfig, ModelConfig, build
-from pgm_fast.train import checkpoints, evaluate, fit, resume
+from pgm_fast.train import evaluate, fit, resume
 from pgm_fast.train.configure import make_config, to_dict
-from pgm_fast.train.guard import UpdateGuard
-from pgm_fast.train.json_files import read_jsonl
+from pgm_fast.train.run import checkpoints
+from pgm_fast.train.run.json_files import read_jsonl
+from pgm_fast.train.step.guard import UpdateGuard
 
 SMALL = ModelConfig(dim=8, hidden=12, heads=2, dropout=0.0, normalize=False)
 

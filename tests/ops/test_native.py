@@ -19,7 +19,8 @@ from tolerances import (
 )
 
 import pgm_fast
-from pgm_fast import backends, host, ops
+from pgm_fast import backends, ops
+from pgm_fast.backends import host, selection
 
 _reason = backends.implementations()["partition"]["native"]
 pytestmark = pytest.mark.skipif(_reason is not None, reason=f"compiled kernels: {_reason}")
@@ -164,7 +165,7 @@ def test_cuda_kernels_take_no_more_gates_than_the_memory_of_a_block_has_sums_for
         logits, numbers = ([z], (1.0,)) if op == "partition" else ([z, z], (0.1, 0.0, False))
         forward, backward = [h, *logits], [h] * (3 if op == "partition_dual" else 2) + [None, h, *logits]
         for name, tensors in ((op, forward), (f"{op}_backward", backward)):
-            (kernel,) = (x for served, x in backends._implementations[name]["native"].items() if "cuda" in served)
+            (kernel,) = (x for served, x in selection._implementations[name]["native"].items() if "cuda" in served)
             reason = kernel.refuse(*tensors, *numbers)
             assert reason is None if d == 32768 else "at most 32768 gates" in reason
 

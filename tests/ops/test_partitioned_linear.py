@@ -6,6 +6,7 @@ from tolerances import FINITE_DIFFERENCE, FP64
 
 import pgm_fast
 from pgm_fast import backends
+from pgm_fast.backends import selection
 from pgm_fast.ops import partition, partitioned_linear
 from pgm_fast.ops.partitioned_linear import by_parts, by_parts_backward, reference, reference_backward
 
@@ -111,7 +112,7 @@ def test_on_cuda_the_stored_parts_are_taken_where_both_widths_are_large():
     def taken(rows, n):
         shapes = [(rows, 64), (rows, 64), (n, 64), (n,), (n, 64), (n,)]
         made = [torch.empty(shape, dtype=torch.bfloat16, device="meta") for shape in shapes]
-        by = backends._implementations["partitioned_linear"]["native"][frozenset({"cuda"})]
+        by = selection._implementations["partitioned_linear"]["native"][frozenset({"cuda"})]
         return not by.outdone(*made, None, 1.0)
 
     assert taken(4096, 512) and not taken(4096, 128) and not taken(64, 512)

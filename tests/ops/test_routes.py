@@ -12,7 +12,7 @@ from tolerances import DRAWS, FP64
 
 import pgm_fast
 from pgm_fast.ops import routes
-from pgm_fast.train.json_files import read_json
+from pgm_fast.train.run.json_files import read_json
 
 # one case per op and variant: what is recorded does not depend on the backend
 RECORDED = [case for case in CASES if case.backend == "torch" and case.device == "cpu"]

@@ -9,7 +9,8 @@ import torch
 from op_cases import interpret_triton
 
 import pgm_fast
-from pgm_fast import backends, host
+from pgm_fast import backends
+from pgm_fast.backends import host
 from pgm_fast.optim import kernels, watch
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"

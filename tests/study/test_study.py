@@ -19,8 +19,8 @@ from pgm_fast.cli.app import app
 from pgm_fast.errors import CheckpointError
 from pgm_fast.study import read_study, run_study
 from pgm_fast.study.cells import TrainJob, describe_data
-from pgm_fast.train.assembly import load_features
-from pgm_fast.train.lock import RunLock
+from pgm_fast.train.features import load_features
+from pgm_fast.train.run.lock import RunLock
 
 TEXT = """
 seeds: [0, 1]

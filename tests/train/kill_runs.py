@@ -29,7 +29,8 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from same_run import assert_same_run
 
-from pgm_fast.train import api, checkpoints, fit, resume
+from pgm_fast.train import fit, jobs, resume
+from pgm_fast.train.run import checkpoints
 
 SETTINGS = {
     "model.dim": 8,
@@ -102,8 +103,8 @@ def start(out: Path, method: str, source: str, kind: str | None, moment: int) ->
         if kind in ("checkpoint", "resume"):
             die_at(moment)
         elif kind == "report":
-            finish = api.finish
-            api.finish = lambda *args: (die_at(moment), finish(*args))[1]
+            finish = jobs.finish
+            jobs.finish = lambda *args: (die_at(moment), finish(*args))[1]
         begin_or_go_on(out, method, source)
         status = 0
     except BaseException:

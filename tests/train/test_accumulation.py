@@ -12,8 +12,8 @@ from tolerances import ACCUMULATED, FP32, FP64
 from pgm_fast.data import FeatureSet, Loader
 from pgm_fast.errors import ConfigError
 from pgm_fast.train import fit
-from pgm_fast.train.guard import UpdateGuard
 from pgm_fast.train.loop import Training
+from pgm_fast.train.step.guard import UpdateGuard
 
 SETTINGS = {
     "model.dim": 8,

@@ -9,7 +9,7 @@ from torch import nn
 
 from pgm_fast.data import FeatureSet
 from pgm_fast.train import evaluate, fit
-from pgm_fast.train.averaging import WeightAverage
+from pgm_fast.train.step.averaging import WeightAverage
 
 
 def test_it_is_the_formula_and_a_skipped_update_changes_nothing():

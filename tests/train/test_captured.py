@@ -16,10 +16,12 @@ from torch.profiler import ProfilerActivity, profile
 
 from pgm_fast.data import FeatureSet, Loader
 from pgm_fast.methods import METHODS, build
-from pgm_fast.train import captured, checkpoints, fit, loop, resume
+from pgm_fast.train import fit, loop, resume
 from pgm_fast.train.configure import make_config
 from pgm_fast.train.distributed import Ranks
-from pgm_fast.train.losses import LossTable
+from pgm_fast.train.run import checkpoints
+from pgm_fast.train.step import captured
+from pgm_fast.train.step.losses import LossTable
 
 BATCH, WHOLE, RAGGED = 12, 48, 44  # rows of four full batches; the last one with 8
 SETTINGS = {

@@ -7,9 +7,9 @@ import pytest
 from tolerances import ROUNDED_7
 
 from pgm_fast.train import fit
-from pgm_fast.train.card import sentences
-from pgm_fast.train.predictions import Predictions
-from pgm_fast.train.reports import share_intervals
+from pgm_fast.train.report.card import sentences
+from pgm_fast.train.scores.predictions import Predictions
+from pgm_fast.train.scores.shares import share_intervals
 
 NAMES = ("uni_only", "paired_only", "shared", "unused")
 

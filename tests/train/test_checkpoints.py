@@ -11,7 +11,7 @@ import torch
 from same_run import assert_equal
 
 from pgm_fast.errors import CheckpointError
-from pgm_fast.train import checkpoints
+from pgm_fast.train.run import checkpoints
 
 STATE = {
     "model": {"w": torch.arange(5000.0)},

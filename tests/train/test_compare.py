@@ -14,8 +14,8 @@ from tolerances import FP64
 from pgm_fast.cli.app import app
 from pgm_fast.errors import CheckpointError, ConfigError
 from pgm_fast.train import fit, fit_seeds, write_comparison
-from pgm_fast.train.compare import _read, _shares, comparison_tables
-from pgm_fast.train.json_files import read_json, write_json
+from pgm_fast.train.report.compare import _read, _shares, comparison_tables
+from pgm_fast.train.run.json_files import read_json, write_json
 
 SETTINGS = {
     "data": "synthetic",

@@ -11,7 +11,8 @@ from same_run import assert_same_run, lines, timeless
 from tolerances import same_run
 
 from pgm_fast.data import FeatureSet
-from pgm_fast.train import checkpoints, fit, loop, resume
+from pgm_fast.train import fit, loop, resume
+from pgm_fast.train.run import checkpoints
 
 ROWS = 48  # in training: three batches of 14 and a last one of 6
 SETTINGS = {

@@ -22,7 +22,7 @@ from torch import nn
 import forked_ranks
 from forked_ranks import SETTINGS
 from pgm_fast.train import fit, resume
-from pgm_fast.train.guard import UpdateGuard
+from pgm_fast.train.step.guard import UpdateGuard
 root = Path(sys.argv[1])
 SETTINGS = {**SETTINGS, "data.source": str(root / "tiny.npz")}
 launch = lambda name, world, action: forked_ranks.launch(root, name, world, action)

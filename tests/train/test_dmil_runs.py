@@ -14,8 +14,9 @@ from typer.testing import CliRunner
 
 from pgm_fast.cli.app import app
 from pgm_fast.data.synthetic import generate
-from pgm_fast.train import checkpoints, evaluate, fit, resume
-from pgm_fast.train.guard import UpdateGuard
+from pgm_fast.train import evaluate, fit, resume
+from pgm_fast.train.run import checkpoints
+from pgm_fast.train.step.guard import UpdateGuard
 
 TINY = {
     "model.dim": 8,

@@ -11,8 +11,9 @@ from torch import nn
 from pgm_fast.data import Batch
 from pgm_fast.methods.base import Output
 from pgm_fast.train.distributed import Ranks
-from pgm_fast.train.evaluation import collect, fused_loss
-from pgm_fast.train.predictions import Predictions
+from pgm_fast.train.evaluation import collect
+from pgm_fast.train.scores.measure import fused_loss
+from pgm_fast.train.scores.predictions import Predictions
 
 
 class Echo(nn.Module):

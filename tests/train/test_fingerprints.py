@@ -14,8 +14,9 @@ from pgm_fast.data import MediaConfig, load
 from pgm_fast.data.feature_set import FeatureSet
 from pgm_fast.data.media import SpectrogramRows
 from pgm_fast.errors import DataError
-from pgm_fast.train import evaluate, fingerprints, fit
-from pgm_fast.train.fingerprints import differences, fingerprint, require_same_data
+from pgm_fast.train import evaluate, fit
+from pgm_fast.train.run import fingerprints
+from pgm_fast.train.run.fingerprints import differences, fingerprint, require_same_data
 
 ROWS = 300
 LONG_AGO = 1e9  # seconds, as a file's time

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from tolerances import ROUNDED_7
 
-from pgm_fast.train.gates import mean_gates, synergy_score
-from pgm_fast.train.plots.gates import gate_bars
-from pgm_fast.train.predictions import Predictions
+from pgm_fast.train.report.plots.gates import gate_bars
+from pgm_fast.train.scores.gates import mean_gates, synergy_score
+from pgm_fast.train.scores.predictions import Predictions
 
 
 def predictions(**changes):

@@ -18,8 +18,8 @@ from pgm_fast.data import FeatureSet
 from pgm_fast.methods.base import OPTIMIZERS
 from pgm_fast.train import fit, loop
 from pgm_fast.train.distributed import Ranks
-from pgm_fast.train.guard import DelayedReading, UpdateGuard
-from pgm_fast.train.optimizers import build_optimizer
+from pgm_fast.train.step.guard import DelayedReading, UpdateGuard
+from pgm_fast.train.step.optimizers import build_optimizer
 
 
 def parts(name="adamw", clip=1.0):

@@ -13,7 +13,7 @@ from torch import nn
 
 from pgm_fast.errors import DataError, TrainingStopped
 from pgm_fast.train import evaluate, fit, resume
-from pgm_fast.train.guard import UpdateGuard
+from pgm_fast.train.step.guard import UpdateGuard
 
 SETTINGS = {
     "train.epochs": 2,
@@ -64,7 +64,7 @@ def test_memory_that_runs_out_in_a_step_names_the_settings_and_loses_nothing(tmp
 
 def test_memory_that_runs_out_in_an_evaluation_is_one_line(tmp_path, monkeypatch):
     fit(data=write(tmp_path / "d.npz"), out=str(tmp_path / "run"), **SETTINGS)
-    monkeypatch.setattr("pgm_fast.train.api.collect", lambda *_, **__: torch.empty(1 << 58))
+    monkeypatch.setattr("pgm_fast.train.trained.collect", lambda *_, **__: torch.empty(1 << 58))
     with pytest.raises(TrainingStopped, match="memory ran out while the model was applied; free some, or give fewer"):
         evaluate(tmp_path / "run")
 

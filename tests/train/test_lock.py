@@ -14,7 +14,7 @@ import pytest
 
 from pgm_fast.errors import CheckpointError, ConfigError
 from pgm_fast.train import fit, loop, resume
-from pgm_fast.train.lock import RunLock
+from pgm_fast.train.run.lock import RunLock
 
 
 def held_by_a_child(folder) -> int:

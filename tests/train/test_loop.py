@@ -18,10 +18,11 @@ from pgm_fast.data import FeatureSet
 from pgm_fast.errors import CheckpointError, ConfigError, TrainingStopped
 from pgm_fast.methods import METHODS, Stage
 from pgm_fast.methods.baselines import Joint
-from pgm_fast.train import checkpoints, fit, resume
-from pgm_fast.train.guard import UpdateGuard
+from pgm_fast.train import fit, resume
 from pgm_fast.train.loop import Training
-from pgm_fast.train.position import Best
+from pgm_fast.train.run import checkpoints
+from pgm_fast.train.run.position import Best
+from pgm_fast.train.step.guard import UpdateGuard
 
 SETTINGS = {
     "model.dim": 8,

@@ -8,7 +8,7 @@ from tolerances import LOSS_SERIES_FP32
 import pgm_fast
 from pgm_fast import backends
 from pgm_fast.train import fit
-from pgm_fast.train.json_files import read_jsonl
+from pgm_fast.train.run.json_files import read_jsonl
 
 KERNELS = ("partition", "partition_dual", "partitioned_linear", "reconstruction")
 SETTINGS = {"train.epochs": 3, "train.device": "cpu", "train.plots": False, "train.logger": []}

@@ -7,7 +7,7 @@ import math
 import torch
 
 from pgm_fast.train.distributed import Ranks
-from pgm_fast.train.losses import LossTable
+from pgm_fast.train.step.losses import LossTable
 
 RANKS = Ranks()
 

@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 from tolerances import FP64, METRIC_FP32, RANK_TIE, ROUNDED_7
 
 from pgm_fast.errors import ConfigError, DataError
-from pgm_fast.train import metrics
-from pgm_fast.train.metrics import (
+from pgm_fast.train.scores import metrics
+from pgm_fast.train.scores.metrics import (
     METRICS,
     evaluate_predictions,
     monitored_metric,
@@ -24,7 +24,7 @@ from pgm_fast.train.metrics import (
     retrieval_ranks,
     score,
 )
-from pgm_fast.train.predictions import Predictions
+from pgm_fast.train.scores.predictions import Predictions
 
 draws = settings(max_examples=25, derandomize=True)
 

@@ -15,14 +15,15 @@ from forked_ranks import SETTINGS, write_tiny
 from same_run import assert_equal, timeless
 from tolerances import TWO_RANKS
 
-from pgm_fast.train import checkpoints, fit
-from pgm_fast.train.shards import with_shards
+from pgm_fast.train import fit
+from pgm_fast.train.run import checkpoints
+from pgm_fast.train.run.shards import with_shards
 
 # The command, in which a process that is told to kills itself in its second epoch.
 NODE = """
 import os, signal
 from pgm_fast.cli import main
-from pgm_fast.train.guard import UpdateGuard
+from pgm_fast.train.step.guard import UpdateGuard
 update, count = UpdateGuard.update, [0]
 def counted(self, *args, **kwargs):
     count[0] += 1

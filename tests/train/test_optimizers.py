@@ -11,7 +11,7 @@ from torch import nn
 
 from pgm_fast.errors import ConfigError
 from pgm_fast.methods.base import MONITORS, OPTIMIZERS
-from pgm_fast.train.optimizers import Schedule, build_optimizer, cosine_factor
+from pgm_fast.train.step.optimizers import Schedule, build_optimizer, cosine_factor
 
 
 def groups(rates=(0.1, 0.01)):

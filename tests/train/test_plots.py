@@ -14,16 +14,17 @@ from tolerances import FP64, SHARES_ROUNDED_7, steps
 
 from pgm_fast.data.feature_set import DataSpec, ModalitySpec
 from pgm_fast.errors import CheckpointError, ConfigError
-from pgm_fast.train.json_files import json_line, write_json
-from pgm_fast.train.metrics import METRICS, evaluate_predictions, primary_metric
-from pgm_fast.train.plots import draw_competition, draw_run
-from pgm_fast.train.plots.canvas import colours, label_text
-from pgm_fast.train.plots.curves import learning_curves
-from pgm_fast.train.plots.dimensions import competition_curves, effective_map
-from pgm_fast.train.plots.outcome import confusion_matrix, match_curves
-from pgm_fast.train.plots.shares import EXPECTED, Shares, class_map, compared_shares, share_bars
-from pgm_fast.train.predictions import Predictions
-from pgm_fast.train.reports import PARTITIONS, build_report, class_shares, mean_shares, share_intervals
+from pgm_fast.train.report.contents import build_report
+from pgm_fast.train.report.plots import draw_competition, draw_run
+from pgm_fast.train.report.plots.canvas import colours, label_text
+from pgm_fast.train.report.plots.curves import learning_curves
+from pgm_fast.train.report.plots.dimensions import competition_curves, effective_map
+from pgm_fast.train.report.plots.outcome import confusion_matrix, match_curves
+from pgm_fast.train.report.plots.shares import EXPECTED, Shares, class_map, compared_shares, share_bars
+from pgm_fast.train.run.json_files import json_line, write_json
+from pgm_fast.train.scores.metrics import METRICS, evaluate_predictions, primary_metric
+from pgm_fast.train.scores.predictions import Predictions
+from pgm_fast.train.scores.shares import PARTITIONS, class_shares, mean_shares, share_intervals
 
 OUTCOME = {"classification": "confusion", "multilabel": "labels", "regression": "scatter", "retrieval": "ranks"}
 

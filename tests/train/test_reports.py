@@ -20,12 +20,13 @@ from hypothesis import strategies as st
 from tolerances import FP64, ROUNDED_7
 
 from pgm_fast.errors import CheckpointError, ConfigError
-from pgm_fast.train import files
-from pgm_fast.train.files import atomic_write
-from pgm_fast.train.json_files import append_line, json_line, read_json, read_jsonl, write_json
-from pgm_fast.train.page import write_page
-from pgm_fast.train.predictions import Predictions
-from pgm_fast.train.reports import build_report, mean_shares, summarise, summary_table
+from pgm_fast.train.report.contents import build_report, summarise, summary_table
+from pgm_fast.train.report.page import write_page
+from pgm_fast.train.run import files
+from pgm_fast.train.run.files import atomic_write
+from pgm_fast.train.run.json_files import append_line, json_line, read_json, read_jsonl, write_json
+from pgm_fast.train.scores.predictions import Predictions
+from pgm_fast.train.scores.shares import mean_shares
 
 
 def report(seed: int = 0, accuracy: float = 0.5, **changes) -> dict:
@@ -75,7 +76,7 @@ def test_a_real_limit_on_file_size_is_named_and_the_old_checkpoint_kept(tmp_path
     code = """if True:
         import resource, sys, torch
         from pgm_fast.errors import CheckpointError
-        from pgm_fast.train.files import atomic_write
+        from pgm_fast.train.run.files import atomic_write
         def save(size):
             with atomic_write(sys.argv[1]) as file:
                 torch.save({"weight": torch.ones(size)}, file)
@@ -98,7 +99,7 @@ def test_a_writer_killed_at_any_moment_leaves_a_whole_file(tmp_path):
     path = tmp_path / "report.json"
     code = """if True:
         import json, sys
-        from pgm_fast.train.files import atomic_write
+        from pgm_fast.train.run.files import atomic_write
         print("ready", flush=True)
         version = 0
         while True:

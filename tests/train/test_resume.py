@@ -17,9 +17,9 @@ import torch
 from same_run import assert_same_run
 
 from pgm_fast.errors import CheckpointError, ConfigError, DataError, PgmFastError
-from pgm_fast.train import Config, api, fit, loop, resume
+from pgm_fast.train import Config, fit, jobs, loop, resume
 from pgm_fast.train.configure import make_config
-from pgm_fast.train.guard import UpdateGuard
+from pgm_fast.train.step.guard import UpdateGuard
 
 STEPS = 6  # per epoch
 EPOCHS = 3
@@ -204,7 +204,7 @@ def test_a_damaged_log_or_report_beside_a_whole_checkpoint_is_written_again(
 
 
 def test_before_the_first_checkpoint_a_run_begins(source, reference, tmp_path, monkeypatch):
-    from pgm_fast.train import checkpoints
+    from pgm_fast.train.run import checkpoints
 
     out = tmp_path / "run"
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
@@ -275,7 +275,7 @@ def test_a_checkpoint_with_a_part_deleted_or_of_another_kind_is_refused_in_one_l
     last = halfway / "checkpoints" / "last.pt"
     (halfway / "checkpoints" / "previous.pt").unlink()
     monkeypatch.setattr(loop.Training, "_run_stages", lambda self: None)  # what it is for comes after this
-    monkeypatch.setattr(api, "finish", lambda *_: {})
+    monkeypatch.setattr(jobs, "finish", lambda *_: {})
     written = last.read_bytes()
     state = torch.load(last, weights_only=True)
     places = [place for place in keys_of(state, 2) if place[0] not in ("records", "model")]

@@ -12,7 +12,7 @@ from tolerances import AUTOCAST_FP16
 from pgm_fast.data import FeatureSet
 from pgm_fast.methods import METHODS
 from pgm_fast.train import fit
-from pgm_fast.train.scaling import LossScale
+from pgm_fast.train.step.scaling import LossScale
 
 
 def test_the_factor_moves_as_gradscalers():

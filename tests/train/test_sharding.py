@@ -14,12 +14,13 @@ from tolerances import AUTOCAST_BF16, TWO_RANKS
 
 from pgm_fast.errors import CheckpointError, ConfigError
 from pgm_fast.methods import METHODS
-from pgm_fast.train import checkpoints, evaluate, fit, predict, resume
+from pgm_fast.train import evaluate, fit, predict, resume
 from pgm_fast.train.configure import from_yaml, make_config
-from pgm_fast.train.folder import RunFolder
-from pgm_fast.train.interrupted import state_of
+from pgm_fast.train.run import checkpoints
+from pgm_fast.train.run.folder import RunFolder
+from pgm_fast.train.run.interrupted import state_of
+from pgm_fast.train.run.shards import with_shards
 from pgm_fast.train.sharding import _units
-from pgm_fast.train.shards import with_shards
 
 SYSTEMS = ("pgm", "dimml", "dmil")
 
@@ -33,7 +34,7 @@ from torch import nn
 import forked_ranks
 from torch.distributed.checkpoint import FileSystemWriter
 from pgm_fast.train import fit, resume
-from pgm_fast.train.guard import UpdateGuard
+from pgm_fast.train.step.guard import UpdateGuard
 root = Path(sys.argv[1])
 SETTINGS = {
     **forked_ranks.SETTINGS, "data.source": str(root / "tiny.npz"), "train.strategy": "fsdp", "train.ema": 0.9,

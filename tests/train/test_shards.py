@@ -17,7 +17,7 @@ from torch.distributed.checkpoint.metadata import (
 )
 
 from pgm_fast.errors import CheckpointError
-from pgm_fast.train.shards import _checksum, with_shards
+from pgm_fast.train.run.shards import _checksum, with_shards
 
 
 class Program:

@@ -16,8 +16,8 @@ from pgm_fast import env
 from pgm_fast.cli.export import write_predictions
 from pgm_fast.errors import ConfigError
 from pgm_fast.train import fit
-from pgm_fast.train.files import write_csv
-from pgm_fast.train.folder import PLOTS, RunFolder
+from pgm_fast.train.run.files import write_csv
+from pgm_fast.train.run.folder import PLOTS, RunFolder
 
 FAST = {"train.epochs": 1, "train.logger": [], "model.dim": 8, "model.hidden": 8, "data.options": {"n": 60}}
 FORMULA = tuple("=+-@＝＋－＠\t\r\n")  # noqa: RUF001

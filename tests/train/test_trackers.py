@@ -13,9 +13,10 @@ import sys
 import pytest
 
 from pgm_fast.errors import CheckpointError, ConfigError
-from pgm_fast.train import fit, loop, resume, trackers
+from pgm_fast.train import fit, loop, resume
 from pgm_fast.train.configure import flat, from_yaml, make_config, to_yaml
-from pgm_fast.train.folder import RunFolder
+from pgm_fast.train.report import trackers
+from pgm_fast.train.run.folder import RunFolder
 
 SETTINGS = {
     "data.source": "synthetic",

@@ -1,0 +1,1 @@
+"""What people read of a run: report.json and report.html, the card, plots, trackers, comparisons of runs."""

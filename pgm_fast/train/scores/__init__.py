@@ -1,0 +1,1 @@
+"""What predictions are worth, and what the gates did for them."""
