@@ -292,9 +292,7 @@ def measure(op: str, rows: int, d: int, device: torch.device, clock: HostClock |
     found = forms(op, rows, d, device)
     check(found, op)
     steps = {
-        (name, kind): training_step(
-            form, make(multi_rate_groups(form.model, RATE, RATES, default=1.0)), name == CAPTURED
-        )
+        (name, kind): training_step(form, make(groups(form.model)), name == CAPTURED)
         for name, form in found.items()
         for kind, make in OPTIMIZERS.items()
         if (kind == OURS) == name.startswith("ours") or (rows <= SMALL and name != CAPTURED)

@@ -126,6 +126,17 @@ def test_sequences_and_methods_with_gradients_of_their_own_are_refused_with_the_
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("method", ["pgm", "dimml", "dmil", "ogm"])
+def test_steps_of_every_method_compile(method, source, tmp_path, caplog):
+    """Nothing that a method draws or calls is unknown to the compiler, which would train without and only say so."""
+    stage = {"dimml.warmup": 0, "dimml.fusion_epochs": 1, "dmil.stage_epochs": [0, 0, 1]}
+    with caplog.at_level(logging.WARNING, logger="pgm_fast"):
+        settings = {**SETTINGS, "model.dropout": 0.1, "train.epochs": 1, "train.compile": True, **stage}
+        fit(method=method, data=source, out=str(tmp_path / method), **settings)
+    assert not [record.message for record in caplog.records if "train.compile" in record.message]
+
+
+@pytest.mark.slow
 def test_the_compiled_series_is_the_eager_one(source, tmp_path):
     """Sums in another order: after n updates of Adam, whose size is at most lr each, weights differ by less than the
     2 n lr that two unrelated runs could; here by a thousandth of that."""
