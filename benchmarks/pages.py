@@ -372,8 +372,10 @@ def step() -> str:
     for (op, shape), forms in _steps().items():
         _, ours = _best_step(forms)
         for name, by in forms.items():
-            torchs, fewest = by.get("torch AdamW, fused"), by.get("MultiRateAdamW") or by["none"]
-            cells = [f"{row['ms']['median']:.3g}" if row else "–" for row in (torchs, fewest)]
+            torchs, own = by.get("torch AdamW, fused"), by.get("MultiRateAdamW") or by.get("none")
+            ms = [row["ms"]["median"] if row else None for row in (torchs, own)]
+            cells = ["–" if x is None else f"{x:.0f}" if x >= 1000 else f"{x:.3g}" for x in ms]
+            fewest = own or torchs
             times = f"{torchs['ms']['median'] / ours:.2f}×" if torchs and not name.startswith("ours") else "–"
             memory = f"{fewest['peak_bytes'] / 2**20:.1f} MiB"
             lines.append(f"| {op} | {shape} | {name} | {' | '.join(cells)} | {times} | {fewest['ops']} | {memory} |")
