@@ -42,9 +42,9 @@ def draw_seed(device: torch.device, generator: torch.Generator | None = None, co
             f"generator is on {source}, but a graph is being captured on {device}, whose replays would all have the "
             f"same seed: hand in a generator of {device} that the graph has registered, or none"
         )
-    # a generator that is handed in, be it None, is another overload, of which torch.compile makes no C++
-    given = {} if generator is None else {"generator": generator}
-    return torch.randint(0, 2**62, (count,), dtype=torch.int64, device=source, **given).to(device)
+    if generator is None:  # handed in as None it is another overload, of which torch.compile makes no C++
+        return torch.randint(0, 2**62, (count,), dtype=torch.int64, device=source).to(device)
+    return torch.randint(0, 2**62, (count,), dtype=torch.int64, device=source, generator=generator).to(device)
 
 
 def philox4x32(counter: tuple[Tensor, Tensor, Tensor, Tensor], key: tuple[Tensor, Tensor]) -> tuple[Tensor, ...]:
