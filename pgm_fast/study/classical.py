@@ -67,7 +67,7 @@ class Classical:
         self.model.fit(values, labels)
 
     def scores(self, features: FeatureSet, split: str) -> dict[str, Any]:
-        """Metrics on a split, of the form of :func:`~pgm_fast.train.evaluation.measure`."""
+        """Metrics on a split, of the form of :func:`~pgm_fast.train.scores.measure.measure`."""
         values, labels, index = self._rows(features, split)
         if not len(index):
             return {"fused": {}, "unimodal": {}}

@@ -45,8 +45,8 @@ class Best:
     Attributes:
         epoch: in which it was, counted from 1 over all stages; 0 before any.
         score: larger is better.
-        loss: the task's loss of the fused output on validation, as :func:`~pgm_fast.train.evaluation.fused_loss`; the
-            least of the epochs that are alike.
+        loss: the task's loss of the fused output on validation, as :func:`~pgm_fast.train.scores.measure.fused_loss`;
+            the least of the epochs that are alike.
         since: validations since the first of those that are alike.
         step: of the epoch; 0 for its end.
     """
