@@ -64,7 +64,7 @@ class Kept(Training):
     def _end_epoch(self) -> None:
         super()._end_epoch()
         for split, loader in self.loaders.items():
-            said = collect(self.method, loader.batches(0), self.ranks, count=len(loader))
+            said = collect(self.method, loader, self.ranks)
             heads = {**said.further, **{f"uni/{m}": z for m, z in said.unimodal.items()}}
             for name, z in heads.items():
                 self.kept.setdefault(f"{split}|{name}", []).append(z)

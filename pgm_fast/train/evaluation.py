@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import fields
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from ..data.batch import Batch
+from ..data import Batch, Loader
 from ..methods.base import HeldOut, Method, Output
 from .distributed import Ranks
 from .scores.predictions import Predictions
@@ -24,20 +23,18 @@ _DICTS = ("unimodal", "further", "embeddings", "shares", "gates", "features", "p
 
 def collect(
     method: Method,
-    batches: Iterable[Batch],
+    loader: Loader,
     ranks: Ranks,
     *,
-    count: int,
     precision: str = "fp32",
     features: bool = False,
 ) -> Predictions | None:
-    """What ``method`` says about the rows of ``batches``, on rank 0; None on the other ranks.
+    """What ``method`` says about the rows of ``loader``, on rank 0; None on the other ranks.
 
     Args:
         method: put into evaluation mode here, and into the mode it was in at the end.
-        batches: this rank's part of the split.
+        loader: this rank's part of the split.
         ranks: their rows are joined; padding rows (index -1) are dropped and the rest sorted by index.
-        count: number of batches.
         precision: as ``train.precision``.
         features: whether to keep :attr:`Output.features`, the largest part by far.
 
@@ -47,10 +44,10 @@ def collect(
     training = method.training
     method.eval()
     parts: list[dict[str, np.ndarray]] = []
-    losses = LossTable(count, ranks.device)
+    losses = LossTable(len(loader), ranks.device)
     try:
         with without_gradients(method), autocast(ranks.device, precision):
-            for number, batch in enumerate(batches):
+            for number, batch in enumerate(loader.batches(0)):
                 output = method(batch, report=True)
                 if output.losses:
                     losses.add(number, output.losses, batch.rows)

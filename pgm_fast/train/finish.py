@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import platform
+from functools import partial
 from typing import Any
 
 import torch
@@ -12,7 +13,6 @@ from .. import (
     backends,
     ops,  # noqa: F401  (importing the ops registers their backends)
 )
-from ..data import Loader
 from ..env import checked_out, versions
 from .assembly import Run
 from .evaluation import collect
@@ -60,20 +60,10 @@ def finish(run: Run, folder: RunFolder, training: Training) -> dict[str, Any]:
     """
     has_test = len(run.features.rows("test")) > 0
     plots = run.config.train.plots
-    valid = _predict(run, training.valid, features=plots and not has_test)
-    test = _predict(run, run.loader("test"), features=plots) if has_test else None
+    said = partial(collect, run.method, ranks=run.ranks, precision=run.config.train.precision)
+    valid = said(training.valid, features=plots and not has_test)
+    test = said(run.loader("test"), features=plots) if has_test else None
     return run.ranks.on_main(lambda: _write(run, folder, training, valid, test))
-
-
-def _predict(run: Run, loader: Loader, features: bool) -> Predictions | None:
-    return collect(
-        run.method,
-        loader.batches(0),
-        run.ranks,
-        count=len(loader),
-        precision=run.config.train.precision,
-        features=features,
-    )
 
 
 def _write(

@@ -418,10 +418,7 @@ class Training:
         return nullcontext() if self.average is None else self.average.in_place()
 
     def _score_valid(self) -> dict[str, Any]:
-        batches = self.valid.batches(0)
-        predictions = collect(
-            self.method, batches, self.ranks, count=len(self.valid), precision=self.config.train.precision
-        )
+        predictions = collect(self.method, self.valid, self.ranks, precision=self.config.train.precision)
         return self.ranks.on_main(lambda: self._score(predictions))
 
     def _score(self, predictions: Predictions) -> dict[str, Any]:

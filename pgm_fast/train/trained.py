@@ -142,11 +142,5 @@ def _collect(trained: Run, split: str | None, labels: bool) -> Predictions:
             f"{trained.features.name} has no labels to score against; use predict, or name their key with data.label"
         )
     loader = trained.loader(split or "test", with_labels=labelled)
-    return collect(
-        trained.method,
-        loader.batches(0),
-        trained.ranks,
-        count=len(loader),
-        precision=trained.config.train.precision,
-        features=not labels,
-    )
+    precision = trained.config.train.precision
+    return collect(trained.method, loader, trained.ranks, precision=precision, features=not labels)

@@ -31,7 +31,21 @@ class Echo(nn.Module):
         )
 
 
-def batches(presence=False):
+class Rows:
+    """A loader of three batches, padded."""
+
+    def __init__(self, presence=False):
+        self.presence = presence
+
+    def __len__(self):
+        return 3
+
+    def batches(self, epoch):
+        assert epoch == 0
+        return padded(self.presence)
+
+
+def padded(presence):
     rows = torch.tensor([[7, 2, -1], [0, 9, 4], [5, -1, -1]])
     for number, index in enumerate(rows):
         real = (index >= 0).float()
@@ -50,7 +64,7 @@ def batches(presence=False):
 
 def test_rows_are_sorted_and_padding_is_dropped():
     method = Echo().train()
-    predictions = collect(method, batches(), Ranks(), count=3, features=True)
+    predictions = collect(method, Rows(), Ranks(), features=True)
     assert method.training
     index = np.array([0, 2, 4, 5, 7, 9])
     assert np.array_equal(predictions.index, index) and np.array_equal(predictions.labels, index)
@@ -65,7 +79,7 @@ def test_rows_are_sorted_and_padding_is_dropped():
 
 
 def test_presence_that_only_some_batches_name_is_true_in_the_others():
-    predictions = collect(Echo(), batches(presence=True), Ranks(), count=3)
+    predictions = collect(Echo(), Rows(presence=True), Ranks())
     assert predictions.index.tolist() == [0, 2, 4, 5, 7, 9]
     assert predictions.presence["a"].tolist() == [True, True, True, True, True, False]
     assert predictions.features == {}
@@ -78,7 +92,7 @@ def test_the_method_is_left_in_its_mode_even_where_it_fails():
 
     method = Failing().train()
     with pytest.raises(ValueError, match="broken"):
-        collect(method, batches(), Ranks(), count=3)
+        collect(method, Rows(), Ranks())
     assert method.training
 
 
