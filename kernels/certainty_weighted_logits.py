@@ -138,15 +138,17 @@ def certainty_backward_kernel(
     mean = tl.zeros(o_row.shape, REAL)
     for k in tl.static_range(HEADS):
         mean += weights[k] * by_weights[k]
+    by_certainties = ()
+    for k in tl.static_range(HEADS):
+        by_certainties = by_certainties + (weights[k] * (by_weights[k] - mean) * (scale * LN_2) * certainties[k],)
     for step in range(STEPS):
         o_class = step * BLOCK + tl.arange(0, BLOCK)[None, :]
         mask = m_row & (o_class < classes)
         grad = tl.load(p_grad_fused + o_row * stride_grad_fused + o_class, mask, other=0.0).to(REAL)
         for k in tl.static_range(HEADS):
             x = block(p_logits[k], o_row, m_row, o_class, classes, REAL)
-            by_certainty = weights[k] * (by_weights[k] - mean) * (scale * LN_2) * certainties[k]
             softmax = tl.exp(x - peaks[k]) * certainties[k]
-            grad_x = weights[k] * grad + by_certainty * (tl.where(o_class == firsts[k], 1.0, 0.0) - softmax)
+            grad_x = weights[k] * grad + by_certainties[k] * (tl.where(o_class == firsts[k], 1.0, 0.0) - softmax)
             at = k * rows.to(tl.int64) * classes + o_row * classes + o_class
             tl.store(p_grad_logits + at, grad_x.to(p_grad_logits.dtype.element_ty), mask)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -29,3 +30,15 @@ class Fail:
 
     def run(self):
         raise ValueError(self.message)
+
+
+@dataclass(frozen=True)
+class Wait:
+    """Says who works on it, and never ends."""
+
+    path: Path
+
+    def run(self):
+        self.path.with_suffix(".begun").write_text(str(os.getpid()))
+        self.path.with_suffix(".begun").rename(self.path)
+        threading.Event().wait()

@@ -6,6 +6,7 @@ import logging
 import multiprocessing
 import os
 import sys
+import threading
 import traceback
 from collections.abc import Callable
 from contextlib import suppress
@@ -94,10 +95,17 @@ class Workers:
 
 def _work(connection: Connection) -> None:
     """A process: one job after the other, until the other end is gone."""
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     _be_quiet_and_small()
     with suppress(EOFError, OSError):
         while True:
             connection.send(_problem(connection.recv().run))
+
+
+def _end_with_parent() -> None:
+    """A parent that is killed says nothing, and nobody would wait for the job."""
+    wait([multiprocessing.parent_process().sentinel])
+    os._exit(1)
 
 
 def _be_quiet_and_small() -> None:
