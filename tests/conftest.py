@@ -6,7 +6,7 @@ import importlib.util
 import os
 from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 
 import pytest
 import torch
@@ -28,6 +28,31 @@ THREADS = int(os.environ.get("PGM_FAST_TEST_THREADS", "1"))
 @pytest.fixture(autouse=True)
 def _threads():
     torch.set_num_threads(THREADS)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _language_interpreted_for_good():
+    """Triton's interpreter takes the place of the language's functions anew at every launch and at every call of one
+    kernel's function by another, which is a third of its time; here it does so once for each way to name them."""
+    if os.environ.get("TRITON_INTERPRET") != "1":
+        return
+    from triton import language
+    from triton.runtime import interpreter
+
+    patch, known = getattr(interpreter, "_patch_lang", None), {}
+    if patch is None:  # another release, which does it another way
+        return
+
+    def once(function):
+        names = frozenset(
+            id(value) for value in function.__globals__.values() if value is language or value is language.core
+        )
+        if names not in known:
+            patch(function)
+            known[names] = SimpleNamespace(restore=lambda: None)
+        return known[names]
+
+    interpreter._patch_lang = once
 
 
 @pytest.fixture(autouse=True)

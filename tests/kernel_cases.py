@@ -68,14 +68,14 @@ def _split_cases(op: str, share: bool) -> list[Case]:
     double precision."""
     half, single, double = torch.bfloat16, torch.float32, torch.float64
     shapes = [
-        (1024, 1024, half, half, True, False),
+        (1024, 1024, half, half, True, share),
         (256, 256, single, single, True, True),
         (768, 768, torch.float16, single, True, True),
         (4096, 4096, half, half, True, True),
-        (8192, 8192, single, single, True, False),
-        (20000, 20000, half, half, True, False),
+        (8192, 8192, single, single, True, not share),
+        (20000, 20000, half, half, True, not share),
         (64, 256, half, half, False, True),
-        (3, 4098, single, single, False, False),
+        (3, 4098, single, single, False, share),
         (77, 77, single, half, False, True),
         (96, 96, double, double, False, True),
     ]
@@ -109,7 +109,7 @@ def _boundary_cases() -> list[Case]:
     half, single, double = torch.bfloat16, torch.float32, torch.float64
     shapes = [
         (False, 256, single, single, True, True),
-        (False, 1024, half, single, True, False),
+        (False, 1024, half, single, True, True),
         (False, 2048, single, single, True, True),
         (False, 4096, half, half, True, True),
         (False, 20000, half, half, True, False),
@@ -123,7 +123,7 @@ def _boundary_cases() -> list[Case]:
             partial(_boundary, share, detached, d, dtype, b_dtype),
             wide=wide,
             double=dtype == double,
-            rare=rare,
+            rare=rare or not share,
         )
         for detached, d, dtype, b_dtype, wide, rare in shapes
         for share in (False, True)
@@ -168,12 +168,13 @@ def _product_cases() -> list[Case]:
     two = [(64, 128, 1, 128, 128), (64, 96, 4, 64, 80)]
     return [
         Case("linear-wide", partial(_linear, [(32768, 1024, 1, 1024, 1024)], None, half), matrix=linear),
-        Case("linear-narrow", partial(_linear, [(32768, 1024, 1, 128, 128)], "gelu", half), matrix=linear),
+        Case("linear-narrow", partial(_linear, [(32768, 1024, 1, 128, 128)], "gelu", half), matrix=linear, rare=True),
         Case("linear-float32", partial(_linear, [(32768, 512, 1, 128, 128)], "silu", single)),
         Case(
             "linear-tf32-wide",
             partial(_in_tf32, partial(_linear, [(32768, 1024, 1, 1024, 1024)], None, single)),
             tf32=linear,
+            rare=True,
         ),
         Case(
             "linear-tf32-narrow",
@@ -201,7 +202,7 @@ def _product_cases() -> list[Case]:
         Case("linear-odd", partial(_linear, [(77, 99, 3, 33, 31)], "relu", torch.float16), rare=True),
         Case("linear-grouped", partial(_linear, two, "gelu", half), rare=True),
         Case("decoder-wide", partial(_decoder, 32768, 1024, 1024, 1024, False, True, half), matrix=decoder),
-        Case("decoder-narrow", partial(_decoder, 32768, 1024, 128, 128, True, False, half), matrix=decoder),
+        Case("decoder-narrow", partial(_decoder, 32768, 1024, 128, 128, True, False, half), matrix=decoder, rare=True),
         Case("decoder-float32", partial(_decoder, 64, 128, 128, 96, True, False, single), rare=True),
     ]
 
@@ -272,10 +273,15 @@ def _duc_cases() -> list[Case]:
     return [
         Case("duc-small", partial(_duc, 64, 512, 256, False, False, half), gathered=direct, rare=True),
         Case("duc-large", partial(_duc, 4096, 512, 256, False, True, half), matrix=kernels),
-        Case("duc-narrow", partial(_duc, 4096, 200, 100, False, False, half), matrix=kernels),
-        Case("duc-mask", partial(_duc, 4096, 512, 0, True, False, half), matrix=kernels),
-        Case("duc-odd", partial(_duc, 4097, 515, 131, False, True, torch.float16), matrix=kernels),
-        Case("duc-tf32-large", partial(_in_tf32, partial(_duc, 4096, 512, 256, False, True, single)), tf32=kernels),
+        Case("duc-narrow", partial(_duc, 4096, 200, 100, False, False, half), matrix=kernels, rare=True),
+        Case("duc-mask", partial(_duc, 4096, 512, 0, True, False, half), matrix=kernels, rare=True),
+        Case("duc-odd", partial(_duc, 4097, 515, 131, False, True, torch.float16), matrix=kernels, rare=True),
+        Case(
+            "duc-tf32-large",
+            partial(_in_tf32, partial(_duc, 4096, 512, 256, False, True, single)),
+            tf32=kernels,
+            rare=True,
+        ),
         Case(
             "duc-tf32-small",
             partial(_in_tf32, partial(_duc, 64, 512, 256, False, False, single)),
@@ -301,7 +307,7 @@ def _gaussian_cases() -> list[Case]:
     """Either prior, with and without a sample, wide, narrow and odd layers, more than one, the longest."""
     half, single, double = torch.bfloat16, torch.float32, torch.float64
     shapes = [
-        (4096, 512, 1, False, True, single, True, False),
+        (4096, 512, 1, False, True, single, True, True),
         (4096, 512, 1, True, True, half, True, True),
         (64, 1024, 2, False, True, half, True, True),
         (64, 32, 1, True, False, torch.float16, False, True),
@@ -340,7 +346,7 @@ def _mixture_cases() -> list[Case]:
     shapes = [
         (64, 10, 4, 2, True, single, single, False, True),
         (4096, 1024, 4, 2, True, half, half, True, False),
-        (64, 8192, 3, 0, True, single, single, True, False),
+        (64, 8192, 3, 0, True, single, single, True, True),
         (64, 512, 4, 0, False, single, half, True, True),
         (77, 101, 2, 1, True, single, torch.float16, False, True),
         (64, 310, 8, 8, True, half, half, False, False),

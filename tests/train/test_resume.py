@@ -271,7 +271,10 @@ def keys_of(value, depth, path=()):
             yield from keys_of(value[key], depth - 1, (*path, key))
 
 
-def test_a_checkpoint_with_a_part_deleted_or_of_another_kind_is_refused_in_one_line_or_serves(halfway, monkeypatch):
+@pytest.mark.parametrize("third", [0, *(pytest.param(other, marks=pytest.mark.slow) for other in (1, 2))])
+def test_a_checkpoint_with_a_part_deleted_or_of_another_kind_is_refused_in_one_line_or_serves(
+    halfway, monkeypatch, third
+):
     last = halfway / "checkpoints" / "last.pt"
     (halfway / "checkpoints" / "previous.pt").unlink()
     monkeypatch.setattr(loop.Training, "_run_stages", lambda self: None)  # what it is for comes after this
@@ -280,8 +283,8 @@ def test_a_checkpoint_with_a_part_deleted_or_of_another_kind_is_refused_in_one_l
     state = torch.load(last, weights_only=True)
     places = [place for place in keys_of(state, 2) if place[0] not in ("records", "model")]
     places += [("model", next(iter(state["model"]))), ("optimizer", "state", 0), ("epoch", "losses", "table")]
-    refused = 0
-    for number, place in enumerate(places):
+    refused, tried = 0, list(enumerate(places))[third::3]
+    for number, place in tried:
         damaged = copy.deepcopy(state)
         owner = damaged
         for key in place[:-1]:
@@ -296,7 +299,7 @@ def test_a_checkpoint_with_a_part_deleted_or_of_another_kind_is_refused_in_one_l
         except PgmFastError as error:
             assert "\n" not in str(error)
             refused += 1
-    assert refused > len(places) / 2
+    assert refused > len(tried) / 2
     last.write_bytes(written)
 
 
@@ -335,12 +338,12 @@ def test_the_configuration_in_the_folder_is_the_one_that_ran(reference, source):
 
 def test_kills_at_random_moments_leave_every_checkpoint_readable_and_the_result_the_same():
     """Of all methods, while checkpoints and reports are written and runs taken up again; `make test-kill` does more."""
-    command = [sys.executable, str(Path(__file__).with_name("kill_runs.py")), "--kills", "24"]
+    command = [sys.executable, str(Path(__file__).with_name("kill_runs.py")), "--kills", "10"]
     # One thread and no CUDA: a process that forks must have started no threads of its own.
     alone = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
     result = subprocess.run(command, capture_output=True, text=True, env=alone)
     assert result.returncode == 0, result.stderr
     summary = json.loads(result.stdout.splitlines()[-1])
-    assert summary["kills"] == 24
-    assert summary["unborn"] < 10  # most kills hit a run that had something to lose
+    assert summary["kills"] == 10
+    assert summary["unborn"] < 5  # most kills hit a run that had something to lose
     assert {name.split()[0] for name in summary} >= {"pgm", "dimml", "dmil"}

@@ -26,10 +26,11 @@ TRUTH = {
 }
 
 
+@pytest.mark.parametrize("seeds", [(0,), pytest.param((1, 2), marks=pytest.mark.slow)], ids=str)
 @pytest.mark.parametrize("kind", TRUTH)
-def test_shares_say_what_the_modalities_tell(kind, tmp_path):
+def test_shares_say_what_the_modalities_tell(kind, seeds, tmp_path):
     found = []
-    for seed in (0, 1):
+    for seed in seeds:
         settings = {**SETTINGS, "train.seed": seed, "data.options": {"kind": kind, "n": 1500, "seed": seed}}
         report = fit(method="pgm", data="synthetic", out=str(tmp_path / str(seed)), **settings)
         assert report["test"]["fused"]["accuracy"] > 0.95, "the signal was not learned, so the shares say nothing"
