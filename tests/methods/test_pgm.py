@@ -213,7 +213,9 @@ def test_reports_only_when_asked(make_batch):
     assert out.shares == {} and out.features == {}
 
 
-@pytest.mark.parametrize("gate", ["boundary", "single", "dual", "sigmoid"])
+@pytest.mark.parametrize(
+    "gate", ["boundary", "dual", *(pytest.param(other, marks=pytest.mark.slow) for other in ("single", "sigmoid"))]
+)
 @pytest.mark.parametrize("target", [0.2, 0.8])
 def test_the_share_follows_its_target(make_batch, gate, target):
     spec, batch = make_batch()

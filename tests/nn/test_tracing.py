@@ -30,7 +30,7 @@ def _assert_serves(program, module, name):
 
 # torch compiles no GRU
 @pytest.mark.parametrize("name", [name for name in CASES if name != "GRUEncoder"])
-@pytest.mark.parametrize("dynamic", [None, True], ids=["automatic", "dynamic"])
+@pytest.mark.parametrize("dynamic", [None, pytest.param(True, marks=pytest.mark.slow)], ids=["automatic", "dynamic"])
 @pytest.mark.works("torch.compile", "layers")
 def test_one_graph_serves_every_batch_size(name, dynamic):
     counter = CompileCounter()

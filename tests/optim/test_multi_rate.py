@@ -113,7 +113,7 @@ def owned_by(groups):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16], ids=str)
-@pytest.mark.parametrize("rate", ["float", "tensor", "tensor, capturable"])
+@pytest.mark.parametrize("rate", ["float", pytest.param("tensor", marks=pytest.mark.slow), "tensor, capturable"])
 @pytest.mark.parametrize("pair", PAIRS)
 def test_errors_are_at_most_twice_those_of_torch(way, pair, rate, dtype):
     """Against numpy in fp64 over 50 steps, every configuration of the grid a group of one optimizer, in one launch."""
