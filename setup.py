@@ -94,10 +94,7 @@ class BuildNative(build_ext):
         }
 
         def compile_unit(unit: str) -> str:
-            target = Path(self.build_temp) / Path(unit).with_suffix(".o")
-            target.parent.mkdir(parents=True, exist_ok=True)
-            _run([nvcc, *host, *CUDA_FLAGS, *flags[unit], "-c", unit, "-o", str(target)])
-            return str(target)
+            return self._object(unit, [nvcc, *host, *CUDA_FLAGS, *flags[unit]])
 
         with ThreadPoolExecutor(_jobs()) as pool:
             objects = list(pool.map(compile_unit, ext.sources))
@@ -133,20 +130,35 @@ class BuildNative(build_ext):
         copy = Path(self.build_temp) / "parsed" / Path(header).name
         copy.parent.mkdir(parents=True, exist_ok=True)
         copy.write_text(f'#include "{Path(header).resolve()}"\n', encoding="utf-8")
-        _run([self._compiler, *FLAGS, *flags, "-x", "c++-header", str(copy), "-o", f"{copy}.gch"])
+        self._make(f"{copy}.gch", header, [self._compiler, *FLAGS, *flags, "-x", "c++-header", str(copy)])
         return ["-include", str(copy)]
 
     def _compile(self, units: dict[str, list[str]]) -> list[str]:
         """Object files of the units, each compiled with its flags."""
 
         def compile_unit(unit: str) -> str:
-            target = Path(self.build_temp) / Path(unit).with_suffix(".o")
-            target.parent.mkdir(parents=True, exist_ok=True)
-            _run([self._compiler, *FLAGS, *units[unit], "-c", unit, "-o", str(target)])
-            return str(target)
+            return self._object(unit, [self._compiler, *FLAGS, *units[unit]])
 
         with ThreadPoolExecutor(_jobs()) as pool:
             return list(pool.map(compile_unit, units))
+
+    def _object(self, unit: str, command: list[str]) -> str:
+        target = Path(self.build_temp) / Path(unit).with_suffix(".o")
+        target.parent.mkdir(parents=True, exist_ok=True)
+        self._make(str(target), unit, [*command, "-c", unit])
+        return str(target)
+
+    def _make(self, target: str, source: str, command: list[str]) -> None:
+        """Runs ``command``, unless it made ``target`` before and neither the source nor a header changed since."""
+        command = [*command, "-o", target]
+        made = Path(f"{target}.command")
+        read = [Path(source), *Path("csrc").rglob("*.h"), *Path("csrc").rglob("*.cuh")]
+        if not self.force and made.exists() and made.read_text(encoding="utf-8") == " ".join(command):
+            if all(path.stat().st_mtime < made.stat().st_mtime for path in read):
+                return
+        made.unlink(missing_ok=True)
+        _run(command)
+        made.write_text(" ".join(command), encoding="utf-8")
 
 
 def _for_torch(ext: Extension, flags: list[str]) -> tuple[list[str], list[str]]:

@@ -38,6 +38,18 @@ BOUNDARIES = {
 
 @dataclass(frozen=True)
 class Case:
+    """An op on one backend, and the formula that it is held against.
+
+    Attributes:
+        name: the op, and after a dash which of its forms.
+        shapes: shapes of its tensors, from rows and features.
+        run, plain: functions of those tensors; where there is a temperature it is a keyword with a default.
+        batch_axis: of each tensor, whether its first dimension is the rows.
+        smooth: its derivative has no jumps: errors of gradients can be judged.
+        has_temperature: whether it takes ``temperature``.
+        backend, device: who computes, and where.
+    """
+
     name: str
     shapes: Callable[[int, int], list[tuple[int, ...]]]
     run: Callable

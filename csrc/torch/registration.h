@@ -51,7 +51,12 @@ struct Derived<kernel, Derivative> {
       const at::AutoDispatchBelowADInplaceOrView below;
       return OpOf<kernel>::call(arguments...);
     }
-    return as_tuple(Derivative::apply(arguments...), std::make_index_sequence<std::tuple_size_v<Result>>());
+    const torch::autograd::variable_list made = Derivative::apply(arguments...);
+    if constexpr (std::is_same_v<Result, Tensor>) {
+      return made[0];
+    } else {
+      return as_tuple(made, std::make_index_sequence<std::tuple_size_v<Result>>());
+    }
   }
 
  private:

@@ -25,7 +25,7 @@ class Problem:
     Attributes:
         file: where.
         key: which array of it, empty where the file as a whole is meant.
-        row: number of the first row concerned, or None.
+        row: number of the first row concerned, from 0, or None.
         message: what was found and what would be right.
         severity: ``error`` (the source is refused), ``warning``, or ``note`` (worth knowing, nothing to mend).
     """

@@ -317,7 +317,7 @@ def test_larger_score_is_better_for_every_metric():
 
 def test_unknown_monitor_lists_what_there_is():
     with pytest.raises(
-        ConfigError, match=r"'acuracy' \(did you mean accuracy\?\).*accuracy, f1, f1_weighted, auroc, nll"
+        ConfigError, match=rf"'acuracy' \(did you mean accuracy\?\).*{', '.join(METRICS['classification'])}"
     ):
         monitored_metric("classification", "acuracy")
     with pytest.raises(ConfigError, match="train.monitor is 'mae'.*recall_at_1"):
