@@ -351,6 +351,42 @@ def test_check_data_reads_as_train_would(tmp_path):
     assert wrong.exit_code == 2 and "data.label" in wrong.stderr
 
 
+def test_check_data_refuses_what_train_refuses(tmp_path):
+    source = write_features(tmp_path / "f.npz", label=np.zeros(48, np.int64))
+    checked, trained = invoke("check-data", source), invoke("train", "--data", source, "--out", tmp_path / "run")
+    assert checked.exit_code == 1 and trained.exit_code == 2
+    [error] = [line for line in checked.output.splitlines() if line.startswith("error: ")]
+    assert "one class only" in error and error in trained.stderr
+
+
+def test_what_is_said_of_an_absent_modality_is_left_empty(trained, tmp_path):
+    out, _ = trained
+    other = write_features(tmp_path / "other.npz", label=None, split=None, id=None)
+    arrays = dict(np.load(other))
+    arrays["vision"][5] = np.nan
+    np.savez(other, **arrays)
+    succeed("predict", out, "--data", other, "--out", tmp_path / "p.npz")
+    found = np.load(tmp_path / "p.npz")
+    absent = found["presence.vision"] == 0
+    assert absent[5] and np.array_equal(absent, np.isnan(arrays["vision"]).all(axis=1))
+    for kind in ("logits", "share"):
+        assert np.array_equal(np.isnan(found[f"{kind}.vision"]).all(axis=1), absent)
+        assert np.isfinite(found[f"{kind}.audio"]).all()
+    assert np.isfinite(found["logits"]).all()
+
+
+def test_scores_of_training_rows_are_said_to_be_such(trained, source, tmp_path, caplog):
+    out, _ = trained
+    arrays = dict(np.load(source))
+    del arrays["split"]
+    np.savez(tmp_path / "moved.npz", **arrays)
+    succeed("evaluate", out, "--data", tmp_path / "moved.npz")
+    assert "holds the rows that this run was trained on" in caplog.text
+    caplog.clear()
+    succeed("evaluate", out, "--data", source)
+    assert "trained on" not in caplog.text
+
+
 def test_interactions_of_a_source_and_of_a_run(trained, source, tmp_path):
     out, _ = trained
     printed = succeed("interactions", source, "data.modalities=[vision,audio]", "--out", tmp_path / "found")

@@ -32,7 +32,8 @@ def write_predictions(run: Path, path: Path, *, data: str | None, split: str | N
     The arrays, each with a row per row of the data: ``index``, ``id``, ``step`` (where labels belong to steps),
     ``split``, ``label``, ``prediction`` (class, 0/1 per label, or value), ``logits``; per modality m ``logits.m``,
     ``embedding.m`` (retrieval) and ``share.m`` with the columns uni and paired, or uni_only, paired_only, shared and
-    unused; per component c of a method with a gate ``gate.c``. In a csv an array with columns is spread over columns
+    unused, NaN in rows that lack m, which ``presence.m`` says where some do; per component c of a method with a gate
+    ``gate.c``. In a csv an array with columns is spread over columns
     ``name.column``.
 
     Args:
@@ -76,9 +77,16 @@ def _arrays(predictions: Predictions, features: FeatureSet, task: str) -> Iterat
         ("share", predictions.shares),
     ):
         for modality, values in named.items():
-            yield f"{kind}.{modality}", values
+            yield f"{kind}.{modality}", _where_present(values, predictions.presence.get(modality))
+    for modality, present in predictions.presence.items():
+        yield f"presence.{modality}", present.astype(np.int64)
     for component, weights in predictions.gates.items():
         yield f"gate.{component}", weights
+
+
+def _where_present(values: np.ndarray, present: np.ndarray | None) -> np.ndarray:
+    """What a model says of a modality that is not there is made up: NaN."""
+    return values if present is None else np.where(present[:, None], values, np.nan).astype(values.dtype)
 
 
 def _decide(logits: np.ndarray, task: str) -> np.ndarray:

@@ -7,10 +7,11 @@ from dataclasses import asdict
 
 import numpy as np
 
-from ..data import check, load
 from ..data.feature_set import SPLITS, FeatureSet
-from ..errors import ConfigError
+from ..data.sources import inspect
+from ..errors import ConfigError, DataError
 from ..train.configure import make_config
+from ..train.features import require_splits
 from .terminal import say, show_table
 
 __all__ = ["READING", "inspect_source"]
@@ -41,16 +42,20 @@ def inspect_source(source: str, overrides: Sequence[str]) -> bool:
     config = make_config(None, overrides)
     settings = asdict(config.data)
     reading = {**{key: settings[key] for key in (*READING, *_SPLITTING)}, "media": config.media}
-    problems = check(source, **reading)
-    errors = [problem for problem in problems if problem.severity == "error"]
-    for problem in problems:
-        say(f"{problem.severity}: {problem}")
-    if errors:
-        say(f"{source}: {len(errors)} error{'s' * (len(errors) > 1)}; train would refuse it")
-        return False
-    _show_features(load(source, **reading))
-    say(f"{source}: no errors")
-    return True
+    problems, features = inspect(source, **reading)
+    said = [f"{problem.severity}: {problem}" for problem in problems]
+    if features is not None:
+        try:
+            require_splits(features, config.data.task)
+        except DataError as error:
+            said.insert(0, f"error: {error}")
+    for line in said:
+        say(line)
+    errors = sum(line.startswith("error: ") for line in said)
+    if features is not None:
+        _show_features(features)
+    say(f"{source}: {errors} error{'s' * (errors > 1)}; train would refuse it" if errors else f"{source}: no errors")
+    return not errors
 
 
 def _show_features(features: FeatureSet) -> None:

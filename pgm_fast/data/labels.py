@@ -32,7 +32,9 @@ def decide_task(label: np.ndarray, requested: str, default: str | None) -> str:
 
 
 def likely_classes(label: np.ndarray) -> str | None:
-    """A doubt where labels whose type means another task look like classes, else None."""
+    """A doubt where labels whose type means another task look like classes, or classes like none, else None."""
+    if label.ndim == 1 and label.dtype.kind in "iuUS" and 10 <= len(label) == len(np.unique(label)):
+        return f"{len(label)} classes of one row each: an id, or numbers for data.task=regression?"
     if label.dtype.kind not in "iubf" or len(label) < 2:
         return None
     if label.ndim == 2 and label.shape[1] > 1:

@@ -16,14 +16,25 @@ from .labels import convert_labels, decide_task
 from .raw import Problem, Raw, RefusedData, Request
 from .splitting import carve_validation, redraw_split, stratified_split
 
-__all__ = ["check", "load"]
+__all__ = ["check", "inspect", "load"]
 
 log = logging.getLogger(__name__)
 
 
 def check(source: str | PathLike, **reading: Any) -> list[Problem]:
     """Everything that is wrong with a source, errors first; arguments as for :func:`load`. Reads every value once."""
-    _, problems = examine(Request(source, **reading))
+    return _sorted(examine(Request(source, **reading))[1])
+
+
+def inspect(source: str | PathLike, **reading: Any) -> tuple[list[Problem], FeatureSet | None]:
+    """As :func:`check`, and the feature set where there is no error."""
+    request = Request(source, **reading)
+    raw, problems = examine(request)
+    whole = all(problem.severity != "error" for problem in problems)
+    return _sorted(problems), _assemble(raw, request) if whole else None
+
+
+def _sorted(problems: list[Problem]) -> list[Problem]:
     return sorted(problems, key=lambda problem: ("error", "warning", "note").index(problem.severity))
 
 
@@ -41,8 +52,7 @@ def load(source: str | PathLike, **reading: Any) -> FeatureSet:
     Raises:
         DataError: the first problem, and how many more there are. ConfigError: a setting of ``media``.
     """
-    request = Request(source, **reading)
-    raw, problems = examine(request)
+    problems, features = inspect(source, **reading)
     errors = [problem for problem in problems if problem.severity == "error"]
     if errors:
         more = len(errors) - 1
@@ -52,7 +62,7 @@ def load(source: str | PathLike, **reading: Any) -> FeatureSet:
         raise RefusedData(errors[0], f"{errors[0]}{hint}")
     for problem in problems:
         log.log(logging.INFO if problem.severity == "note" else logging.WARNING, "%s", problem)
-    return _assemble(raw, request)
+    return features
 
 
 def _assemble(raw: Raw, request: Request) -> FeatureSet:

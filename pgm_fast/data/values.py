@@ -28,7 +28,8 @@ def value_problems(raw: Raw, request: Request, shapes_fit: bool, absent_rows: bo
             yield from _unreadable(raw, name, array)
         elif array.ndim in (2, 3) and array.dtype.kind in "fiub" and len(array) and array.shape[-1]:
             scan = _scan(raw, name, shapes_fit, absent_rows)
-            if scan.absent:
+            # which rows these are is not known before every array has a row for each sample
+            if scan.absent and shapes_fit:
                 yield from _mark_absent(raw, name, np.concatenate(scan.absent), request)
             yield from _remarks(raw, name, scan, request)
 
@@ -74,7 +75,7 @@ def _scan(raw: Raw, name: str, shapes_fit: bool, absent_rows: bool) -> _Scan:
     scan = _Scan(len(rows))
     for chunk in iterate_valid(array, rows, lengths):
         if len(chunk.values):
-            _take(scan, chunk, absent_rows and shapes_fit)
+            _take(scan, chunk, absent_rows)
     return scan
 
 
@@ -121,7 +122,7 @@ def _mark_absent(raw: Raw, name: str, rows: np.ndarray, request: Request) -> Ite
         if len(parted):
             found = f"{len(parted)} rows are NaN and others with the same '{request.group_by}' are not, first this one"
             if request.nonfinite == "error":
-                yield raw.problem(name, int(parted[0]), f"{found}; nonfinite=zero reads them as 0")
+                yield raw.problem(name, int(parted[0]), f"{found}; {_as_zero(request)}")
             else:
                 yield raw.problem(name, int(parted[0]), f"{found}; read as 0", "note")
             rows = rows[~np.isin(rows, parted)]
@@ -134,14 +135,19 @@ def _mark_absent(raw: Raw, name: str, rows: np.ndarray, request: Request) -> Ite
     yield raw.problem(name, int(rows[0]), f"{len(rows)} rows are NaN, first this one: they lack {name}", "warning")
 
 
+def _as_zero(request: Request) -> str:
+    if request.apply:
+        return "put 0 there, or train with data.nonfinite=zero"
+    return "data.nonfinite=zero reads them as 0"
+
+
 def _remarks(raw: Raw, name: str, scan: _Scan, request: Request) -> Iterator[Problem]:
     if scan.first_row is not None:
         kinds = zip(scan.counts.tolist(), ("NaN", "+inf", "-inf"), strict=True)
         found = ", ".join(f"{count} {kind}" for count, kind in kinds if count)
         found = f"{found} in shape {tuple(raw.modalities[name].shape)}, first in this row"
         if request.nonfinite == "error":
-            message = f"{found}; finite numbers are needed (nonfinite=zero reads them as 0)"
-            yield raw.problem(name, scan.first_row, message)
+            yield raw.problem(name, scan.first_row, f"{found}; finite numbers are needed ({_as_zero(request)})")
         else:
             yield raw.problem(name, scan.first_row, f"{found}; read as 0", "note")
     if scan.constant is not None and len(scan.constant) and scan.rows > 1:

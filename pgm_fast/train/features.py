@@ -18,7 +18,7 @@ from ..errors import ConfigError, DataError
 from .config import Config
 from .configure import from_yaml, make_config, to_dict
 from .run import checkpoints
-from .run.fingerprints import require_same_data
+from .run.fingerprints import has_other_splits, require_same_data
 
 __all__ = ["features_of_run", "load_features", "match_data", "require_splits", "resolve_config"]
 
@@ -151,6 +151,12 @@ def features_of_run(state: Mapping[str, Any], data: FeatureSet | str | None = No
     )
     if data is None:
         require_same_data(features, state["data"])
+    elif labels and has_other_splits(features, state["data"]):
+        log.warning(
+            "%s holds the rows that this run was trained on, in other splits: scores of them say nothing of new data; "
+            "without other data the run's own splits are scored",
+            features.name,
+        )
     return features if labels or isinstance(data, FeatureSet) else _with_absent(features, spec)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import platform
 from functools import partial
 from typing import Any
@@ -27,6 +28,8 @@ from .scores.predictions import Predictions
 from .scores.shares import class_shares, mean_shares, share_intervals
 
 __all__ = ["describe", "finish", "served_by"]
+
+log = logging.getLogger(__name__)
 
 
 def served_by(device: torch.device) -> dict[str, str]:
@@ -96,6 +99,12 @@ def _write(
     report["skipped_steps"] = position.skipped
     report["parameters"] = sum(p.numel() for p in run.method.parameters())
     report["processes"] = run.ranks.world
+    if not report["valid"]["fused"]:
+        log.warning(
+            "the model's predictions are not finite, so it has no scores: training diverged; lower train.lr (now %g) "
+            "or look for extreme values with pgm-fast check-data",
+            config.train.lr,
+        )
     plots: list[str] = []
     if config.train.plots:
         from .report.plots import draw_run

@@ -57,7 +57,11 @@ BAD = {
         {},
         "label, row 3: 1 labels are NaN",
     ),
-    "NaN": (lambda a: spoil(a, "text", (6, 1), np.nan), {}, r"text, row 6: 1 NaN in shape \(12, 3\).*nonfinite=zero"),
+    "NaN": (
+        lambda a: spoil(a, "text", (6, 1), np.nan),
+        {},
+        r"text, row 6: 1 NaN in shape \(12, 3\).*data.nonfinite=zero",
+    ),
     "infinities": (
         lambda a: (spoil(a, "audio", (4, 3, 0), -np.inf), spoil(a, "audio", (9, 0, 1), np.inf)),
         {},
@@ -212,9 +216,44 @@ def test_integer_arrays_are_not_taken_silently(tmp_path):
     arrays = {**good(), "pixels": np.arange(48, dtype=np.uint8).reshape(12, 4)}
     np.savez(tmp_path / "set.npz", **arrays)
     [problem] = check(tmp_path / "set.npz")
-    assert problem.severity == "warning" and "modalities=" in problem.message
+    assert problem.severity == "warning" and "data.modalities=[...]" in problem.message
     features = load(tmp_path / "set.npz", modalities=["pixels", "text"])
     assert np.array_equal(features.modalities["pixels"], arrays["pixels"])
+
+
+def test_fractions_one_per_row_are_said_to_be_no_modality(tmp_path):
+    arrays = {**good(), "age": np.linspace(0, 1, 12), "year": np.arange(12)}
+    np.savez(tmp_path / "set.npz", **arrays)
+    [problem] = check(tmp_path / "set.npz")
+    assert (problem.severity, problem.key) == ("warning", "age") and "store [N, 1]" in problem.message
+    assert check(tmp_path / "set.npz", ignore=["age"]) == []
+    np.savez(tmp_path / "set.npz", **{**arrays, "age": arrays["age"][:, None]})
+    assert "age" in load(tmp_path / "set.npz").modalities
+
+
+@pytest.mark.parametrize("label", [np.arange(12), np.array(list("abcdefghijkl"))], ids=["numbers", "names"])
+def test_a_class_for_every_row_is_doubted(tmp_path, label):
+    np.savez(tmp_path / "set.npz", **{**good(), "label": label})
+    [problem] = check(tmp_path / "set.npz")
+    assert problem.severity == "warning" and "data.task=regression?" in problem.message
+
+
+def test_rows_that_lack_a_modality_are_no_nan_beside_another_error(tmp_path):
+    arrays = good()
+    arrays["text"][[2, 7]] = np.nan
+    np.savez(tmp_path / "set.npz", **{**arrays, "label": arrays["label"][:9]})
+    assert [problem.key for problem in check(tmp_path / "set.npz")] == ["label"]
+
+
+def test_a_file_that_may_not_be_read_is_said_to_be_one(monkeypatch, tmp_path):
+    np.savez(tmp_path / "set.npz", **good())
+
+    def refused(*_, **__):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr("pgm_fast.data.readers.generic.unpack_npz", refused)
+    with pytest.raises(DataError, match="may not be read by this user; change its permissions"):
+        load(tmp_path / "set.npz")
 
 
 def test_a_missing_file_is_named_with_near_names(tmp_path):

@@ -34,6 +34,14 @@ def test_shares_that_nothing_measured_stands_behind_say_nothing():
     assert sentences(report(calibration=None)) == [] == sentences(report(shares={}))
 
 
+def test_a_run_that_diverged_says_so_and_has_a_report(tmp_path, caplog):
+    settings = {"train.epochs": 1, "train.lr": 1e30, "train.plots": False, "train.logger": [], "model.dim": 8}
+    found = fit(method="pgm", data="digits", out=str(tmp_path / "run"), **settings)
+    assert found["test"]["fused"] == {} and sentences(found) == []
+    assert "training diverged; lower train.lr (now 1e+30)" in caplog.text
+    assert (tmp_path / "run" / "report.html").exists()
+
+
 def test_intervals_cover_the_true_mean_about_19_times_in_20():
     rng = np.random.default_rng(0)
     trials, rows, mean = 400, 200, 0.3

@@ -150,7 +150,11 @@ def interpret(
     elif request.task != "retrieval":
         near = did_you_mean(request.label, keys)
         message = f"no key '{request.label}' for the labels{near}; the file holds {listing(keys)}"
-        cure = "predict needs none" if request.apply else "name one with label=, or ask for task=retrieval"
+        cure = (
+            "predict needs none"
+            if request.apply
+            else "name one by data.label=KEY, or do without by data.task=retrieval"
+        )
         raise RefusedData(Problem(str(path), request.label, None, f"{message}; {cure}"))
     raw.split = arrays.get("split")
     raw.ids = arrays.get("ids", arrays.get("id"))
@@ -178,6 +182,7 @@ def interpret(
         _note_unread(raw, {key: arrays[key] for key in free if key not in wanted}, request)
     if request.modalities is None:
         _note_integers(raw, request)
+        _note_columns(raw, request)
     for key in (raw.label_key, "id", "ids"):
         if key in arrays and arrays[key].ndim == 1:
             raw.columns[key] = arrays[key]
@@ -205,7 +210,18 @@ def _note_integers(raw: Raw, request: Request) -> None:
             message = (
                 f"{array.dtype} array {array.shape} is read as a modality; if it is none, {leave_out} leaves it out"
             )
-            raw.notes.append(raw.problem(key, None, f"{message}, and modalities= names those that count", "warning"))
+            raw.notes.append(
+                raw.problem(key, None, f"{message}, and data.modalities=[...] names those that count", "warning")
+            )
+
+
+def _note_columns(raw: Raw, request: Request) -> None:
+    """Fractions, one per row, may be meant as a modality of one feature."""
+    for key, column in raw.columns.items():
+        if column.dtype.kind == "f" and key not in (request.group_by, request.order_by, request.resplit_by):
+            leave_out = f"data.ignore=[{','.join((*request.ignore, key))}]"
+            message = f"{column.dtype} array {column.shape} is a column and no modality; store [N, 1] for one, or"
+            raw.notes.append(raw.problem(key, None, f"{message} {leave_out} leaves it out", "warning"))
 
 
 def _label_key(request: Request, keys: list[str]) -> str:
@@ -234,6 +250,8 @@ def _presence(raw: Raw, arrays: Mapping[str, np.ndarray], found: list[str], want
 
 
 def _numpy_reason(error: Exception) -> str:
+    if isinstance(error, PermissionError):
+        return "may not be read by this user; change its permissions"
     if "allow_pickle" in str(error) or "Python objects" in str(error):
         return "refused: an array of Python objects (a pickle); store numbers or fixed-width strings"
     return f"not readable ({type(error).__name__}: {error}); truncated or another format? Write it again"

@@ -18,9 +18,11 @@ _TELLS = {
 def sentences(report: Mapping[str, Any]) -> list[str]:
     """What the shares of a report say, a sentence per modality and one about what they rest on.
 
-    Empty for shares that no measured information stands behind (``report["calibration"]`` is not there).
+    Empty for shares that no measured information stands behind (``report["calibration"]`` is not there), and for those
+    of a model that diverged, which are no numbers.
     """
-    if not report.get("calibration") or not report.get("shares"):
+    found = report.get("shares") or {}
+    if not report.get("calibration") or not found or any(None in shares.values() for shares in found.values()):
         return []
     intervals = report.get("share_intervals", {})
     lines = []

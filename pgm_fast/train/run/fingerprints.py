@@ -19,7 +19,7 @@ from ...data.media_files import Place, extent_of, open_place
 from ...errors import DataError
 from . import checkpoints
 
-__all__ = ["content_marks", "differences", "fingerprint", "require_same_data"]
+__all__ = ["content_marks", "differences", "fingerprint", "has_other_splits", "require_same_data"]
 
 _STAMPS = "stamps"
 _RELEVANCE = "relevance"
@@ -78,6 +78,12 @@ def require_same_data(features: FeatureSet, marks: Mapping[str, Any]) -> None:
             f"{', '.join(different)} differ; give the same data, or "
             "train anew in another folder"
         )
+
+
+def has_other_splits(features: FeatureSet, marks: Mapping[str, Any]) -> bool:
+    """Whether ``features`` has the very values of this fingerprint, and splits of its own."""
+    different = differences(features, marks)
+    return "splits" in different and not any(key == "rows" or key.startswith("modality ") for key in different)
 
 
 def _content(array) -> str:
