@@ -480,14 +480,15 @@ def plots() -> str:
 
 def components() -> str:
     """DMIL's ops."""
+    names = ("gaussian_sample_kl", "gated_mixture")
     lines = [
-        _circumstances(read_json(CPU / "gaussian_sample_kl.json")) + ".",
+        ". ".join(dict.fromkeys(_circumstances(read_json(CPU / f"{name}.json")) for name in names)) + ".",
         "",
         "| op, forward + backward | shape | eager ms | torch.compile ms | native ms | against eager | against compile "
         "| peak memory, eager and native |",
         "|---|---|---|---|---|---|---|---|",
     ]
-    for name in ("gaussian_sample_kl", "gated_mixture"):
+    for name in names:
         rows = [row for row in read_json(CPU / f"{name}.json")["rows"] if row["kind"] == "forward+backward"]
         cases = dict.fromkeys((row.get("prior"), tuple(row["shape"].items())) for row in rows)
         for prior, shape in cases:

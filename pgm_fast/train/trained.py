@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 
 from ..data.feature_set import SPLITS, DataSpec, FeatureSet
-from ..errors import ConfigError, DataError
+from ..errors import CheckpointError, ConfigError, DataError, did_you_mean
 from .assembly import Encoders, Run
+from .config import Config
 from .configure import from_yaml
 from .distributed import Ranks, current_ranks
 from .evaluation import collect
@@ -120,12 +121,27 @@ def _open(
     if checkpoint in named:
         folder.require()
     path = named.get(checkpoint, Path(checkpoint))
+    if checkpoint not in named and not path.suffix and not path.exists():
+        near = did_you_mean(checkpoint, named)
+        raise CheckpointError(f"checkpoint is {checkpoint!r}{near}; it takes {', '.join(named)}, or the path of one")
     state = with_shards(path, checkpoints.load_run(path))
     config = from_yaml(state["config"])
+    if checkpoint in named:
+        _require_own(path, config, from_yaml(folder.read_config()))
     features = features_of_run(state, data, labels=labels)
     ranks = Ranks(device=current_ranks("cpu" if config.train.device == "cpu" else "auto").device)
     features = match_data(features, DataSpec.from_dict(state["spec"]), str(run))
     return Run.from_checkpoint(state, config, features, encoders, ranks), state, path.name
+
+
+def _require_own(path: Path, config: Config, written: Config) -> None:
+    """Raises CheckpointError where a checkpoint in a run's folder is of another run."""
+    found, wanted = ((c.method, c.data.source) for c in (config, written))
+    if found != wanted:
+        raise CheckpointError(
+            f"{path} is of a run of {found[0]} on {found[1]}, and this run's config.yaml says {wanted[0]} on "
+            f"{wanted[1]}; put back the one that belongs there, or give the checkpoint by its path"
+        )
 
 
 def _collect(trained: Run, split: str | None, labels: bool) -> Predictions:

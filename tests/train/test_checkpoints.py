@@ -5,12 +5,14 @@ from __future__ import annotations
 import os
 import pickle
 import resource
+import shutil
 
 import pytest
 import torch
 from same_run import assert_equal
 
 from pgm_fast.errors import CheckpointError
+from pgm_fast.train import evaluate, fit
 from pgm_fast.train.run import checkpoints
 
 STATE = {
@@ -143,3 +145,16 @@ def test_what_is_not_plain_is_refused_when_it_is_written_or_read(tmp_path):
     checkpoints.save(path, {"thing": object})
     with pytest.raises(CheckpointError, match="holds more than tensors"):
         checkpoints.load(path)
+
+
+def test_a_checkpoint_that_there_is_not_or_of_another_run_is_refused_by_name(tmp_path):
+    settings = {"model.dim": 4, "train.epochs": 1, "train.plots": False, "train.logger": [], "train.device": "cpu"}
+    for method in ("joint", "unimodal"):
+        fit(method=method, data="digits", out=str(tmp_path / method), **settings)
+    with pytest.raises(CheckpointError, match=r"'bst' \(did you mean best\?\); it takes best, last, previous, or the"):
+        evaluate(tmp_path / "joint", checkpoint="bst")
+    best = tmp_path / "unimodal" / "checkpoints" / "best.pt"
+    shutil.copy(tmp_path / "joint" / "checkpoints" / "best.pt", best)
+    with pytest.raises(CheckpointError, match="of a run of joint on digits, and this run's config.yaml says unimodal"):
+        evaluate(tmp_path / "unimodal")
+    assert evaluate(tmp_path / "unimodal", checkpoint=str(best)) == evaluate(tmp_path / "joint")
