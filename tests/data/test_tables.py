@@ -176,3 +176,9 @@ def test_without_pyarrow_its_extra_is_named(tmp_path, monkeypatch, suffix):
     monkeypatch.setitem(sys.modules, "pyarrow", None)
     with pytest.raises(DataError, match=r'need pyarrow.*pip install "pgm-fast\[tables\]"'):
         load(path)
+
+
+def test_text_of_another_encoding_is_said_to_be_one(tmp_path):
+    (tmp_path / "t.csv").write_text("label,a.0\n1,2\n0,3\n", encoding="utf-16")
+    with pytest.raises(DataError, match="not UTF-8 .*; save it as UTF-8"):
+        load(tmp_path / "t.csv")

@@ -39,6 +39,8 @@ def read_text_table(path: Path, request: Request) -> Raw:
                 null_values=EMPTY, column_types={name: pa.string() for name in ("id", "ids", *INDEX) if name in names}
             ),
         )
+    except UnicodeDecodeError as error:
+        raise RefusedData(Problem(str(path), "", None, f"not UTF-8 ({one_line(error)}); save it as UTF-8")) from None
     except (pa.ArrowException, *UNREADABLE) as error:
         raise RefusedData(Problem(str(path), "", None, f"not readable as a table: {one_line(error)}")) from None
     return _interpret(path, table, request)
