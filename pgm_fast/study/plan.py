@@ -235,6 +235,13 @@ def _checked(study: Study) -> Study:
             raise ConfigError(f"{key}={rows!r} must be a list of rows of methods")
         for row in rows:
             _known(row, study.methods, key)
+    for name, settings in study.sets.items():
+        given = {**_flat(study.common), **_flat(settings)}
+        for row in settings.get("methods", study.methods):
+            if "data.source" not in {**given, **_flat(study.methods[row]), **study._space(row)}:
+                raise ConfigError(
+                    f"sets.{name} names no data; write {name}: {{data.source: FILE}}, with digits for FILE, say"
+                )
     search, test = study.search, study.test
     for key, value in {"search.trials": search.trials, "search.seeds": search.seeds}.items():
         if type(value) is not int or value < 1:

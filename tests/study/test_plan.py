@@ -83,6 +83,8 @@ def test_with_split_numbers_each_seed_meets_each_split(written):
         ("train.epochs: 7", "train.epoch: 7", "unknown configuration key 'train.epoch' (did you mean train.epochs?)"),
         ("method: joint}", "method: join}", "set one, method joint: method='join' is not allowed"),
         ("{method: joint}", "{}", "methods.joint names no method"),
+        ("{data.source: digits, train.epochs: 5}", "{}", "sets.one names no data; write one: {data.source: FILE}"),
+        ("source: digits, resplit: all", "resplit: all", "sets.two names no data; write two: {data.source: FILE}"),
         ("methods: [logistic, pgm]", "methods: [logistics]", "'logistics' (did you mean logistic?)"),
         ("trials: 3", "trials: 0", "search.trials=0 is not allowed; it takes a whole number of at least 1"),
         ("train.lr: [1e-3, 3e-3]", "train.lr: 1e-3", "search.space.train.lr=0.001 must be a list"),
@@ -97,6 +99,11 @@ def test_what_is_wrong_is_said_before_anything_is_trained(written, old, new, mes
     with pytest.raises(ConfigError) as refused:
         written(TEXT.replace(old, new, 1))
     assert message in str(refused.value)
+
+
+def test_what_all_sets_share_may_name_the_data(written):
+    text = TEXT.replace("data.source: digits, ", "").replace("common: {", "common: {data.source: digits, ")
+    assert next(written(text).groups()).set == "one"
 
 
 def test_a_study_is_the_same_however_its_settings_are_nested(written):
