@@ -202,11 +202,15 @@ def read_study(file: str | Path) -> Study:
     Raises:
         ConfigError: names the key, what was given and what is allowed.
     """
-    content = read_mapping(file)
+    content = read_mapping(file, "study file")
     _only(content, [f.name for f in fields(Study) if not f.name.startswith("_")], f"{file}")
     for key in ("sets", "methods"):
         if not isinstance(content.get(key), Mapping) or not content[key]:
-            raise ConfigError(f"{file}: {key} is missing; it maps names to settings, such as {_EXAMPLES[key]}")
+            if content.get(key):
+                state = f"{key}={content[key]!r} must map"
+            else:
+                state = f"{key} is {'empty' if key in content else 'missing'}; it maps"
+            raise ConfigError(f"{file}: {state} names to settings, such as {key}: {{{_EXAMPLES[key]}}}")
     search = _section(content, "search", Search)
     study = Study(
         sets=_named(content, "sets"),

@@ -90,9 +90,10 @@ def make_config(file: Path | str | None = None, overrides: Sequence[str] | Mappi
     return _finish(config)
 
 
-def read_mapping(file: Path | str) -> Mapping[str, Any]:
-    """The content of a YAML file. Raises ConfigError where it cannot be read, is malformed or holds no mapping."""
-    return _parse(_read(Path(file)), str(file))
+def read_mapping(file: Path | str, what: str = "configuration file") -> Mapping[str, Any]:
+    """The content of a YAML file, ``what`` to messages. Raises ConfigError where it cannot be read, is malformed or
+    holds no mapping."""
+    return _parse(_read(Path(file), what), str(file))
 
 
 def from_yaml(text: str) -> Config:
@@ -212,13 +213,19 @@ def _finish(config) -> Config:
     return result
 
 
-def _read(path: Path) -> str:
+def _read(path: Path, what: str) -> str:
     try:
         return path.read_text(encoding="utf-8")
     except FileNotFoundError:
-        raise ConfigError(f"configuration file {path} does not exist; give the path of a YAML file") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"configuration file {path} cannot be read as text: {error}") from None
+        raise ConfigError(f"{what} {path} does not exist; give the path of a YAML file") from None
+    except IsADirectoryError:
+        raise ConfigError(f"{what} {path} cannot be read: it is a folder; give the path of a YAML file") from None
+    except UnicodeDecodeError:
+        raise ConfigError(
+            f"{what} {path} cannot be read as text (UTF-8): it is of another kind; give the path of a YAML file"
+        ) from None
+    except OSError as error:
+        raise ConfigError(f"{what} {path} cannot be read: {error.strerror}; give the path of a YAML file") from None
 
 
 def _parse(text: str, name: str) -> Mapping[str, Any]:

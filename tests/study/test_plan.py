@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pgm_fast.errors import ConfigError
-from pgm_fast.study import read_study
+from pgm_fast.study import read_study, run_study
 from pgm_fast.study.plan import draw_trials
 
 SPACES = st.dictionaries(
@@ -99,6 +99,42 @@ def test_what_is_wrong_is_said_before_anything_is_trained(written, old, new, mes
     with pytest.raises(ConfigError) as refused:
         written(TEXT.replace(old, new, 1))
     assert message in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("methods: {pgm: {method: pgm}}", "sets is missing; it maps names to settings, such as sets: {digits: {"),
+        ("sets: {}", "sets is empty; it maps names to settings"),
+        ("sets: [digits]", "sets=['digits'] must map names to settings, such as sets: {digits: {data.source: digits}}"),
+        (
+            "{sets: {digits: {data.source: digits}}, methods: [joint, pgm]}",
+            "methods=['joint', 'pgm'] must map names to settings, such as methods: {joint: {method: joint}}",
+        ),
+    ],
+)
+def test_sets_and_methods_that_are_no_mappings_are_named_with_what_they_must_be(written, text, message):
+    with pytest.raises(ConfigError) as refused:
+        written(text)
+    assert message in str(refused.value)
+
+
+def test_what_is_no_study_file_is_named_as_what_it_is(tmp_path):
+    (tmp_path / "features.npz").write_bytes(b"PK\x03\x04\xff\xfe")
+    for path, kind in ((tmp_path, "it is a folder"), (tmp_path / "features.npz", "as text (UTF-8): it is of another")):
+        with pytest.raises(ConfigError) as refused:
+            read_study(path)
+        message = str(refused.value)
+        assert f"study file {path}" in message and kind in message and "give the path of a YAML file" in message
+        assert "codec" not in message and "Errno" not in message
+
+
+@pytest.mark.parametrize("inside", ["", "deeper"])
+def test_a_study_is_not_written_into_a_file(written, tmp_path, inside):
+    study, file = written(TEXT), tmp_path / "study.yaml"
+    with pytest.raises(ConfigError, match=rf"{file / inside} .*is a file; name a folder"):
+        run_study(study, file / inside)
+    assert file.read_text() == TEXT
 
 
 def test_what_all_sets_share_may_name_the_data(written):

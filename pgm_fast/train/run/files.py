@@ -13,9 +13,9 @@ from itertools import chain
 from pathlib import Path
 from typing import IO, Any
 
-from ...errors import CheckpointError
+from ...errors import CheckpointError, ConfigError
 
-__all__ = ["atomic_write", "second_name", "sync_folder", "write_csv"]
+__all__ = ["atomic_write", "require_place", "second_name", "sync_folder", "write_csv"]
 
 FORMULA = tuple("=+-@＝＋－＠\t\r\n\0")  # noqa: RUF001  (wide signs are what some spreadsheets take for the narrow ones)
 
@@ -65,6 +65,23 @@ def atomic_write(path: str | os.PathLike, mode: str = "wb") -> Iterator[IO[Any]]
         raise CheckpointError(
             f"cannot write {path}: {reason}; what was there before is kept, make room or choose another folder"
         ) from error
+
+
+def require_place(folder: Path, key: str = "") -> None:
+    """Raises ConfigError where a file stands in the place of a folder to write, or of one that it is to lie in.
+
+    Args:
+        folder: there or not.
+        key: what stands before it in the message, such as ``out=``.
+    """
+    for path in (folder, *folder.parents):
+        if os.path.lexists(path) and not os.path.isdir(path):
+            state = f"is {_kind(path)}" if path == folder else f"cannot be made: {path} is {_kind(path)}"
+            raise ConfigError(f"{key}{folder} {state}; name a folder, one that is there or a new one")
+
+
+def _kind(path: Path) -> str:
+    return "a link to nothing" if not os.path.exists(path) else "a file"
 
 
 def second_name(path: Path, name: Path) -> None:

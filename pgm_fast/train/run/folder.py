@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from ...errors import CheckpointError, ConfigError
-from .files import atomic_write
+from .files import atomic_write, require_place
 from .lock import RunLock
 
 __all__ = ["PLOTS", "RunFolder"]
@@ -90,8 +90,7 @@ class RunFolder:
             ConfigError: a run is here already, or the path is a file.
             CheckpointError: the old files cannot be removed.
         """
-        if self.path.exists() and not self.path.is_dir():
-            raise ConfigError(f"out={self.path} is a file; name a folder that does not exist yet")
+        require_place(self.path, "out=")
         if not self.started:
             return
         if not overwrite:

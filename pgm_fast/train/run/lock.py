@@ -10,6 +10,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from ...errors import CheckpointError
+from .files import require_place
 
 try:
     import fcntl
@@ -44,8 +45,10 @@ class RunLock:
         """Take the lock.
 
         Raises:
-            CheckpointError: another process (or this one, in another call) holds it, or the file system refuses.
+            ConfigError: a file is in the place of the folder. CheckpointError: another process (or this one, in
+                another call) holds it, or the file system refuses.
         """
+        require_place(self.path.parent)
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             while self._descriptor is None:
