@@ -432,9 +432,19 @@ def test_doctor_says_which_backend_a_call_takes(device):
     assert json.loads(succeed("doctor", "--op", "mlp", "--json"))["backend"]
 
 
-def test_resume_of_a_finished_run_shows_it_again(trained):
+def test_resume_of_a_finished_run_says_so_and_shows_it_again(trained):
     out, printed = trained
-    assert succeed("resume", out) == printed
+    said, _, rest = succeed("resume", out).partition("\n")
+    assert f"{out} is finished, there was nothing to do" in said and rest == printed
+    assert not succeed("resume", out, "--quiet")
+
+
+def test_a_run_is_trained_longer_by_the_command_that_resume_gives(trained, tmp_path):
+    command = succeed("resume", trained[0]).splitlines()[0].partition("pgm-fast ")[2]
+    longer = tmp_path / "longer"
+    succeed(*command.replace("FOLDER", str(longer)).replace("=N", "=3").split())
+    assert json.loads((longer / "report.json").read_text())["epochs"] == 3
+    assert "train a new run" in " ".join(succeed("resume", "--help").split())
 
 
 def test_sigterm_ends_with_status_0_and_the_command_that_goes_on(source, tmp_path):

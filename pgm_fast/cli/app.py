@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from pathlib import Path
 from typing import Annotated, Any, Optional
 
@@ -143,11 +144,21 @@ def resume(
     """Continue a stopped run, to the same result.
 
     Reads config.yaml and checkpoints/last.pt of the run; writes the rest of the run into the same folder.
+
+    A finished run is shown again. No run is made longer, nor its settings changed: its learning rates are planned for
+    train.epochs from the start. To train longer, train a new run: pgm-fast train --config RUN/config.yaml --out FOLDER
+    train.epochs=N
     """
     from ..train import resume as continue_run
+    from ..train.run.folder import RunFolder
+    from ..train.run.interrupted import report_of
 
+    over = report_of(RunFolder(run)) is not None
     result = continue_run(run, progress=is_main_process() and not quiet)
     if not quiet:
+        if over:
+            longer = f"pgm-fast train --config {shlex.quote(str(run / 'config.yaml'))} --out FOLDER train.epochs=N"
+            say(f"{run} is finished, there was nothing to do; a longer run is a new one: {longer}")
         _show_result(result, run)
 
 

@@ -162,7 +162,8 @@ def resume(
 ) -> dict[str, Any]:
     """Continue a run where ``last.pt`` left it, to bitwise the result of one never interrupted (with one process).
 
-    A finished run is left as it is, but for a damaged report.json or metrics.jsonl, which are written anew. A run that
+    A finished run is left as it is, but for a damaged report.json or metrics.jsonl, which are written anew; to train
+    longer, train a new run with more ``train.epochs``. A run that
     has no checkpoint yet begins. Where last.pt is damaged it goes on from previous.pt, and a warning says so.
 
     Args:
@@ -182,12 +183,12 @@ def resume(
     """
     folder = RunFolder(run)
     folder.require()
-    if (report := finished(folder)) is not None:
-        return report
     config = replace(from_yaml(folder.read_config()), out=str(run))
+    if (report := finished(folder, config)) is not None:
+        return report
     require_trackers(config.train.logger)
     with machine(config) as ranks, _writing(folder, ranks):
-        if (report := ranks.on_main(lambda: finished(folder, warn=True))) is not None:
+        if (report := ranks.on_main(lambda: finished(folder, config, warn=True))) is not None:
             return report  # written by whoever held the lock until now
         with ranks.all_or_none():
             state = state_of(folder, config, ranks.world)

@@ -6,6 +6,7 @@ import copy
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -18,7 +19,7 @@ from same_run import assert_same_run
 
 from pgm_fast.errors import CheckpointError, ConfigError, DataError, PgmFastError
 from pgm_fast.train import Config, fit, jobs, loop, resume
-from pgm_fast.train.configure import make_config
+from pgm_fast.train.configure import make_config, to_yaml
 from pgm_fast.train.step.guard import UpdateGuard
 
 STEPS = 6  # per epoch
@@ -224,6 +225,20 @@ def test_a_finished_run_is_left_alone_and_a_lost_report_is_written_again(source,
     (out / "report.json").unlink()
     assert resume(out) == report
     assert json.loads((out / "report.json").read_text()) == report
+
+
+@pytest.mark.parametrize("key", ["train.lr", "train.epochs", "model.dim", "method"])
+def test_a_finished_run_whose_configuration_was_changed_is_refused_as_an_unfinished_one(reference, tmp_path, key):
+    out = tmp_path / "run"
+    shutil.copytree(reference, out)
+    other = {"train.lr": 0.5, "train.epochs": EPOCHS + 2, "model.dim": 16, "method": "joint"}[key]
+    config = make_config(out / "config.yaml", {key: other})
+    (out / "config.yaml").write_text(to_yaml(config))
+    with pytest.raises(CheckpointError, match=rf"started with: {key} is {other!r} and was .*; put it back, or train"):
+        resume(out)
+    allowed = {key: SETTINGS[key], "out": str(reference), "train.plots": True}
+    (out / "config.yaml").write_text(to_yaml(make_config(out / "config.yaml", allowed)))
+    assert resume(out) == json.loads((out / "report.json").read_text())
 
 
 @pytest.fixture

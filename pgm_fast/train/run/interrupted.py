@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
+import shlex
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -16,14 +18,34 @@ from .folder import RunFolder
 from .json_files import read_json, read_jsonl
 from .shards import require_whole
 
-__all__ = ["finished", "restore_log", "state_of"]
+__all__ = ["finished", "report_of", "restore_log", "state_of"]
 
 log = logging.getLogger(__name__)
 
 _FREE_TO_CHANGE = ("out", "train.device", "train.threads", "train.plots", "train.logger")
 
 
-def finished(folder: RunFolder, warn: bool = False) -> dict[str, Any] | None:
+def finished(folder: RunFolder, config: Config, warn: bool = False) -> dict[str, Any] | None:
+    """The report of a run that is over, as :func:`report_of`.
+
+    Raises:
+        CheckpointError: ``config``, as its config.yaml says now, is not what the run was trained with, as far as a
+            checkpoint that can be read tells.
+    """
+    report = report_of(folder, warn)
+    if report is None:
+        return None
+    for path in (folder.last, folder.previous, folder.best):
+        with suppress(CheckpointError):
+            started = checkpoints.load_run(path)["config"]
+            break
+    else:
+        return report
+    _require_same_config(folder, config, from_yaml(started))
+    return report
+
+
+def report_of(folder: RunFolder, warn: bool = False) -> dict[str, Any] | None:
     """The report of a run that is over; None where there is none, or where report or log are damaged: with last.pt
     both can be written anew, and ``warn`` says so."""
     if not folder.report.is_file():
@@ -101,5 +123,6 @@ def _require_same_config(folder: RunFolder, config: Config, started: Config) -> 
         changes = ", ".join(f"{key} is {now.get(key)!r} and was {then.get(key)!r}" for key in different)
         raise CheckpointError(
             f"{folder.config} is not the configuration that this run was started with: {changes}; "
-            "put it back, or train a new run with it in another folder"
+            "put it back, or train a new run with it in another folder "
+            f"(pgm-fast train --config {shlex.quote(str(folder.config))} --out FOLDER)"
         )
