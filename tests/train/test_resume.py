@@ -6,6 +6,7 @@ import copy
 import json
 import os
 import re
+import shlex
 import shutil
 import signal
 import subprocess
@@ -225,6 +226,23 @@ def test_a_finished_run_is_left_alone_and_a_lost_report_is_written_again(source,
     (out / "report.json").unlink()
     assert resume(out) == report
     assert json.loads((out / "report.json").read_text()) == report
+
+
+def test_an_empty_configuration_is_named_and_comes_back_by_the_command_that_is_said(halfway, reference):
+    config = halfway / "config.yaml"
+    config.write_text("\n")
+    with pytest.raises(
+        CheckpointError, match=r"config\.yaml is empty; put a copy of it back, or what last\.pt"
+    ) as found:
+        resume(halfway)
+    command = str(found.value).partition("knows of it: python ")[2]
+    subprocess.run([sys.executable, *shlex.split(command)], check=True)
+    resume(halfway)
+    assert_same_run(halfway, reference)
+    config.write_text("")
+    shutil.rmtree(halfway / "checkpoints")
+    with pytest.raises(CheckpointError, match="is empty; put a copy of it back, or train anew into another folder"):
+        resume(halfway)
 
 
 @pytest.mark.parametrize("key", ["train.lr", "train.epochs", "model.dim", "method"])

@@ -175,13 +175,27 @@ class RunFolder:
                 )
 
     def read_config(self) -> str:
-        """The text of config.yaml. Raises CheckpointError where it cannot be read."""
+        """The text of config.yaml. Raises CheckpointError where it cannot be read or is empty."""
         try:
-            return self.config.read_text(encoding="utf-8")
+            text = self.config.read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
             raise CheckpointError(
                 f"{self.config} cannot be read as text ({error}); restore it, or train anew"
             ) from None
+        if not text.strip():
+            raise CheckpointError(f"{self.config} is empty; {self._config_again()}")
+        return text
+
+    def _config_again(self) -> str:
+        path = next((path for path in (self.last, self.previous, self.best) if path.is_file()), None)
+        if path is None:
+            return "put a copy of it back, or train anew into another folder"
+        program = (
+            "import sys, pathlib; from pgm_fast.train.run.checkpoints import load_run; "
+            "pathlib.Path(sys.argv[2]).write_text(load_run(sys.argv[1])['config'], encoding='utf-8')"
+        )
+        command = f'python -c "{program}" {shlex.join([str(path), str(self.config)])}'
+        return f"put a copy of it back, or what {path.name} knows of it: {command}"
 
     def write_config(self, text: str) -> None:
         """The first file of a run. Raises CheckpointError where the file system refuses."""
