@@ -73,4 +73,5 @@ def check_settings(settings: Any, section: str) -> None:
     for name, allowed in ranges_of(settings).items():
         value = getattr(settings, name)
         if value is not None and value not in allowed:
-            raise ConfigError(f"{place}{name}={value!r} is not allowed; it takes a number {allowed}")
+            kind = "a number" if math.isfinite(value) else "a finite number"
+            raise ConfigError(f"{place}{name}={value!r} is not allowed; it takes {kind} {allowed}")

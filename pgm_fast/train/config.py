@@ -105,7 +105,7 @@ class TrainConfig:
     capture: str = choice("never", CAPTURE)
     # several processes: each holds the model (ddp, which auto is), or its share of weights and optimizer state (fsdp)
     strategy: str = choice("auto", STRATEGIES)
-    threads: int = number(0, at_least=0)  # CPU threads of torch; 0 leaves torch's choice
+    threads: int = number(0, at_least=0, at_most=1024)  # CPU threads of torch; 0 leaves torch's choice
     workers: int = number(0, at_least=0)  # processes that decode sounds and pictures; 0 for a thread
     checkpoint_every_steps: int = number(0, at_least=0)  # besides each epoch's end; 0 for none
     nonfinite_limit: int = number(20, at_least=1)  # skipped updates in a row before training stops

@@ -57,6 +57,8 @@ EARLIER = {
     "train.no_decay": False,
 }
 
+_EXACT = 2**53  # up to here a whole number that is written as a float, 1e3, is the one that was meant
+
 _FORMER_SWITCH = "train.tensorboard"
 _FORMER_PLACE = "data.options"  # of the settings of sounds and pictures that have a section now
 _MOVED = ("sample_rate", "n_fft", "hop", "max_steps", "frames", "image_size")
@@ -184,7 +186,7 @@ def _check_values(config: Config) -> None:
         for modality, parts in getattr(getattr(config, section), "rates", {}).items():
             for part, rate in parts.items():
                 if not (math.isfinite(rate) and rate >= 0):
-                    raise _refused(f"{section}.rates.{modality}.{part}", rate, "a number of at least 0")
+                    raise _refused(f"{section}.rates.{modality}.{part}", rate, "a finite number of at least 0")
     for key in ("data.source", "data.label", "out"):
         if not _get(config, key).strip():
             raise _refused(key, _get(config, key), "a name or a path")
@@ -257,12 +259,14 @@ def _split(override: str) -> tuple[str, _Typed]:
 
 
 def _apply(config, values: Mapping[str, Any]) -> None:
-    for key, hint, value in _leaves(Config, values, ""):
-        value = _value_of(key, hint, value)
+    for key, hint, given in _leaves(Config, values, ""):
+        value = _value_of(key, hint, given)
         _refuse_interpolation(key, value)
         try:
             OmegaConf.update(config, key, value, merge=True)
         except (OmegaConfBaseException, TypeError, ValueError):
+            if isinstance(given, _Typed) and not given:
+                raise ConfigError(f"{key}= has no value; it takes {_type_name(hint)}") from None
             where, hint, value = _misfit(key, hint, value) or (key, hint, value)
             raise ConfigError(f"{where}={value!r} has the wrong type; it takes {_type_name(hint)}") from None
 
@@ -339,6 +343,8 @@ def _value_of(key: str, hint: Any, value: Any) -> Any:
         return {str(name): _value_of(f"{key}.{name}", inner, item) for name, item in value.items()}
     if isinstance(value, tuple):
         return list(value)
+    if hint is int and type(value) is float and value.is_integer() and abs(value) <= _EXACT:
+        return int(value)
     # OmegaConf 2.3 takes a whole number for a float, but not inside a mapping.
     return float(value) if hint is float and type(value) is int else value
 
