@@ -209,6 +209,62 @@ def test_seed_and_seeds_exclude_each_other(calls):
     assert not calls
 
 
+def refusal(*arguments):
+    result = invoke(*arguments)
+    assert result.exit_code == 2 and result.stderr.count("\n") == 1 and "Errno" not in result.stderr, result.output
+    return result.stderr.removeprefix("error: ").rstrip()
+
+
+@pytest.mark.parametrize("command", ["train", "sweep"])
+def test_a_path_in_place_of_a_setting_is_told_the_option_that_takes_it(command, calls, source, tmp_path):
+    config = tmp_path / "c.yaml"
+    config.write_text("train: {epochs: 1}")
+    assert refusal(command, source).endswith(f"what to train on is given as --data {source}")
+    found = refusal(command, config)
+    assert found.endswith(f"a file of settings is given as --config {config}" if command == "train" else "SOURCE")
+    assert "'nowhere' is not of the form key=value, such as" in refusal(command, "nowhere")
+
+
+@pytest.mark.parametrize(
+    ("given", "meant"),
+    [
+        (["--train.epochs=3"], "train.epochs=3"),
+        (["--train.epochs", "3"], "train.epochs=3"),
+        (["--pgm.rates.a.uni", "--quiet"], "pgm.rates.a.uni=VALUE"),
+    ],
+)
+def test_a_setting_written_as_an_option_is_told_how_it_is_written(given, meant, calls):
+    assert (
+        refusal("train", *given) == f"{given[0]} is no option; a configuration value is given without dashes: {meant}"
+    )
+    assert not calls
+
+
+def test_a_place_that_cannot_be_written_to_is_named_as_what_it_is(trained, source, tmp_path):
+    run, file = trained[0], tmp_path / "taken"
+    file.write_text("mine")
+    assert f"--out {tmp_path} is a folder; it takes a file, such as" in refusal("predict", run, "--out", tmp_path)
+    assert f"has no ending; it takes .npz or .csv, such as {run}" in refusal("predict", run, "--out", f"{run}x")
+    assert f"{file} is a file; name a folder" in refusal("predict", run, "--out", file / "p.csv")
+    for command in (
+        ["compare", run, run, "--out"],
+        ["interactions", source, "--out"],
+        ["train", "--data", source, "--out"],
+        ["sweep", "--data", source, "--search", "train.lr=0.1,0.2", "--out"],
+    ):
+        assert f"{file} is a file; name a folder" in refusal(*command, file)
+        assert f"{file / 'x'} cannot be made: {file} is a file; name a folder" in refusal(*command, file / "x")
+    assert file.read_text() == "mine"
+
+
+def test_a_run_is_not_compared_with_itself(trained, tmp_path):
+    run, out = trained[0], tmp_path / "out"
+    assert refusal("compare", run, run, "--out", out) == f"RUN {run} is given twice; give every run once"
+    (tmp_path / "link").symlink_to(run)
+    assert f"as {run} and {tmp_path / 'link'}" in refusal("compare", run, tmp_path / "link", "--out", out)
+    assert not out.exists()
+
+
 def test_train_prints_scores_and_where_everything_is(trained):
     out, printed = trained
     report = json.loads((out / "report.json").read_text())

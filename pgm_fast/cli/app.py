@@ -9,8 +9,9 @@ from typing import Annotated, Any, Optional
 
 import typer
 
+from .. import __version__
 from ..errors import ConfigError
-from .commands import command_class, reporting_errors
+from .commands import command_class, reporting_errors, require_overrides
 from .terminal import is_main_process, say, show_table
 
 __all__ = ["app"]
@@ -26,6 +27,22 @@ app = typer.Typer(
     epilog="A run is a folder: config.yaml, metrics.jsonl, report.json, report.html, checkpoints/ and plots/. "
     "Start with: pgm-fast train --data digits --out runs/demo",
 )
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        say(f"pgm-fast {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _program(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and stop.")
+    ] = False,
+) -> None:
+    pass
+
 
 Debug = Annotated[bool, typer.Option("--debug", help="Show the whole traceback of an error.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")]
@@ -103,6 +120,7 @@ def train(
 
     A first Ctrl-C or SIGTERM ends the run after the step at hand and says how to resume it.
     """
+    require_overrides(overrides or [], config_option=True)
     from ..train.configure import make_config
 
     options = {
@@ -316,7 +334,11 @@ def interactions(
     """
     from .. import presets as presets_of
     from ..interactions import Settings
+    from ..train.run.files import require_place
     from .interactions import measure
+
+    if out is not None:
+        require_place(out, "--out ")
 
     recipe = presets_of.read(preset, "interactions") if preset is not None else {}
     chosen = {k: v for k, v in (("rule", rule), ("prior", prior), ("folds", folds)) if v is not None}
@@ -367,7 +389,15 @@ def compare(
     gates.png where there are any. With --across there are no curves.
     """
     from ..train.report.compare import comparison_tables, write_comparison
+    from ..train.run.files import require_place
     from ..train.run.json_files import to_json
+
+    require_place(out, "--out ")
+    given: dict[Path, Path] = {}
+    for run in runs:
+        if (same := given.setdefault(run.resolve(), run)) is not run:
+            also = "" if str(same) == str(run) else f", as {same} and {run}"
+            raise ConfigError(f"RUN {run} is given twice{also}; give every run once")
 
     content = write_comparison(runs, out, across=across)
     if as_json:
@@ -451,19 +481,14 @@ def sweep(
     Writes sweep.db (Optuna's SQLite storage), best/ (the runs of the best trial, one per seed), sweep.json, sweep.md,
     history.png and settings.png. The test split takes no part; best/ holds its scores, of the chosen settings alone.
     """
+    require_overrides(overrides or [])
     from ..sweep import run_sweep
     from ..sweep.page import COLUMNS, table_rows
 
     shortcuts = {"method": method, "data.source": data}
     given = [*(overrides or []), *(f"{key}={value}" for key, value in shortcuts.items() if value is not None)]
-    settings = {}
-    for text in given:
-        key, equals, value = text.partition("=")
-        if not equals:
-            raise ConfigError(f"{text!r} is not of the form KEY=VALUE, such as train.epochs=30")
-        settings[key] = value
     content = run_sweep(
-        settings,
+        {key: value for key, _, value in (text.partition("=") for text in given)},
         search or [],
         out,
         trials=trials,

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import functools
+import os
 import re
+import shlex
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import typer
 from typer.core import TyperCommand
 
-from ..errors import PgmFastError
+from ..errors import ConfigError, PgmFastError
 from .terminal import fail
 
-__all__ = ["command_class", "reporting_errors"]
+__all__ = ["command_class", "reporting_errors", "require_overrides"]
 
 USER_ERROR = 2
 
@@ -47,6 +49,8 @@ def command_class(
 
     class Command(TyperCommand):
         def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+            if any("KEY=VALUE" in (parameter.metavar or "") for parameter in self.params):
+                _refuse_dashes(args)
             return super().parse_args(ctx, _join_numbers(args, variadic))
 
         def get_help(self, ctx: Any) -> str:
@@ -54,6 +58,38 @@ def command_class(
             return "\n\n".join(parts + ([more()] if more else [])).lstrip("\n") + "\n"
 
     return Command
+
+
+def require_overrides(texts: Sequence[str], config_option: bool = False) -> None:
+    """Raises ConfigError for the first that is not of the form ``key=value``, with the option that was meant.
+
+    Args:
+        texts: as given.
+        config_option: whether the command has ``--config``.
+    """
+    for text in texts:
+        if "=" in text:
+            continue
+        form = f"{text!r} is not of the form key=value"
+        settings = text.endswith((".yaml", ".yml"))
+        if os.path.exists(text) and not settings:
+            raise ConfigError(f"{form}; what to train on is given as --data {shlex.quote(text)}")
+        if os.path.exists(text) and config_option:
+            raise ConfigError(f"{form}; a file of settings is given as --config {shlex.quote(text)}")
+        raise ConfigError(f"{form}, such as train.epochs=30; what to train on is given as --data SOURCE")
+
+
+def _refuse_dashes(args: Sequence[str]) -> None:
+    """Ends the program for a configuration key that is written as an option."""
+    for position, arg in enumerate(args):
+        if arg == "--":
+            return
+        if found := re.fullmatch(r"--(\w+(?:\.[^=.]+)+)(?:=(.*))?", arg, re.DOTALL):
+            key, value = found.groups()
+            after = args[position + 1 : position + 2]
+            value = next((text for text in after if not text.startswith("-")), "VALUE") if value is None else value
+            fail(ConfigError(f"{arg} is no option; a configuration value is given without dashes: {key}={value}"))
+            raise typer.Exit(USER_ERROR)
 
 
 def _join_numbers(args: Sequence[str], options: Sequence[str]) -> list[str]:

@@ -12,7 +12,7 @@ from ..errors import ConfigError
 from ..train import predict
 from ..train.features import features_of_run
 from ..train.run.checkpoints import load_run
-from ..train.run.files import atomic_write, write_csv
+from ..train.run.files import atomic_write, require_place, write_csv
 from ..train.run.folder import RunFolder
 from ..train.scores.predictions import Predictions
 from ..train.scores.shares import PARTITIONS
@@ -21,9 +21,14 @@ __all__ = ["check_name", "write_predictions"]
 
 
 def check_name(path: Path) -> None:
-    """Raises ConfigError unless the file's name says how to write it."""
+    """Raises ConfigError unless the file can lie there and its name says how to write it."""
+    if path.is_dir():
+        raise ConfigError(f"--out {path} is a folder; it takes a file, such as {path / 'predictions.csv'}")
+    require_place(path.parent, f"--out {path} cannot be written: ")
+    if not path.suffix:
+        raise ConfigError(f"--out {path} has no ending; it takes .npz or .csv, such as {path}.csv")
     if path.suffix not in (".npz", ".csv"):
-        raise ConfigError(f"--out {path} has the ending {path.suffix or 'none'!r}; it takes .npz or .csv")
+        raise ConfigError(f"--out {path} has the ending {path.suffix!r}; it takes .npz or .csv")
 
 
 def write_predictions(run: Path, path: Path, *, data: str | None, split: str | None, checkpoint: str) -> int:
