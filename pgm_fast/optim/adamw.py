@@ -75,7 +75,7 @@ class MultiRateAdamW(MultiRateOptimizer):
     ):
         defaults = {
             "lr": lr,
-            "betas": tuple(betas),
+            "betas": _checked_betas(betas),
             "eps": eps,
             "weight_decay": weight_decay,
             "amsgrad": amsgrad,
@@ -89,9 +89,7 @@ class MultiRateAdamW(MultiRateOptimizer):
         super().__init__(params, defaults, update_every, max_norm, clip, skip_nonfinite, master_weights)
 
     def _check_group(self, group: dict[str, Any]) -> None:
-        group["betas"] = tuple(float(beta) for beta in group["betas"])
-        if not all(0.0 <= beta < 1.0 for beta in group["betas"]):
-            raise ValueError(f"betas are {group['betas']}, must be in [0, 1)")
+        group["betas"] = _checked_betas(group["betas"])
         super()._check_group(group)
 
     def _moments(self) -> tuple[str, ...]:
@@ -102,3 +100,13 @@ class MultiRateAdamW(MultiRateOptimizer):
 
     def _counters(self, group: Mapping[str, Any]) -> tuple[str, ...]:
         return ("step", *super()._counters(group))
+
+
+def _checked_betas(betas: Any) -> tuple[float, ...]:
+    try:
+        found = tuple(float(beta) for beta in betas)
+    except (TypeError, ValueError):
+        found = ()
+    if len(found) != 2 or not all(0.0 <= beta < 1.0 for beta in found):
+        raise ValueError(f"betas are {betas!r}, must be two numbers in [0, 1)")
+    return found

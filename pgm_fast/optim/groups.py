@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Mapping
 
-from torch import nn
+from torch import Tensor, nn
 
 from ..errors import ConfigError, did_you_mean
+from ..nn.arguments import NOT_NEGATIVE, check_mapping, check_number
 from ..nn.parts import PARTS, parameter_parts
 
 __all__ = ["NO_DECAY", "multi_rate_groups", "without_decay"]
 
 NO_DECAY = ".no_decay"  # ends the name of a group that goes without weight decay
+_FORM = """{"*": {"encoder": 0.1, "head": 1.0}}"""
 
 
 def multi_rate_groups(
@@ -45,8 +46,12 @@ def multi_rate_groups(
 
     Raises:
         ConfigError: a parameter that has no mark or (without ``default``) no entry, an entry that names no trainable
-            parameter, a multiplier that is negative or not finite.
+            parameter, a learning rate or a multiplier that is no number, negative or not finite.
     """
+    if not isinstance(base_lr, Tensor):
+        check_number("base_lr", base_lr, NOT_NEGATIVE)
+    if default is not None:
+        check_number("default", default, NOT_NEGATIVE, ", or None to have every part named")
     owners = parameter_parts(model)
     parameters = dict(model.named_parameters())
     grouped: dict[tuple[str, str], list] = {}
@@ -116,18 +121,19 @@ def without_decay(groups: Iterable[Mapping]) -> list[dict]:
 def _check_rates(
     rates: Mapping[str, Mapping[str, float]], modalities: Iterable[str], known_parts: Iterable[str]
 ) -> None:
+    check_mapping("rates", rates, _FORM)
     known = ["*", *modalities]
     for key, parts in rates.items():
         if key not in known:
             raise ConfigError(
                 f"rates name {key!r}, which is no modality here{did_you_mean(key, known)}; allowed: {', '.join(known)}"
             )
+        check_mapping(f"the entry of {key!r} in rates", parts, f"{{{next(iter(known_parts))!r}: 0.1}}")
         for part, multiplier in parts.items():
             if part not in known_parts:
                 near, allowed = did_you_mean(part, known_parts), ", ".join(known_parts)
                 raise ConfigError(f"rates of {key!r} name the part {part!r}{near}; allowed: {allowed}")
-            if not (isinstance(multiplier, (int, float)) and math.isfinite(multiplier) and multiplier >= 0):
-                raise ConfigError(f"rate {key}.{part} is {multiplier!r}, must be a finite number >= 0")
+            check_number(f"rate {key}.{part}", multiplier, NOT_NEGATIVE)
 
 
 def _entries(rates: Mapping[str, Mapping[str, float]]) -> str:

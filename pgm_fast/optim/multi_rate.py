@@ -6,10 +6,11 @@ import copy
 import math
 import sys
 from collections.abc import Callable, Iterable, Mapping
+from numbers import Real
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from .clipping import ClippedBefore
@@ -76,6 +77,10 @@ class MultiRateOptimizer(Optimizer):
         skip_nonfinite: bool,
         master_weights: str | None,
     ):
+        if isinstance(params, nn.Module):
+            raise TypeError(
+                f"params is a {type(params).__name__}, must be parameters or param groups: pass model.parameters()"
+            )
         _check_choice("clip", clip, CLIP)
         _check_choice("master_weights", master_weights, MASTER_WEIGHTS)
         if defaults.get("differentiable"):
@@ -400,7 +405,7 @@ class MultiRateOptimizer(Optimizer):
             )
         for key in ("lr", "eps", "weight_decay", "momentum"):
             value = group.get(key, 0.0)
-            if not isinstance(value, Tensor) and not 0.0 <= value < math.inf:
+            if not isinstance(value, Tensor) and not (isinstance(value, Real) and 0.0 <= value < math.inf):
                 raise ValueError(f"{key} is {value!r}, must be a finite number >= 0")
         every = update_every(group)
         if isinstance(every, bool) or not isinstance(every, int) or every < 1:
@@ -417,7 +422,7 @@ def _check_choice(name: str, value: object, allowed: tuple) -> None:
 
 
 def _check_max_norm(value: float | None) -> None:
-    if value is not None and not 0.0 < value:
+    if value is not None and not (isinstance(value, (Real, Tensor)) and 0.0 < value):
         raise ValueError(f"max_norm is {value!r}, must be a number > 0, or None for no clipping")
 
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Iterable, Mapping
 
 from torch import nn
 
 from ..errors import ConfigError
+from ..nn.arguments import NOT_NEGATIVE, check_mapping, check_number
 from .groups import without_decay
 
 __all__ = ["LAYERS", "STEM", "pattern_groups"]
@@ -18,6 +18,7 @@ LAYERS = r"(?:^|\.)(?:layers?|blocks?|resblocks|h)\.(\d+)\."
 STEM = r"(?:^|\.)(?:\w*embed\w*|\w*_token|wte|wpe|stem|conv_proj)(?:\.|$)"
 """What comes before the first layer, by the same names."""
 FACTORS = ("lr", "weight_decay")
+_FORM = """{"encoder": {"lr": 0.1}}"""
 WRAPPERS = re.compile(r"(?:_orig_mod|_checkpoint_wrapped_module)\.")  # torch's, in the middle of a path
 
 
@@ -62,15 +63,17 @@ def pattern_groups(
         ConfigError: a pattern that is no regular expression or takes no parameter, factors that are unknown, negative
             or not finite, a layer decay without layers.
     """
-    patterns = dict(patterns or {})
+    patterns = {} if patterns is None else patterns
+    check_mapping("patterns", patterns, _FORM)
     for name, value in (("lr", lr), ("weight_decay", weight_decay), ("layer_decay", layer_decay)):
-        _check_number(name, value)
+        check_number(name, value, NOT_NEGATIVE)
     compiled = {pattern: _compiled(pattern) for pattern in patterns}
     for pattern, factors in patterns.items():
+        check_mapping(f"the entry of pattern {pattern!r}", factors, """{"lr": 0.1, "weight_decay": 0.5}""")
         for name, factor in factors.items():
             if name not in FACTORS:
                 raise ConfigError(f"pattern {pattern!r} has a factor for {name!r}; allowed: {', '.join(FACTORS)}")
-            _check_number(f"{name} of pattern {pattern!r}", factor)
+            check_number(f"{name} of pattern {pattern!r}", factor, NOT_NEGATIVE)
     named = {WRAPPERS.sub("", name): p for name, p in model.named_parameters() if p.requires_grad}
     places = {name: "" for name in named}
     scales = dict.fromkeys(named, 1.0)
@@ -138,11 +141,6 @@ def _compiled(pattern: str, groups: int = 0) -> re.Pattern:
     if found.groups < groups:
         raise ConfigError(f"layers is {pattern!r}, must have a group (\\d+) where the number of a layer stands")
     return found
-
-
-def _check_number(name: str, value: float) -> None:
-    if not (isinstance(value, (int, float)) and math.isfinite(value) and value >= 0):
-        raise ConfigError(f"{name} is {value!r}, must be a finite number >= 0")
 
 
 def _some(names: Iterable[str]) -> str:

@@ -72,12 +72,12 @@ class MultiRateSGD(MultiRateOptimizer):
         super().__init__(params, defaults, update_every, max_norm, clip, skip_nonfinite, master_weights)
 
     def _check_group(self, group: dict[str, Any]) -> None:
+        super()._check_group(group)
         if group["nesterov"] and (group["momentum"] <= 0 or group["dampening"] != 0):
             raise ValueError(
                 f"nesterov takes a momentum > 0 and no dampening, got momentum={group['momentum']}, "
                 f"dampening={group['dampening']}"
             )
-        super()._check_group(group)
 
     def _moments(self) -> tuple[str, ...]:
         return ("momentum_buffer",)

@@ -112,6 +112,25 @@ def test_unmatched_parameters_and_unused_rates_are_errors(rates, message):
         multi_rate_groups(model(), 0.1, rates)
 
 
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"rates": None}, "^rates is None, must be a mapping such as .*encoder"),
+        ({"rates": [0.5]}, "^rates is a list, must be a mapping"),
+        ({"rates": {"text": 0.5}}, "^the entry of 'text' in rates is 0.5, must be a mapping such as {'encoder': 0.1}"),
+        ({"rates": {"*": {**ALL, "uni": "1"}}}, r"^rate \*.uni is '1', must be a finite number of at least 0"),
+        ({"base_lr": "1e-3"}, "^base_lr is '1e-3', must be a finite number of at least 0"),
+        ({"base_lr": -1}, "^base_lr is -1, must be"),
+        ({"base_lr": float("nan")}, "^base_lr is nan, must be"),
+        ({"default": "1"}, "^default is '1', must be a finite number of at least 0, or None"),
+        ({"default": -1.0}, "^default is -1.0, must be"),
+    ],
+)
+def test_what_is_no_rate_is_refused_by_name(arguments, message):
+    with pytest.raises(ConfigError, match=message):
+        multi_rate_groups(model(), **{"base_lr": 0.1, "rates": {"*": ALL}, **arguments})
+
+
 def test_an_unmarked_module_is_named_with_the_cure():
     module = model()
     module["extra"] = nn.Linear(2, 2)

@@ -346,11 +346,27 @@ def test_chunks_are_as_large_as_leaves_nobody_idle():
         (lambda p: MultiRateAdamW([{"params": [p], "max_norm": 1.0}]), 'takes clip="group"'),
         (lambda p: MultiRateAdamW([p], lr=torch.ones(2)), "lr as a tensor is one"),
         (lambda p: MultiRateSGD([p], nesterov=True), "nesterov takes a momentum"),
+        (lambda p: MultiRateAdamW([p], lr="a"), "lr is 'a', must be a finite number >= 0"),
+        (lambda p: MultiRateAdamW([p], lr=None), "lr is None, must be"),
+        (lambda p: MultiRateAdamW([{"params": [p], "weight_decay": "1"}]), "weight_decay is '1', must be"),
+        (lambda p: MultiRateAdamW([p], betas=0.9), r"betas are 0.9, must be two numbers in \[0, 1\)"),
+        (lambda p: MultiRateAdamW([p], betas=("a", "b")), r"betas are \('a', 'b'\), must be two numbers"),
+        (lambda p: MultiRateAdamW([p], max_norm="1"), "max_norm is '1', must be a number > 0, or None"),
+        (lambda p: MultiRateAdamW([p], max_norm="1", clip="group"), "max_norm is '1', must be"),
+        (lambda p: MultiRateSGD([p], lr="a"), "lr is 'a', must be"),
+        (lambda p: MultiRateSGD([p], momentum="a", nesterov=True), "momentum is 'a', must be"),
+        (lambda p: MultiRateSGD([p], max_norm="1"), "max_norm is '1', must be"),
     ],
 )
 def test_hyper_parameters_out_of_range_are_refused(build, message):
     with pytest.raises(ValueError, match=message):
         build(nn.Parameter(torch.ones(2)))
+
+
+@pytest.mark.parametrize("optimizer_class", [MultiRateAdamW, MultiRateSGD])
+def test_a_module_in_the_place_of_its_parameters_is_named_with_the_cure(optimizer_class):
+    with pytest.raises(TypeError, match=r"params is a Linear, must be .*: pass model.parameters\(\)"):
+        optimizer_class(nn.Linear(2, 2))
 
 
 def test_what_has_no_kernel_is_refused_by_name(way):

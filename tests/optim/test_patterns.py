@@ -78,6 +78,8 @@ def test_wrappers_of_torch_leave_names_as_they_were_and_any_optimizer_takes_the_
         ),
         ({"patterns": {"text": {"rate": 1.0}}}, "factor for 'rate'; allowed: lr, weight_decay"),
         ({"patterns": {"text": {"lr": -1.0}}}, "lr of pattern 'text' is -1.0"),
+        ({"patterns": ["text"]}, "patterns is a list, must be a mapping"),
+        ({"patterns": {"text": 0.1}}, "entry of pattern 'text' is 0.1, must be a mapping"),
         ({"layer_decay": float("nan")}, "layer_decay is nan"),
         ({"layer_decay": 0.5, "layers": r"stage\.(\d+)"}, r"finds no layer: .*matches none of text"),
         ({"layer_decay": 0.5, "layers": r"layer\.\d+"}, r"must have a group \(\\d\+\)"),
