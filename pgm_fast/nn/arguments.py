@@ -10,9 +10,9 @@ import torch
 from ..errors import ConfigError
 from ..settings import Range
 
-__all__ = ["NOT_NEGATIVE", "POSITIVE", "check_dtype", "check_mapping", "check_number", "check_size"]
+__all__ = ["NOT_NEGATIVE", "POSITIVE", "SHARE", "check_dtype", "check_mapping", "check_number", "check_size"]
 
-NOT_NEGATIVE, POSITIVE = Range(at_least=0), Range(above=0)
+NOT_NEGATIVE, POSITIVE, SHARE = Range(at_least=0), Range(above=0), Range(at_least=0, at_most=1)
 
 
 def check_mapping(name: str, value: object, form: str) -> None:

@@ -9,7 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import ConfigError
+from ..ops.checks import check_tensor
 from ..ops.row_weights import equal_weights
+from .arguments import POSITIVE, SHARE, check_dtype, check_mapping, check_number, check_size
 from .contrastive import cross_modal_info_nce
 from .decoder import UniPairedDecoder
 from .learners import ResidualLearners, UniPairedLearners
@@ -43,6 +45,8 @@ class BlockOutput:
     shares: dict[str, Tensor] = field(default_factory=dict)
     losses: dict[str, Tensor] = field(default_factory=dict)
 
+
+_DIMS = """{"text": 128, "audio": 64}"""
 
 # so that what wraps a module finds the tensors in it (FSDP2's hooks on outputs, torch.func)
 torch.export.register_dataclass(BlockOutput)
@@ -106,12 +110,18 @@ class PgMBlock(nn.Module):
         dtype: torch.dtype | None = None,
     ):
         super().__init__()
+        check_mapping("dims", dims, _DIMS)
         if not dims:
-            raise ConfigError("PgMBlock got no modalities, needs at least one")
+            raise ConfigError(f"PgMBlock got no modalities, needs at least one: dims={_DIMS}")
+        for m, width in dims.items():
+            check_size(f"the width of {m!r} in dims", width)
+        check_size("features", features, 0)
+        check_number("dropout", dropout, SHARE)
+        check_dtype(dtype)
         if condition_on_others and (len(dims) < 2 or len(set(dims.values())) > 1):
             raise ConfigError(f"condition_on_others needs two modalities or more of one width, got {dict(dims)}")
-        if align_temperature is not None and not 0.0 < align_temperature < float("inf"):
-            raise ConfigError(f"align_temperature is {align_temperature}, must be positive and finite")
+        if align_temperature is not None:
+            check_number("align_temperature", align_temperature, POSITIVE, ", or None")
         features = features or max(dims.values())
         factory = {"device": device, "dtype": dtype}
         self.condition_on_others = condition_on_others
@@ -189,10 +199,13 @@ class PgMBlock(nn.Module):
             everything: return a :class:`BlockOutput`.
 
         Raises:
+            TypeError: a representation that is no floating-point tensor, or float64 where the block is not; it names
+                the modality.
             ValueError: modalities that are not the block's, or shapes that do not fit; it names the modality.
         """
-        self._check(representations, presence or {}, weight, mask)
-        presence, weight = _with_mask(self.partitioners, presence or {}, weight, mask)
+        presence = {} if presence is None else presence
+        self._check(representations, presence, weight, mask)
+        presence, weight = _with_mask(self.partitioners, presence, weight, mask)
         if modality_weight is None:
             modality_weight = {} if weight is None else {m: among(weight, p) for m, p in presence.items()}
         out = BlockOutput()
@@ -242,12 +255,22 @@ class PgMBlock(nn.Module):
         mask: Tensor | None,
     ) -> None:
         known = ", ".join(self.partitioners)
+        if not isinstance(representations, Mapping):
+            got = type(representations).__name__
+            raise TypeError(f"representations must be a mapping from each of {known} to a tensor, got a {got}")
         if set(representations) != set(self.partitioners):
-            raise ValueError(f"representations must be of {known}; got {', '.join(representations) or 'none'}")
+            raise ValueError(
+                f"representations must be of {known}; got {', '.join(map(str, representations)) or 'none'}"
+            )
         for m, partitioner in self.partitioners.items():
-            if representations[m].shape[-1] != partitioner.dim:
-                shape = list(representations[m].shape)
+            h = representations[m]
+            if not isinstance(h, Tensor) or not h.is_floating_point():
+                check_tensor(f"the representation of {m}", h)
+            if h.ndim == 0 or h.shape[-1] != partitioner.dim:
+                shape = list(h.shape)
                 raise ValueError(f"the representation of {m} must have shape [..., {partitioner.dim}], got {shape}")
+            if h.dtype == torch.float64:
+                self._check_double(m)
         leading = {m: list(h.shape[:-1]) for m, h in representations.items()}
         rows = next(iter(leading.values()))
         if any(shape != rows for shape in leading.values()):
@@ -256,6 +279,9 @@ class PgMBlock(nn.Module):
                 + ", ".join(f"{m} {[*shape, self.partitioners[m].dim]}" for m, shape in leading.items())
                 + ": pool or align the sequences to one length first"
             )
+        if not isinstance(presence, Mapping):
+            got = type(presence).__name__
+            raise TypeError(f"presence must be a mapping from some of {known} to a bool tensor, got a {got}")
         for m, present in presence.items():
             if m not in self.partitioners:
                 raise ValueError(f"presence must be of some of {known}; got {m}")
@@ -264,6 +290,15 @@ class PgMBlock(nn.Module):
             _check_rows("mask", mask, rows, torch.bool)
         if weight is not None:
             _check_rows("weight", weight, rows)
+
+    def _check_double(self, modality: str) -> None:
+        """Autocast leaves float64 as it is, so no layer of another dtype takes it."""
+        dtype = next((p.dtype for p in self.parameters() if p.is_floating_point()), torch.float64)
+        if dtype != torch.float64:
+            raise TypeError(
+                f"the representation of {modality} is torch.float64 and the block {dtype}: pass "
+                f"{modality}.to({dtype}), or make the block double()"
+            )
 
     def _aligned(self, modality: str, paired: Tensor) -> Tensor:
         return paired if self.align_projections is None else self.align_projections[modality](paired)
@@ -312,6 +347,8 @@ def _with_mask(
 
 
 def _check_rows(name: str, x: Tensor, rows: list[int], dtype: torch.dtype | None = None) -> None:
+    if not isinstance(x, Tensor):
+        raise TypeError(f"{name} must be a tensor, got {type(x).__name__}")
     if list(x.shape) != rows or (dtype is not None and x.dtype != dtype):
         kind = "one number" if dtype is None else str(dtype).removeprefix("torch.")
         raise ValueError(f"{name} must hold {kind} per row, {rows}, got {x.dtype} {list(x.shape)}")

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from .. import ops
 from ..errors import ConfigError
+from .arguments import POSITIVE, check_number, check_size
 from .linear import QuietLinear
 from .parts import mark_part
 
@@ -71,12 +72,13 @@ class ModalPartitioner(nn.Module):
         super().__init__()
         if gate not in GATES:
             raise ConfigError(f"gate is {gate!r}, must be one of {', '.join(GATES)}")
+        check_size("dim", dim)
+        check_size("chunk", chunk)
         if gate == "boundary" and chunk != 1:
             raise ConfigError(f"chunk is {chunk}, must be 1 with the boundary gate, which has no logits to share")
-        if chunk < 1 or dim % chunk:
+        if dim % chunk:
             raise ConfigError(f"chunk is {chunk}, must be a positive divisor of the width {dim}")
-        if not 0.0 < temperature < float("inf"):
-            raise ConfigError(f"gate temperature is {temperature}, must be positive and finite")
+        check_number("gate temperature", temperature, POSITIVE)
         self.dim = dim
         self.gate = gate
         self.temperature = temperature

@@ -95,9 +95,9 @@ def modality_dict(modules: Mapping[str, nn.Module]) -> nn.ModuleDict:
     """
     result = nn.ModuleDict()
     for name, module in modules.items():
-        if not name or "." in name or hasattr(result, name):
+        if not isinstance(name, str) or not name or "." in name or hasattr(result, name):
             raise ConfigError(
-                f"modality name {name!r} cannot name a module (empty, holds a dot, or reserved): rename it"
+                f"modality name {name!r} cannot name a module (no string, empty, holds a dot, or reserved): rename it"
             )
         result[name] = module
     return result

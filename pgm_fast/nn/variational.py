@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from .. import ops
-from ..errors import ConfigError
+from .arguments import check_size
 from .linear import rename_loaded
 
 __all__ = ["Variational", "VariationalLayer"]
@@ -66,8 +66,7 @@ class VariationalLayer(nn.Module):
     ):
         super().__init__()
         for name, value in (("in_features", in_features), ("out_features", out_features), ("layers", layers)):
-            if value < 1:
-                raise ConfigError(f"{name} is {value}, must be at least 1")
+            check_size(name, value)
         self.out_features = out_features
         self.layers = layers
         self.linear = nn.Linear(in_features, 2 * layers * out_features, device=device, dtype=dtype)

@@ -237,6 +237,18 @@ def test_runs_under_autocast(identity):
         ({"dims": {"a": 8}, "uni_learner": False, "paired_learner": False}, "keep at least one"),
         ({"dims": {"a.b": 8}}, "'a.b'"),
         ({"dims": {"a": 8}, "align_temperature": 0.0}, "align_temperature is 0.0"),
+        ({"dims": {"a": 8}, "align_temperature": "1"}, "align_temperature is '1', must be a finite number above 0, or"),
+        ({"dims": [8, 6]}, "^dims is a list, must be a mapping such as .*text"),
+        ({"dims": {"a": "8"}}, "^the width of 'a' in dims is '8', must be a whole number of at least 1"),
+        ({"dims": {"a": 8.0}}, "^the width of 'a' in dims is 8.0, must be"),
+        ({"dims": {"a": -2}}, "^the width of 'a' in dims is -2, must be"),
+        ({"dims": {"a": 0}}, "^the width of 'a' in dims is 0, must be"),
+        ({"dims": {1: 8}}, "^modality name 1 cannot name a module"),
+        ({"dims": {"a": 8}, "features": "4"}, "^features is '4', must be a whole number of at least 0"),
+        ({"dims": {"a": 8}, "chunk": "4"}, "^chunk is '4', must be a whole number of at least 1"),
+        ({"dims": {"a": 8}, "temperature": "1"}, "^gate temperature is '1', must be a finite number above 0"),
+        ({"dims": {"a": 8}, "dropout": "1"}, "^dropout is '1', must be a finite number of at least 0 and of at most 1"),
+        ({"dims": {"a": 8}, "dtype": torch.int64}, "^dtype is torch.int64, must be a floating-point dtype"),
     ],
 )
 def test_wrong_arguments_are_named(kwargs, message):
@@ -259,6 +271,42 @@ def test_padded_steps_change_nothing_whatever_they_hold(weighted):
         for m, h in made.items():
             torch.testing.assert_close(h[steps], expected[m], rtol=FP64, atol=FP64)
             assert not h[~steps].any()
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        (lambda x: list(x.values()), "^representations must be a mapping from each of text, audio .* got a list"),
+        (lambda x: {**x, "text": x["text"].double()}, r"^the representation of text is torch.float64 .*pass text.to\("),
+        (lambda x: {**x, "text": x["text"].long()}, "^the representation of text must be a floating.* torch.int64"),
+        (lambda x: {**x, "audio": None}, "^the representation of audio must be a floating.* got NoneType"),
+        (lambda x: {**x, "text": x["text"].numpy()}, "^the representation of text must be a floating.* got ndarray"),
+    ],
+)
+@pytest.mark.parametrize("autocast", [False, True])
+def test_a_representation_that_no_layer_takes_is_named(changed, message, autocast):
+    x = {m: h.detach().float() for m, h in inputs(2).items()}
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast), pytest.raises(TypeError, match=message):
+        block().float()(changed(x))
+
+
+def test_a_single_number_is_no_representation():
+    with pytest.raises(ValueError, match=r"the representation of text must have shape \[..., 8\], got \[\]"):
+        block()({**inputs(2), "text": torch.tensor(1.0).double()})
+
+
+@pytest.mark.parametrize(
+    ("argument", "message"),
+    [
+        ({"presence": [True]}, "^presence must be a mapping from some of text, audio to a bool tensor, got a list"),
+        ({"presence": {"text": None}}, "^presence of text must be a tensor, got NoneType"),
+        ({"mask": [True]}, "^mask must be a tensor, got list"),
+        ({"weight": 1.0}, "^weight must be a tensor, got float"),
+    ],
+)
+def test_what_is_said_of_rows_is_said_in_tensors(argument, message):
+    with pytest.raises(TypeError, match=message):
+        block()(inputs(2), **argument)
 
 
 def test_sequences_of_different_lengths_are_named():

@@ -43,7 +43,7 @@ def test_names_and_shapes_of_parameters_are_fixed():
     assert shapes == {"linear.weight": (12, 5), "linear.bias": (12,)}
     shapes = {name: tuple(value.shape) for name, value in InteractionGate(4, 3, hidden=6).state_dict().items()}
     assert shapes == {"hidden.weight": (6, 12), "hidden.bias": (6,), "out.weight": (3, 6), "out.bias": (3,)}
-    with pytest.raises(ConfigError, match="layers is 0, must be at least 1"):
+    with pytest.raises(ConfigError, match="layers is 0, must be a whole number of at least 1"):
         VariationalLayer(5, 3, layers=0)
 
 
