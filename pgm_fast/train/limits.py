@@ -8,7 +8,7 @@ from contextlib import contextmanager
 
 import torch
 
-from ..errors import TrainingStopped
+from ..errors import BackendError, TrainingStopped
 from .config import Config
 from .run.folder import RunFolder
 
@@ -27,7 +27,8 @@ _ONE_ROW = "Expected more than 1 value per channel when training"
 
 @contextmanager
 def explained(config: Config, training: bool = True) -> Iterator[None]:
-    """Memory that runs out in the block, and a BatchNorm that is left with one row, end it as TrainingStopped.
+    """Memory that runs out in the block, and a BatchNorm that is left with one row, end it as TrainingStopped; a
+    backend that was asked for and cannot serve ends it as BackendError, with the setting that asked.
 
     Args:
         config: of the run.
@@ -35,6 +36,13 @@ def explained(config: Config, training: bool = True) -> Iterator[None]:
     """
     try:
         yield
+    except BackendError as error:
+        if config.train.backend == "auto" or not training:
+            raise
+        raise BackendError(
+            f"train.backend={config.train.backend} cannot train this: {error}; set train.backend=auto, which takes for "
+            "each operation what serves it, and train into another folder or with --overwrite (overwrite=True)"
+        ) from error
     except (MemoryError, OSError, RuntimeError, ValueError) as error:
         if _is_memory(error):
             raise TrainingStopped(_memory(config, training)) from error

@@ -14,7 +14,7 @@ from tolerances import FP64, OTHER_BATCH_FP32
 from torch import nn
 
 from pgm_fast.data import FeatureSet
-from pgm_fast.errors import CheckpointError, ConfigError, DataError
+from pgm_fast.errors import BackendError, CheckpointError, ConfigError, DataError
 from pgm_fast.train import Config, Predictions, evaluate, extract_features, fit, fit_seeds, predict, resume
 from pgm_fast.train.configure import make_config
 
@@ -194,6 +194,15 @@ def test_a_run_is_not_overwritten_unless_asked(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(ConfigError, match="is a file"):
         fit(data=features(), out=str(tmp_path / "file"), **SETTINGS)
+
+
+def test_a_backend_that_cannot_serve_is_named_with_the_setting_that_asked_for_it(tmp_path):
+    out = str(tmp_path / "run")
+    said = r"train\.backend=triton cannot train this: .*; set train\.backend=auto, .* or with --overwrite"
+    with pytest.raises(BackendError, match=said) as found:
+        fit(data=features(), out=out, **SETTINGS, **{"train.backend": "triton"})
+    assert "\n" not in str(found.value)
+    fit(data=features(), out=out, overwrite=True, **SETTINGS, **{"train.backend": "auto"})
 
 
 class Own(nn.Module):
