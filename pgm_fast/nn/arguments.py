@@ -41,7 +41,7 @@ def check_number(name: str, value: object, allowed: Range, also: str = "") -> No
     Raises:
         ConfigError: it is not.
     """
-    if isinstance(value, bool) or not isinstance(value, Real) or value not in allowed:
+    if isinstance(value, bool) or not isinstance(value, Real) or float(value) not in allowed:
         raise ConfigError(f"{name} is {_shown(value)}, must be a finite number {allowed}{also}")
 
 

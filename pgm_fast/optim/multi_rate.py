@@ -405,7 +405,7 @@ class MultiRateOptimizer(Optimizer):
             )
         for key in ("lr", "eps", "weight_decay", "momentum"):
             value = group.get(key, 0.0)
-            if not isinstance(value, Tensor) and not (isinstance(value, Real) and 0.0 <= value < math.inf):
+            if not isinstance(value, Tensor) and not (isinstance(value, Real) and 0.0 <= float(value) < math.inf):
                 raise ValueError(f"{key} is {value!r}, must be a finite number >= 0")
         every = update_every(group)
         if isinstance(every, bool) or not isinstance(every, int) or every < 1:
