@@ -42,7 +42,8 @@ def check_number(name: str, value: object, allowed: Range, also: str = "") -> No
         ConfigError: it is not.
     """
     if isinstance(value, bool) or not isinstance(value, Real) or float(value) not in allowed:
-        raise ConfigError(f"{name} is {_shown(value)}, must be a finite number {allowed}{also}")
+        kind = f"a finite number {allowed}".rstrip()
+        raise ConfigError(f"{name} is {_shown(value)}, must be {kind}{also}")
 
 
 def check_dtype(value: object) -> None:

@@ -11,6 +11,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..errors import ConfigError
+from ..settings import Range
+from .arguments import POSITIVE, check_mapping, check_number, check_size
 from .attached import Attached, Crossing
 from .block import PgMBlock
 
@@ -20,6 +22,7 @@ LOSS_WEIGHTS = {"uni": 3.0, "paired": 1.0, "align": 0.1, "reconstruction": 0.1}
 """What :func:`collect_losses` multiplies each kind with; ``uni`` and ``reconstruction`` are means over modalities."""
 
 Place = str | tuple[str, str | int]
+_PLACES = """{"text": "encoder.text", "audio": "encoder.audio"}"""
 BLOCK_OPTIONS = ("gate", "temperature", "chunk", "uni_learner", "paired_learner", "dropout", "reconstruct_through")
 
 
@@ -101,23 +104,34 @@ def attach(
     unknown = sorted(set(block) - set(BLOCK_OPTIONS))
     if unknown:
         raise ConfigError(f"attach got {', '.join(unknown)}; a block takes {', '.join(BLOCK_OPTIONS)} here")
-    if task_heads < 0:
-        raise ConfigError(f"task_heads is {task_heads}, must be the outputs of a head, or 0 for no heads")
-    if align_temperature is not None and not 0.0 < align_temperature < float("inf"):
-        raise ConfigError(f"align_temperature is {align_temperature}, must be positive and finite, or None")
-    paths = {m: place if isinstance(place, str) else place[0] for m, place in places.items()}
-    fields = {m: None if isinstance(place, str) else place[1] for m, place in places.items()}
+    check_size("task_heads", task_heads, 0)
+    check_size("features", features, 0)
+    if align_temperature is not None:
+        check_number("align_temperature", align_temperature, POSITIVE, ", or None")
+    paths, fields = _paths_and_fields(places)
     modules = _find_modules(model, paths)
     order, any_name = _arguments(model)
-    for kind, given in (("masks", masks), ("presence", presence), ("dims", dims)):
+    for kind, given, form in (
+        ("masks", masks, """{"text": "text_mask"}"""),
+        ("presence", presence, """{"text": "has_text"}"""),
+        ("dims", dims, """{"text": 128}"""),
+    ):
+        if given is not None:
+            check_mapping(kind, given, form)
         for m, value in (given or {}).items():
             if m not in paths:
                 raise ConfigError(f"{kind} name {m!r}, must be of {', '.join(paths)}")
-            if kind != "dims" and not any_name and value not in order:
+            if kind == "dims" and value is not None:
+                check_size(f"the width of {m!r} in dims", value)
+            elif kind != "dims" and not any_name and value not in order:
                 raise ConfigError(f"{kind} of {m} is {value!r}, which forward does not take: {', '.join(order)}")
+    if loss_weights is not None:
+        check_mapping("loss_weights", loss_weights, str(LOSS_WEIGHTS))
     weights = {**LOSS_WEIGHTS, **(loss_weights or {})}
     if set(weights) != set(LOSS_WEIGHTS):
         raise ConfigError(f"loss_weights are of {', '.join(LOSS_WEIGHTS)}; got {', '.join(loss_weights or ())}")
+    for kind, weight in weights.items():
+        check_number(f"the weight of {kind!r} in loss_weights", weight, Range())
     widths = {m: (dims or {}).get(m) or _width(m, module) for m, module in modules.items()}
     features = features or max(widths.values())
     attached = Attached(
@@ -153,23 +167,28 @@ def collect_losses(model: nn.Module, target: Tensor | None = None) -> dict[str, 
     """PgM's losses of the last forward of a model that :func:`attach` got, weighed: add their sum to your own loss.
 
     ``reconstruction/<modality>``; ``align`` in training; with task heads ``uni/<modality>`` and ``paired``. They hold
-    the forward's graph, as its outputs do. Under DistributedDataParallel and ``fully_shard`` they are of this rank's
-    rows (``align`` of all ranks'), to be averaged by the backward pass as your own loss is.
+    the forward's graph, as its outputs do. A batch without rows has losses of 0, and without a label (all -100) its
+    heads do. Under DistributedDataParallel and ``fully_shard`` losses are of this rank's rows (``align`` of all
+    ranks'), to be averaged by the backward pass as your own loss is.
 
     Args:
         model: it, or what wraps it.
         target: what the heads are to say, row by row ``[B, ...]``, as ``task_loss`` takes it.
 
     Raises:
-        ConfigError: nothing is attached to the model, or more than one, or heads without a target.
-        RuntimeError: its forward has not run to its end, or did not call a named module.
+        ConfigError: nothing is attached to the model, or more than one, heads without a target, or a target that the
+            default ``task_loss`` does not take.
+        ConfigError that is a RuntimeError too: its forward has not run to its end, or did not call a named module.
     """
+    _check_is_module(model)
     found = [module for module in model.modules() if isinstance(module, Attached)]
     if len(found) != 1:
-        raise ConfigError(
-            f"{len(found)} of the modules in {type(model).__name__} were given to attach, must be one: "
-            + ("call pgm_fast.nn.attach first" if not found else "collect the losses of each by itself")
-        )
+        name = type(model).__name__
+        if not found:
+            raise ConfigError(
+                f"nothing is attached to this {name}, or detach took it away: call pgm_fast.nn.attach first"
+            )
+        raise ConfigError(f"attach got {len(found)} modules in this {name}, must be one: collect each one's losses")
     return found[0].losses(target)
 
 
@@ -187,7 +206,28 @@ def detach(model: nn.Module) -> nn.Module:
     raise ConfigError(f"nothing is attached to this {type(model).__name__}: detach takes the module that attach got")
 
 
+def _check_is_module(model: object) -> None:
+    if not isinstance(model, nn.Module):
+        raise ConfigError(f"model is of the class {type(model).__name__}, must be a torch.nn.Module")
+
+
+def _paths_and_fields(places: Mapping[str, Place]) -> tuple[dict[str, str], dict[str, str | int | None]]:
+    check_mapping("places", places, _PLACES)
+    paths, fields = {}, {}
+    for m, place in places.items():
+        path, field = (place, None) if isinstance(place, str) else _pair(m, place)
+        paths[m], fields[m] = path, field
+    return paths, fields
+
+
+def _pair(modality: str, place: object) -> tuple[str, str | int]:
+    if isinstance(place, (tuple, list)) and len(place) == 2 and isinstance(place[0], str):
+        return place[0], place[1]
+    raise ConfigError(f"the place of {modality} is {place!r}, must be the path of a module or (path, field)")
+
+
 def _check_model(model: nn.Module, name: str) -> None:
+    _check_is_module(model)
     wrapped = isinstance(model, (nn.parallel.DistributedDataParallel, nn.DataParallel)) or hasattr(model, "_orig_mod")
     if wrapped or any(hasattr(p, "placements") for p in model.parameters()):
         raise ConfigError(
@@ -205,7 +245,7 @@ def _check_model(model: nn.Module, name: str) -> None:
             )
         if isinstance(module, Attached):
             raise ConfigError(f"PgM is attached already, as {path!r}: detach it first")
-    if not name.isidentifier() or hasattr(model, name):
+    if not isinstance(name, str) or not name.isidentifier() or hasattr(model, name):
         raise ConfigError(f"name is {name!r}, must be one that no attribute of {type(model).__name__} has")
 
 

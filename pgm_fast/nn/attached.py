@@ -10,9 +10,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 import torch.distributed
 from torch import Tensor, nn
+from torch.nn import functional as F
 from torch.utils._pytree import tree_map_only
 
 from ..errors import ConfigError
+from ..ops.tracing import surely
 from .contrastive import cross_modal_info_nce
 from .mlp import MLP
 from .padding import masked_mean, valid_steps
@@ -23,6 +25,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Attached", "Crossing"]
 
+IGNORED = -100  # the label of a row without one, as torch has it
 PAIRED = "paired"  # among the heads' outputs, which have the names of modalities
 
 
@@ -85,6 +88,10 @@ class Crossing(nn.Module):
                 aligned = {m: self.projections[m](x) for m, x in paired.items()}
             align = cross_modal_info_nce(aligned, self.align_temperature, presence=present)
         return outputs, align
+
+
+class NoLosses(ConfigError, RuntimeError):
+    """A forward has left no losses to collect."""
 
 
 @dataclasses.dataclass
@@ -249,22 +256,25 @@ class Attached(nn.ModuleDict):
     def losses(self, target: Tensor | None) -> dict[str, Tensor]:
         last = self.last
         if not last.ended:
-            raise RuntimeError(
+            raise NoLosses(
                 "the model that attach got has not run its forward to the end, so there are no losses: call the "
                 "module itself, not its forward or parts of it, and collect afterwards"
             )
         skipped = [path for m, path in self.paths.items() if m not in last.calls]
         if skipped and not self.may_skip:
-            raise RuntimeError(
+            raise NoLosses(
                 f"the last forward did not call {', '.join(skipped)}: attach to modules that are called themselves, or "
                 "say may_skip=True where a forward may do without"
             )
         if self.task_loss is not None and target is None:
             raise ConfigError("the task heads need what they are to say: collect_losses(model, target)")
+        if target is not None and not isinstance(target, Tensor):
+            raise ConfigError(f"target is a {type(target).__name__}, must be a tensor: pass torch.as_tensor(target)")
         found = dict(last.losses)
         if target is not None:
+            unlabelled = _unlabelled(target) if self.task_loss is F.cross_entropy else None
             for m, outputs in last.outputs.items():
-                loss = self.head_loss(outputs, target, last.present.get(m))
+                loss = self.head_loss(outputs, target, last.present.get(m), unlabelled)
                 found["paired" if m == PAIRED else f"uni/{m}"] = loss
         weighed = {}
         for name, loss in found.items():
@@ -272,15 +282,53 @@ class Attached(nn.ModuleDict):
             weighed[name] = self.weights[kind] / (len(last.calls) if modality else 1) * loss
         return weighed
 
-    def head_loss(self, outputs: Tensor, target: Tensor, present: Tensor | None) -> Tensor:
+    def head_loss(self, outputs: Tensor, target: Tensor, present: Tensor | None, unlabelled: Tensor | None) -> Tensor:
         if target.shape[:1] != outputs.shape[:1]:
-            raise ValueError(
+            raise ConfigError(
                 f"target has shape {list(target.shape)}, must hold the {outputs.shape[0]} rows of the batch"
             )
-        if present is None:
-            return self.task_loss(outputs, target)
+        classifies = self.task_loss is F.cross_entropy
+        if classifies:
+            _check_classes(outputs, target)
         # rows without the modality have nothing to learn from; a batch of such rows alone gives 0
-        return self.task_loss(outputs[present], target[present]) if present.any() else 0.0 * outputs.sum()
+        if surely(outputs.shape[0] == 0) or (present is not None and not present.any()):
+            return 0.0 * outputs.sum()
+        if present is not None:
+            outputs, target = outputs[present], target[present]
+        if not classifies:
+            return self.task_loss(outputs, target)
+        return _cross_entropy(outputs, target, unlabelled if present is None else _unlabelled(target))
+
+
+def _check_classes(outputs: Tensor, target: Tensor) -> None:
+    """That ``cross_entropy`` takes this target; class numbers are not looked at."""
+    if target.dim() == 1 and target.dtype in (torch.int64, torch.uint8):
+        return
+    if target.shape == outputs.shape and target.is_floating_point():
+        return
+    rows, count = outputs.shape
+    raise ConfigError(
+        f"target is {target.dtype} {list(target.shape)}, must be class numbers, torch.int64 [{rows}], or shares of the "
+        f"classes, floating point [{rows}, {count}]: pass target.reshape(-1).long(), or give attach a task_loss for "
+        "what else the heads are to say"
+    )
+
+
+def _unlabelled(target: Tensor) -> Tensor | None:
+    """Whether no row has a label, on the device; None for a target whose rows all have one."""
+    return (target == IGNORED).all() if target.dtype == torch.int64 else None
+
+
+def _cross_entropy(outputs: Tensor, target: Tensor, unlabelled: Tensor | None) -> Tensor:
+    """``F.cross_entropy``, and 0 where no row has a label."""
+    try:
+        loss = F.cross_entropy(outputs, target)
+    except IndexError as error:  # of a CPU; other devices say it in their own way, when they are asked next
+        raise ConfigError(
+            f"target must hold classes of 0 to {outputs.shape[1] - 1}, as task_heads={outputs.shape[1]}, or "
+            f"{IGNORED} in rows without a label; torch says: {error}"
+        ) from None
+    return loss if unlabelled is None else loss.masked_fill(unlabelled, 0.0)
 
 
 class _Carry(torch.autograd.Function):

@@ -575,6 +575,20 @@ def test_a_forward_may_do_without_a_modality_where_that_is_said():
         ({"gate": "soft"}, "gate is 'soft'"),
         ({"align_temperature": 0.0}, "align_temperature is 0.0"),
         ({"task_heads": -1}, "task_heads is -1"),
+        ({"task_heads": "10"}, "^task_heads is '10', must be a whole number of at least 0"),
+        ({"features": "8"}, "^features is '8', must be a whole number of at least 0"),
+        ({"align_temperature": "1"}, "^align_temperature is '1', must be a finite number above 0, or None"),
+        ({"places": None}, "^places is None, must be a mapping such as .*encoder.text"),
+        ({"places": ["encoders.text"]}, "^places is a list, must be a mapping such as"),
+        ({"places": {**PLACES, "text": None}}, r"^the place of text is None, must be the path .* or \(path, field\)"),
+        ({"places": {**PLACES, "text": ("encoders.text",)}}, "^the place of text is .'encoders.text',., must be"),
+        ({"dims": [8]}, "^dims is a list, must be a mapping such as .*128"),
+        ({"dims": {"text": "8"}}, "^the width of 'text' in dims is '8', must be a whole number of at least 1"),
+        ({"masks": ["text_mask"]}, "^masks is a list, must be a mapping"),
+        ({"presence": "has_audio"}, "^presence is 'has_audio', must be a mapping"),
+        ({"loss_weights": [1.0]}, "^loss_weights is a list, must be a mapping such as .*'uni': 3.0"),
+        ({"loss_weights": {"uni": "1"}}, "^the weight of 'uni' in loss_weights is '1', must be a finite number$"),
+        ({"name": None}, "^name is None"),
         ({"name": "head"}, "name is 'head'"),
     ],
 )
@@ -659,6 +673,12 @@ def test_losses_that_are_not_there_are_not_made_up():
         collect_losses(model)
     with pytest.raises(ConfigError, match="nothing is attached to this Late"):
         detach(model)
+    with pytest.raises(ConfigError, match="^nothing is attached to this Late, or detach took it away: call pgm_fast"):
+        collect_losses(detach(attach(model, PLACES)))
+    with pytest.raises(ConfigError, match="^model is of the class NoneType, must be a torch.nn.Module"):
+        attach(None, PLACES)
+    with pytest.raises(ConfigError, match="^model is of the class NoneType, must be a torch.nn.Module"):
+        collect_losses(None)
     attach(model, PLACES, task_heads=3)
     with pytest.raises(RuntimeError, match="has not run its forward"):
         collect_losses(model, LABELS)
@@ -671,3 +691,67 @@ def test_losses_that_are_not_there_are_not_made_up():
     copied = copy.deepcopy(model)
     with pytest.raises(RuntimeError, match="has not run its forward"):
         collect_losses(copied, LABELS)
+
+
+@pytest.mark.parametrize("caught", [RuntimeError, ConfigError])
+@pytest.mark.parametrize("kind", [None, Without])
+def test_losses_that_no_forward_left_are_an_error_of_this_package_and_of_old(kind, caught):
+    model = made(kind or Late, dtype=torch.float32)
+    if kind is not None:
+        model(*inputs())
+    with pytest.raises(caught):
+        collect_losses(model)
+
+
+@pytest.mark.parametrize(
+    ("target", "message"),
+    [
+        (LABELS.float(), r"^target is torch.float32 \[7\], must be class numbers, torch.int64 \[7\], or shares"),
+        (LABELS.int(), r"^target is torch.int32 \[7\], must be .*pass target.reshape\(-1\).long\(\)"),
+        (LABELS[:, None], r"^target is torch.int64 \[7, 1\], must be class numbers"),
+        (LABELS + 3, "^target must hold classes of 0 to 2, as task_heads=3, or -100 .* Target . is out of bounds"),
+        (LABELS - 3, "^target must hold classes of 0 to 2, as task_heads=3, or -100 .* Target -. is out of bounds"),
+        (LABELS.tolist(), "^target is a list, must be a tensor"),
+    ],
+)
+@pytest.mark.parametrize("presence", [{}, {"presence": {"audio": "has_audio"}}])
+def test_a_target_that_the_heads_cannot_learn_is_named(target, message, presence):
+    model = made(dtype=torch.float32, task_heads=3, **presence)
+    model(*inputs(), **({"has_audio": torch.ones(7, dtype=torch.bool)} if presence else {}))
+    with pytest.raises(ConfigError, match=message):
+        collect_losses(model, target)
+
+
+@pytest.mark.parametrize("task_loss", [None, mse_loss])
+@pytest.mark.parametrize("rows", [0, 7])
+def test_a_batch_without_rows_or_labels_has_losses_of_zero_and_no_gradient(rows, task_loss):
+    if rows and task_loss is not None:
+        pytest.skip("what a label means is for a loss of one's own to say")
+    model = made(dtype=torch.float32, task_heads=3, **({} if task_loss is None else {"task_loss": task_loss}))
+    logits = model(*inputs(rows=rows))
+    target = torch.full((rows,), -100) if task_loss is None else torch.zeros(rows, 3)
+    losses = collect_losses(model, target)
+    assert {name for name in losses if name.startswith("uni/") or name == "paired"} == {
+        "uni/text",
+        "uni/audio",
+        "paired",
+    }
+    for name, loss in losses.items():
+        assert loss == 0 or (rows and not name.startswith(("uni/", "paired"))), name
+    heads = losses["uni/text"] + losses["uni/audio"] + losses["paired"]
+    (heads + 0 * logits.sum()).backward()
+    assert all(p.grad is None or not p.grad.any() for p in model.parameters())
+
+
+def test_rows_without_a_label_count_for_nothing():
+    model = made(dtype=torch.float64, task_heads=3)
+    x = inputs(torch.float64)
+    model(*x)
+    some = collect_losses(model, torch.where(torch.arange(7) < 4, LABELS, -100))
+    model(*(part[:4] for part in x))
+    torch.testing.assert_close(
+        {m: some[m] for m in ("uni/text", "paired")},
+        {m: collect_losses(model, LABELS[:4])[m] for m in ("uni/text", "paired")},
+        rtol=FP64,
+        atol=FP64,
+    )
