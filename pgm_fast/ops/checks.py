@@ -19,20 +19,24 @@ __all__ = [
     "check_tensor",
 ]
 
+_STRIDED = torch.strided
+
 
 def check_tensor(
     name: str, value: object, *, shape: tuple[int | None, ...] | None = None, like: Tensor | None = None
 ) -> None:
-    """Checks that ``value`` is a floating-point tensor, of this shape (None: any size), on the device of ``like``.
+    """Checks that ``value`` is a dense floating-point tensor of this shape (None: any size) on the device of ``like``.
 
     Raises:
-        TypeError: not a tensor, or not floating point.
+        TypeError: not a tensor, not floating point, or not dense (sparse, nested).
         ValueError: wrong shape or device.
     """
     if not isinstance(value, Tensor):
         raise TypeError(f"{name} must be a floating-point tensor, got {type(value).__name__}")
     if not value.is_floating_point():
         raise TypeError(f"{name} must be a floating-point tensor, got {value.dtype}")
+    if value.layout is not _STRIDED:
+        raise TypeError(f"{name} must be a dense tensor, got {value.layout}; make it dense, by to_dense() if sparse")
     if like is not None and value.device != like.device:
         raise ValueError(
             f"{name} is on {value.device}, but the first tensor is on {like.device}; move them to one device"

@@ -64,7 +64,7 @@ def duc_loss(
             int64 nor bool, a temperature that is not a Python number.
         ValueError: shapes that do not fit, tensors on different devices, rows outside of the batch, a temperature that
             is not finite and positive.
-        RuntimeError: a dimension outside of ``[0, d)``, as from ``torch.index_select``. Triton's kernels cannot raise:
+        RuntimeError: a dimension outside of ``[0, d)``; it is named on the CPU. Triton's kernels cannot raise:
             with them the loss is NaN.
     """
     check_tensor("student", student, shape=(None, None))
@@ -84,7 +84,12 @@ def duc_loss(
         raise ValueError(f"rows must be (begin, end) with 0 <= begin <= end <= {student.shape[0]}, got {rows}")
     learns = torch.is_grad_enabled() and (student.requires_grad or teacher.requires_grad)
     keep = learns and surely(student.shape[0] ** 2 <= _KEPT_PRODUCTS.get(student.device.type, -1))
-    return _duc_loss(student, teacher, dims, reverse_dims, weight, begin, end, temperature, keep)[0]
+    try:
+        return _duc_loss(student, teacher, dims, reverse_dims, weight, begin, end, temperature, keep)[0]
+    except (IndexError, RuntimeError):
+        _check_range("dims", dims, student.shape[1])
+        _check_range("reverse_dims", reverse_dims, student.shape[1])
+        raise
 
 
 def _check_dims(name: str, dims: object, student: Tensor) -> None:
@@ -96,6 +101,15 @@ def _check_dims(name: str, dims: object, student: Tensor) -> None:
     d = student.shape[1]
     if dims.ndim != 1 or (dims.dtype == torch.bool and dims.shape[0] != d):
         raise ValueError(f"{name} must have shape [k], or [{d}] for a mask, got {list(dims.shape)}")
+
+
+def _check_range(name: str, dims: Tensor | None, d: int) -> None:
+    """Names dimensions that a CPU did not find; other devices are not asked."""
+    if dims is None or dims.device.type != "cpu" or dims.dtype == torch.bool or not dims.numel():
+        return
+    low, high = int(dims.min()), int(dims.max())
+    if low < 0 or high >= d:
+        raise RuntimeError(f"{name} must be in [0, {d}), the dimensions of student, got {low} to {high}") from None
 
 
 def _chosen(x: Tensor, dims: Tensor) -> Tensor:

@@ -106,7 +106,7 @@ def effective_dimensions(
     Raises:
         TypeError: wrong dtypes.
         ValueError: shapes that do not fit, tensors on different devices, fewer than one class.
-        IndexError: a label outside of its range, as from ``torch.Tensor.index_add_``.
+        IndexError: a label outside of its range, on the CPU; elsewhere as ``torch.Tensor.index_put_`` has it.
     """
     check_tensor("features", features, shape=(None, None))
     check_features("features", features)
@@ -132,7 +132,13 @@ def _blocks(features: Tensor, labels: Tensor, weight: Tensor | None) -> Iterator
 def _add_by_class(sums: Tensor, labels: Tensor, values: Tensor) -> None:
     """``sums[labels[i]] += values[i]``, in the same order every time."""
     if sums.device.type == "cpu":
-        sums.index_add_(0, labels, values)
+        try:
+            sums.index_add_(0, labels, values)
+        except IndexError:
+            raise IndexError(
+                f"labels must be in [0, {sums.shape[0]}), as num_classes={sums.shape[0]}, got {labels.min().item()} to "
+                f"{labels.max().item()}"
+            ) from None
     else:
         # there index_add_ adds in whatever order threads arrive, while accumulation by index_put_ sorts first
         sums.index_put_((labels,), values, accumulate=True)

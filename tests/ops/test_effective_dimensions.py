@@ -133,6 +133,8 @@ def test_wrong_arguments_are_named():
         ((x, y[:3], 2), ValueError, r"labels must have shape \[4\]"),
         ((x, y, 0), ValueError, "num_classes must be a whole number >= 1, got 0"),
         ((x, y, 2.0), ValueError, "num_classes must be"),
+        ((x, y + 2, 2), IndexError, r"^labels must be in \[0, 2\), as num_classes=2, got 2 to 2"),
+        ((x, y - 1, 2), IndexError, r"^labels must be in \[0, 2\), as num_classes=2, got -1 to -1"),
         ((x, y, 2, torch.ones(3)), ValueError, r"weight must have shape \[4\]"),
     ):
         with pytest.raises(error, match=message):

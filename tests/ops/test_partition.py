@@ -66,3 +66,10 @@ def test_any_positive_temperature_gives_gates_and_gradients(backend, temperature
         torch.testing.assert_close(got, parts, rtol=SPLIT_SUM[torch.float32], atol=0)
     for by_h, by_z in grads:
         assert by_h.isfinite().all() and by_z.abs().max() <= torch.finfo(torch.float32).tiny
+
+
+@pytest.mark.parametrize("sparse", ["h", "z"])
+def test_a_sparse_argument_is_named_with_the_cure(sparse):
+    dense = {"h": torch.ones(3, 4), "z": torch.zeros(3, 4)}
+    with pytest.raises(TypeError, match=rf"^{sparse} must be a dense tensor, got torch.sparse_coo; .*to_dense\(\)"):
+        partition(**{**dense, sparse: dense[sparse].to_sparse()})
