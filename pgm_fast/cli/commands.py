@@ -76,7 +76,7 @@ def require_overrides(texts: Sequence[str], config_option: bool = False) -> None
             raise ConfigError(f"{form}; what to train on is given as --data {shlex.quote(text)}")
         if os.path.exists(text) and config_option:
             raise ConfigError(f"{form}; a file of settings is given as --config {shlex.quote(text)}")
-        raise ConfigError(f"{form}, such as train.epochs=30; what to train on is given as --data SOURCE")
+        raise ConfigError(f"{form}, such as train.epochs=5; what to train on is given as --data SOURCE")
 
 
 def _refuse_dashes(args: Sequence[str]) -> None:
