@@ -12,7 +12,7 @@ from ..errors import DataError, did_you_mean
 from .arrays import LazyRows
 from .feature_set import SPLITS, TASKS, FeatureSet
 from .grouping import disagreement
-from .labels import LABELS, decide_task, label_problems, likely_classes, recode
+from .labels import LABELS, decide_task, doubt_of, label_problems, recode
 from .raw import Problem, Raw, RefusedData, Request
 from .readers import read
 from .splitting import RESPLITS
@@ -422,7 +422,7 @@ def _labels(raw: Raw, request: Request) -> Iterator[Problem]:
     task = decide_task(label, request.task, raw.default_task)
     if task == "retrieval":
         return
-    if request.task == "auto" and raw.default_task is None and (advice := likely_classes(label)):
+    if request.task == "auto" and raw.default_task is None and (advice := doubt_of(label)):
         yield raw.problem(raw.label_key, None, advice, "warning")
     for row, message in label_problems(label, task, raw.num_classes, raw.class_names):
         yield raw.problem(raw.label_key, row if row is None or rows_of is None else int(rows_of[row]), message)

@@ -8,7 +8,7 @@ import numpy as np
 
 from ..errors import did_you_mean
 
-__all__ = ["LABELS", "convert_labels", "decide_task", "label_problems", "likely_classes", "recode"]
+__all__ = ["LABELS", "convert_labels", "decide_task", "doubt_of", "label_problems", "recode"]
 
 LABELS = ("auto", "classes", "onehot", "sign")  # what the values of labels can be said to mean
 
@@ -31,7 +31,7 @@ def decide_task(label: np.ndarray, requested: str, default: str | None) -> str:
     return "multilabel" if label.ndim == 2 and label.shape[1] > 1 else "classification"
 
 
-def likely_classes(label: np.ndarray) -> str | None:
+def doubt_of(label: np.ndarray) -> str | None:
     """A doubt where labels whose type means another task look like classes, or classes like none, else None."""
     if label.ndim == 1 and label.dtype.kind in "iuUS" and 10 <= len(label) == len(np.unique(label)):
         return f"{len(label)} classes of one row each: an id, or numbers for data.task=regression?"
