@@ -6,11 +6,21 @@ from collections.abc import Mapping
 from numbers import Integral, Real
 
 import torch
+from torch import nn
 
 from ..errors import ConfigError
 from ..settings import Range
 
-__all__ = ["NOT_NEGATIVE", "POSITIVE", "SHARE", "check_dtype", "check_mapping", "check_number", "check_size"]
+__all__ = [
+    "NOT_NEGATIVE",
+    "POSITIVE",
+    "SHARE",
+    "check_dtype",
+    "check_mapping",
+    "check_module",
+    "check_number",
+    "check_size",
+]
 
 NOT_NEGATIVE, POSITIVE, SHARE = Range(at_least=0), Range(above=0), Range(at_least=0, at_most=1)
 
@@ -23,6 +33,16 @@ def check_mapping(name: str, value: object, form: str) -> None:
     """
     if not isinstance(value, Mapping):
         raise ConfigError(f"{name} is {_shown(value)}, must be a mapping such as {form}")
+
+
+def check_module(name: str, value: object, purpose: str) -> None:
+    """That ``value`` is a module, for the ``purpose`` that the message names.
+
+    Raises:
+        ConfigError: it is none.
+    """
+    if not isinstance(value, nn.Module):
+        raise ConfigError(f"{name} is {_shown(value)}, must be the torch.nn.Module {purpose}")
 
 
 def check_size(name: str, value: object, at_least: int = 1) -> None:

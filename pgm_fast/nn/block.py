@@ -262,6 +262,7 @@ class PgMBlock(nn.Module):
             raise ValueError(
                 f"representations must be of {known}; got {', '.join(map(str, representations)) or 'none'}"
             )
+        dtype = next(p.dtype for p in self.parameters() if p.is_floating_point())
         for m, partitioner in self.partitioners.items():
             h = representations[m]
             if not isinstance(h, Tensor) or not h.is_floating_point():
@@ -269,8 +270,13 @@ class PgMBlock(nn.Module):
             if h.ndim == 0 or h.shape[-1] != partitioner.dim:
                 shape = list(h.shape)
                 raise ValueError(f"the representation of {m} must have shape [..., {partitioner.dim}], got {shape}")
-            if h.dtype == torch.float64:
-                self._check_double(m)
+            if dtype != h.dtype and torch.float64 in (dtype, h.dtype):
+                # autocast leaves float64 as it is, so no layer takes it beside another dtype
+                way = "double()" if h.dtype == torch.float64 else f"to({h.dtype})"
+                raise TypeError(
+                    f"the representation of {m} is {h.dtype} and the block {dtype}: pass {m}.to({dtype}), or make the "
+                    f"block {way}"
+                )
         leading = {m: list(h.shape[:-1]) for m, h in representations.items()}
         rows = next(iter(leading.values()))
         if any(shape != rows for shape in leading.values()):
@@ -290,15 +296,6 @@ class PgMBlock(nn.Module):
             _check_rows("mask", mask, rows, torch.bool)
         if weight is not None:
             _check_rows("weight", weight, rows)
-
-    def _check_double(self, modality: str) -> None:
-        """Autocast leaves float64 as it is, so no layer of another dtype takes it."""
-        dtype = next((p.dtype for p in self.parameters() if p.is_floating_point()), torch.float64)
-        if dtype != torch.float64:
-            raise TypeError(
-                f"the representation of {modality} is torch.float64 and the block {dtype}: pass "
-                f"{modality}.to({dtype}), or make the block double()"
-            )
 
     def _aligned(self, modality: str, paired: Tensor) -> Tensor:
         return paired if self.align_projections is None else self.align_projections[modality](paired)

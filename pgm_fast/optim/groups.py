@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from torch import Tensor, nn
 
 from ..errors import ConfigError, did_you_mean
-from ..nn.arguments import NOT_NEGATIVE, check_mapping, check_number
+from ..nn.arguments import NOT_NEGATIVE, check_mapping, check_module, check_number
 from ..nn.parts import PARTS, parameter_parts
 
 __all__ = ["NO_DECAY", "multi_rate_groups", "without_decay"]
@@ -45,9 +45,11 @@ def multi_rate_groups(
         them; with ``no_decay`` as :func:`without_decay` gives them.
 
     Raises:
-        ConfigError: a parameter that has no mark or (without ``default``) no entry, an entry that names no trainable
-            parameter, a learning rate or a multiplier that is no number, negative or not finite.
+        ConfigError: ``model`` is no module, a parameter that has no mark or (without ``default``) no entry, an
+            entry that names no trainable parameter, a learning rate or a multiplier that is no number,
+            negative or not finite.
     """
+    check_module("model", model, "whose parameters are grouped by their names")
     if not isinstance(base_lr, Tensor):
         check_number("base_lr", base_lr, NOT_NEGATIVE)
     if default is not None:

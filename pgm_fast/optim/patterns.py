@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 from torch import nn
 
 from ..errors import ConfigError
-from ..nn.arguments import NOT_NEGATIVE, check_mapping, check_number
+from ..nn.arguments import NOT_NEGATIVE, check_mapping, check_module, check_number
 from .groups import without_decay
 
 __all__ = ["LAYERS", "STEM", "pattern_groups"]
@@ -60,9 +60,10 @@ def pattern_groups(
         ``no_decay`` what is no matrix follows in groups called ``<name>.no_decay``.
 
     Raises:
-        ConfigError: a pattern that is no regular expression or takes no parameter, factors that are unknown, negative
-            or not finite, a layer decay without layers.
+        ConfigError: ``model`` is no module, a pattern that is no regular expression or takes no parameter, factors
+            that are unknown, negative or not finite, a layer decay without layers.
     """
+    check_module("model", model, "whose parameters are grouped by their names")
     patterns = {} if patterns is None else patterns
     check_mapping("patterns", patterns, _FORM)
     for name, value in (("lr", lr), ("weight_decay", weight_decay), ("layer_decay", layer_decay)):

@@ -14,9 +14,8 @@ from typing import Any
 from ..data.feature_set import SPLITS, FeatureSet
 from ..env import checked_out, processor_name, versions
 from ..errors import CheckpointError
-from ..methods import METHODS
 from ..train import evaluate, fit
-from ..train.config import Config
+from ..train.config import SECTION_OF, Config
 from ..train.features import load_features
 from ..train.run.fingerprints import content_marks
 from ..train.run.json_files import read_json, write_json
@@ -194,8 +193,8 @@ def content_of(job: Job) -> dict[str, Any] | None:
 
 def _settings_that_count(config: Config) -> dict[str, Any]:
     """What a result depends on besides the data: nothing of other methods, and nothing of where files lie."""
-    sections = {method.config_class for method in METHODS.values()} - {METHODS[config.method].config_class}
-    settings = {key: value for key, value in vars(config).items() if type(value) not in sections and key != "out"}
+    others = set(SECTION_OF.values()) - {SECTION_OF[config.method]}
+    settings = {key: value for key, value in vars(config).items() if key not in {*others, "out"}}
     return {
         **{key: asdict(value) if is_dataclass(value) else value for key, value in settings.items()},
         "data": {key: getattr(config.data, key) for key in _BESIDE_THE_DATA},

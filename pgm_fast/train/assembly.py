@@ -18,8 +18,8 @@ from .. import backends
 from ..data import Loader, Normalizer
 from ..data.feature_set import DataSpec, FeatureSet
 from ..errors import CheckpointError, ConfigError
-from ..methods import METHODS, Method, build
-from .config import Config
+from ..methods import Method, build
+from .config import SECTION_OF, Config
 from .distributed import Ranks, connect
 from .limits import explained
 from .run import checkpoints
@@ -180,8 +180,7 @@ def machine(config: Config) -> Iterator[Ranks]:
 
 
 def _build(config: Config, spec: DataSpec, encoders: Encoders | None) -> Method:
-    wanted = METHODS[config.method].config_class
-    section = next(value for value in vars(config).values() if isinstance(value, wanted))
+    section = getattr(config, SECTION_OF[config.method])
     unknown = [name for name in encoders or {} if name not in spec.modalities]
     if unknown:
         raise ConfigError(f"encoders are given for {', '.join(unknown)}; the data has {', '.join(spec.modalities)}")

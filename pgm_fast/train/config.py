@@ -3,7 +3,7 @@ classes."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any, Dict, List, Optional
 
 import torch
@@ -28,7 +28,7 @@ from ..methods.pretrained import PretrainedConfig
 from ..methods.umt import UMTConfig
 from ..settings import choice, number
 
-__all__ = ["CAPTURE", "PRECISIONS", "STRATEGIES", "Config", "DataConfig", "TrainConfig"]
+__all__ = ["CAPTURE", "PRECISIONS", "SECTION_OF", "STRATEGIES", "Config", "DataConfig", "TrainConfig"]
 
 STRATEGIES = ("auto", "ddp", "fsdp")
 """How several processes train together; ``auto`` is ``ddp``."""
@@ -106,7 +106,7 @@ class TrainConfig:
     # several processes: each holds the model (ddp, which auto is), or its share of weights and optimizer state (fsdp)
     strategy: str = choice("auto", STRATEGIES)
     threads: int = number(0, at_least=0, at_most=1024)  # CPU threads of torch; 0 leaves torch's choice
-    workers: int = number(0, at_least=0)  # processes that decode sounds and pictures; 0 for a thread
+    workers: int = number(0, at_least=0, at_most=1024)  # processes that decode sounds and pictures; 0 for a thread
     checkpoint_every_steps: int = number(0, at_least=0)  # besides each epoch's end; 0 for none
     nonfinite_limit: int = number(20, at_least=1)  # skipped updates in a row before training stops
     plots: bool = True  # draw plots/ at the end
@@ -135,3 +135,9 @@ class Config:
     mmpareto: MMParetoConfig = field(default_factory=MMParetoConfig)
     mcr: MCRConfig = field(default_factory=MCRConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
+
+
+_OWNERS = {field.default_factory: field.name for field in fields(Config)}
+
+SECTION_OF = {name: _OWNERS[method.config_class] for name, method in METHODS.items()}
+"""Which section of a configuration a method's own settings are in: the others' do nothing to it."""

@@ -23,7 +23,7 @@ from .. import presets
 from ..data.media_settings import MediaConfig
 from ..errors import ConfigError, did_you_mean
 from ..settings import check_settings
-from .config import Config
+from .config import SECTION_OF, Config
 from .sharding import require_strategy
 
 __all__ = [
@@ -36,6 +36,7 @@ __all__ = [
     "to_dict",
     "to_yaml",
     "validate",
+    "without_effect",
     "written_by_a_run",
 ]
 
@@ -166,6 +167,13 @@ def validate(config: Config) -> None:
     except OmegaConfBaseException as error:
         raise ConfigError(f"the configuration holds a value of the wrong type: {_first_line(error)}") from None
     _check_values(config)
+
+
+def without_effect(config: Config) -> list[str]:
+    """Dotted keys of the settings that are not at their defaults and belong to another method than the one trained."""
+    others = set(SECTION_OF.values()) - {SECTION_OF[config.method]}
+    usual = flat(Config())
+    return [key for key, value in flat(config).items() if key.split(".")[0] in others and value != usual.get(key)]
 
 
 def _check_values(config: Config) -> None:

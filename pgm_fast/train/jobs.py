@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
@@ -13,7 +14,7 @@ from ..data.feature_set import FeatureSet
 from ..errors import ConfigError
 from .assembly import Encoders, Run, machine
 from .config import Config
-from .configure import from_yaml, to_yaml
+from .configure import from_yaml, to_yaml, without_effect
 from .distributed import Ranks, connect, restarted
 from .features import load_features, require_splits, resolve_config
 from .finish import describe, finish
@@ -30,6 +31,8 @@ from .scores.metrics import monitored_metric
 from .signals import StopRequest
 
 __all__ = ["fit", "fit_seeds", "resume"]
+
+log = logging.getLogger(__name__)
 
 ConfigLike = Config | Mapping[str, Any] | str | Path | None
 
@@ -249,6 +252,8 @@ def _fit(
             features = load_features(config, data if isinstance(data, FeatureSet) else None)
             require_splits(features, config.data.task)
             monitored_metric(features.task, config.train.monitor)
+            if idle := without_effect(config):
+                log.warning("method %s does not read %s: set without effect", config.method, ", ".join(idle))
         job = Run.new(config, features, encoders, ranks)
         identity = _identity(config, job, encoders)
 

@@ -290,6 +290,13 @@ def test_a_representation_that_no_layer_takes_is_named(changed, message, autocas
         block().float()(changed(x))
 
 
+@pytest.mark.parametrize("given", [torch.float32, torch.bfloat16])
+def test_a_block_in_double_names_what_is_not(given):
+    message = rf"of text is {given} and the block torch.float64: .*make the block to\({given}\)"
+    with pytest.raises(TypeError, match=message):
+        block()({m: h.to(given) for m, h in inputs(2).items()})
+
+
 def test_a_single_number_is_no_representation():
     with pytest.raises(ValueError, match=r"the representation of text must have shape \[..., 8\], got \[\]"):
         block()({**inputs(2), "text": torch.tensor(1.0).double()})

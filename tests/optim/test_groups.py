@@ -115,6 +115,7 @@ def test_unmatched_parameters_and_unused_rates_are_errors(rates, message):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        ({"model": nn.Linear(2, 2).parameters()}, "^model is a generator, must be the torch.nn.Module"),
         ({"rates": None}, "^rates is None, must be a mapping such as .*encoder"),
         ({"rates": [0.5]}, "^rates is a list, must be a mapping"),
         ({"rates": {"text": 0.5}}, "^the entry of 'text' in rates is 0.5, must be a mapping such as {'encoder': 0.1}"),
@@ -128,7 +129,7 @@ def test_unmatched_parameters_and_unused_rates_are_errors(rates, message):
 )
 def test_what_is_no_rate_is_refused_by_name(arguments, message):
     with pytest.raises(ConfigError, match=message):
-        multi_rate_groups(model(), **{"base_lr": 0.1, "rates": {"*": ALL}, **arguments})
+        multi_rate_groups(**{"model": model(), "base_lr": 0.1, "rates": {"*": ALL}, **arguments})
 
 
 def test_an_unmarked_module_is_named_with_the_cure():

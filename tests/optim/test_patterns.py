@@ -67,6 +67,7 @@ def test_wrappers_of_torch_leave_names_as_they_were_and_any_optimizer_takes_the_
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        ({"model": [nn.Linear(2, 2)]}, "^model is a list, must be the torch.nn.Module"),
         ({"patterns": {"(": {}}}, r"'\(' is no regular expression"),
         (
             {"patterns": {"^vision": {"lr": 1.0}}},
@@ -87,4 +88,4 @@ def test_wrappers_of_torch_leave_names_as_they_were_and_any_optimizer_takes_the_
 )
 def test_what_does_nothing_is_an_error(arguments, message):
     with pytest.raises(ConfigError, match=message):
-        pattern_groups(model(), 0.1, 0.01, **arguments)
+        pattern_groups(**{"model": model(), "lr": 0.1, "weight_decay": 0.01, **arguments})

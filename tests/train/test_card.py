@@ -19,6 +19,8 @@ def report(**changes):
         "shares": {"text": dict(zip(NAMES, (0.61, 0.04, 0.2, 0.15), strict=True))},
         "share_intervals": {"text": dict(zip(NAMES, (0.02, 0.01, 0.03, 0.02), strict=True))},
         "calibration": {"temperature": {"task": 1.25, "uni/text": 0.8}},
+        "epochs": 20,
+        "best_epoch": 12,
     }
     return {**content, **changes}
 
@@ -28,6 +30,11 @@ def test_a_sentence_per_modality_and_one_for_the_ground():
     assert first.startswith("text: ") and "61 ± 2 % it alone tells" in first and "15 ± 2 % it does not tell" in first
     assert "20 ± 3 % another modality tells as well" in first and "4 ± 1 % is only told together" in first
     assert "task 1.25, uni/text 0.80" in ground
+
+
+def test_shares_of_a_training_that_was_cut_short_carry_a_caution():
+    _, caution, ground = sentences(report(best_epoch=20))
+    assert "last epoch, 20" in caution and "train.epochs" in caution and "temperatures" in ground
 
 
 def test_shares_that_nothing_measured_stands_behind_say_nothing():

@@ -15,8 +15,8 @@ from pgm_fast.data.feature_set import TASKS
 from pgm_fast.errors import ConfigError
 from pgm_fast.methods import METHODS
 from pgm_fast.settings import choices_of, ranges_of
-from pgm_fast.train.config import Config
-from pgm_fast.train.configure import from_yaml, make_config, to_dict, to_yaml, validate
+from pgm_fast.train.config import SECTION_OF, Config
+from pgm_fast.train.configure import from_yaml, make_config, to_dict, to_yaml, validate, without_effect
 
 names = st.text(st.characters(codec="utf-8", exclude_categories=("Cs", "Cc")), min_size=1).filter(
     lambda text: text.strip() and "$" not in text
@@ -247,6 +247,14 @@ def test_every_number_has_a_range():
 )
 def test_combinations_that_do_not_fit_are_refused(overrides, expected):
     assert expected in refusal(overrides=overrides)
+
+
+def test_settings_of_another_method_are_told_from_those_that_count():
+    settings = {"pgm.temperature": 2.0, "baseline.rates": {"a": {"encoder": 0.5}}, "model.dim": 32, "train.epochs": 3}
+    given = {name: without_effect(make_config(None, {**settings, "method": name})) for name in METHODS}
+    for name, section in SECTION_OF.items():
+        expected = [key for key in ("pgm.temperature", "baseline.rates.a.encoder") if key.split(".")[0] != section]
+        assert given[name] == expected, name
 
 
 def test_a_modality_with_a_dot_in_its_name_is_blamed_whole(tmp_path):

@@ -16,7 +16,8 @@ _TELLS = {
 
 
 def sentences(report: Mapping[str, Any]) -> list[str]:
-    """What the shares of a report say, a sentence per modality and one about what they rest on.
+    """What the shares of a report say, a sentence per modality, a caution where training was cut short, and at last
+    what they rest on.
 
     Empty for shares that no measured information stands behind (``report["calibration"]`` is not there), and for those
     of a model that diverged, which are no numbers.
@@ -32,6 +33,11 @@ def sentences(report: Mapping[str, Any]) -> list[str]:
             for name, template in _TELLS.items()
         ]
         lines.append(f"{modality}: of what is known of the label {', '.join(told[:-1])}; {told[-1]}.")
+    if report["best_epoch"] == report["epochs"]:
+        lines.append(
+            f"The last epoch, {report['epochs']}, was the best by validation: training ended while it still helped, "
+            "and shares move with what the heads learn. Train longer (train.epochs) before you read them."
+        )
     heads = ", ".join(f"{head} {value:.2f}" for head, value in report["calibration"]["temperature"].items())
     lines.append(
         "These are mean shares over rows, with 95 % intervals over rows. What a head knows is measured by its "
