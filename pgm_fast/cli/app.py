@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import shlex
 from pathlib import Path
-from typing import Annotated, Any, Optional
+from typing import Annotated, Optional
 
 import typer
 
 from .. import __version__
 from ..errors import ConfigError
 from .commands import command_class, reporting_errors, require_overrides
+from .results import show_result, show_scores
 from .terminal import is_main_process, say, show_table
 
 __all__ = ["app"]
@@ -149,7 +150,7 @@ def train(
             raise ConfigError("--seed and --seeds are both given; use one of them")
         result = fit_seeds(settings, _whole_numbers(seeds), progress=progress, overwrite=overwrite)
     if not quiet:
-        _show_result(result, Path(settings.out))
+        show_result(result, Path(settings.out))
 
 
 @app.command(cls=command_class(["pgm-fast resume runs/demo"]))
@@ -177,7 +178,7 @@ def resume(
         if over:
             longer = f"pgm-fast train --config {shlex.quote(str(run / 'config.yaml'))} --out FOLDER train.epochs=N"
             say(f"{run} is finished, there was nothing to do; a longer run is a new one: {longer}")
-        _show_result(result, run)
+        show_result(result, run)
 
 
 @app.command(
@@ -209,7 +210,7 @@ def evaluate(
     if as_json:
         say(to_json(scores))
     else:
-        _show_scores(scores, run)
+        show_scores(scores, run)
 
 
 @app.command(
@@ -607,47 +608,3 @@ def _whole_numbers(text: str) -> list[int]:
             f"--seeds {text!r} is not allowed; it takes different whole numbers of at least 0, such as --seeds 0 1 2"
         )
     return numbers
-
-
-def _show_scores(scores: dict[str, Any], run: Path) -> None:
-    """A split's scores, and the mean shares of the partitions where there are any."""
-    from ..train.report.contents import summary_table
-
-    title = f"{run}, {scores['checkpoint']} (epoch {scores['epoch']}), {scores['rows']} rows"
-    columns, rows = summary_table({"task": scores["task"], scores["split"]: scores}, scores["split"])
-    show_table(columns, rows, title=title)
-    if scores["shares"]:
-        partitions = list(next(iter(scores["shares"].values())))
-        rows = [[name, *(f"{shares[p]:.4f}" for p in partitions)] for name, shares in scores["shares"].items()]
-        say()
-        show_table(["share", *partitions], rows)
-
-
-def _show_result(result: dict[str, Any], folder: Path) -> None:
-    """The end of train and resume: scores, and where everything is."""
-    from ..train.report.card import sentences
-    from ..train.report.contents import summary_table
-
-    summary = "seeds" in result
-    head = f"{result['method']} on {result['data']}"
-    if summary:
-        head += f", seeds {', '.join(map(str, result['seeds']))}: mean ± sample standard deviation"
-    else:
-        head += f", best epoch {result['best_epoch']} of {result['epochs']} by validation score"
-    for split in ("valid", "test"):
-        columns, rows = summary_table(result, split)
-        if rows:
-            say()
-            show_table(columns, rows, title=head)
-            head = None
-    for sentence in sentences(result)[:-1]:
-        say(sentence)
-    say()
-    names = (
-        [("summary", "summary.json")]
-        if summary
-        else [("report", "report.html"), ("numbers", "report.json"), ("plots", "plots")]
-    )
-    for name, file in names:
-        if (folder / file).exists():
-            say(f"{name.ljust(8)} {folder / file}")

@@ -353,13 +353,11 @@ class Training:
         self._save_last()
         self._end_saving()
         raise TrainingStopped(
-            f"{counts.longest:.0f} updates in a row up to epoch {self.position.epoch + 1}, step "
-            f"{self.position.step} of stage "
-            f"{self.stage.name} were skipped, since the loss or its gradient was not finite "
-            f"(train.nonfinite_limit={limit}); "
-            f"try a lower train.lr than {self.config.train.lr:g}, train.precision=fp32, or "
-            "look for extreme features with "
-            f"pgm-fast check-data. {self.folder.last} is written"
+            f"{counts.longest:.0f} updates in a row up to epoch {self.position.epoch + 1}, step {self.position.step} "
+            f"of stage {self.stage.name} were skipped, since the loss or its gradient was not finite "
+            f"(train.nonfinite_limit={limit}); try a lower train.lr than {self.config.train.lr:g}, "
+            f"train.precision=fp32, or look for extreme features with pgm-fast check-data. {self.folder.last} is "
+            "written"
         )
 
     def _end_epoch(self) -> None:
@@ -401,7 +399,7 @@ class Training:
         # Last of all: what is written for an epoch that last.pt does not know of is written again, the same, when the
         # run goes on from it.
         self._save_last()
-        asked = self.stop.signal is not None if self.ranks.world == 1 else counts[3] > 0
+        asked = self.stop.signal is not None if self.ranks.world == 1 else counts.stopping > 0
         if asked:
             self._stop(f"epoch {self.position.epoch}")
 
