@@ -12,7 +12,7 @@ PYTHON ?= python3
 READY := .venv/.ready
 LINT := .venv/.lint
 # a thread per process: as many processes as cores share them
-PYTEST = OMP_NUM_THREADS=1 .venv/bin/python -m pytest -n auto --maxprocesses 8 --dist worksteal
+PYTEST = OMP_NUM_THREADS=1 .venv/bin/python -m pytest -n auto --maxprocesses 8 --dist loadgroup
 # tests start processes of their own, each of which would compile every module anew
 export PYTHONDONTWRITEBYTECODE :=
 OUT ?= runs/digits-$(shell date +%Y%m%d-%H%M%S)

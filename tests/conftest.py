@@ -25,6 +25,15 @@ if importlib.util.find_spec("hypothesis"):
 THREADS = int(os.environ.get("PGM_FAST_TEST_THREADS", "1"))
 
 
+@pytest.hookimpl(tryfirst=True)  # before xdist reads the marks
+def pytest_collection_modifyitems(items):
+    """Tests that share what their module makes once, a trained run say, go to one process: each would make it anew."""
+    for item in items:
+        fixtures = [found for found, *_ in item._fixtureinfo.name2fixturedefs.values()]
+        if any(f.scope != "function" and f.baseid == item.parent.nodeid for f in fixtures):
+            item.add_marker(pytest.mark.xdist_group(item.parent.nodeid))
+
+
 @pytest.fixture(autouse=True)
 def _threads():
     torch.set_num_threads(THREADS)

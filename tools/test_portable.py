@@ -75,7 +75,7 @@ def _outcome(name: str, variant: Variant) -> str:
             return f"skipped: this processor does not run {variant.kernels}"
     # threads that wait for a core spin on it
     processes = max(1, min(8, (os.cpu_count() or 1) // int(environment["OMP_NUM_THREADS"])))
-    pytest = [str(Path(sys.executable).with_name("pytest")), "-n", str(processes), "--dist", "worksteal"]
+    pytest = [str(Path(sys.executable).with_name("pytest")), "-n", str(processes), "--dist", "loadgroup"]
     tests = [*TESTS, INTERPRETED] if variant.interpreted else TESTS
     return "failed" if subprocess.run([*pytest, *tests], cwd=ROOT, env=environment).returncode else "passed"
 
