@@ -24,7 +24,7 @@ from functools import cached_property
 from importlib.util import find_spec
 from pathlib import Path
 
-from setuptools import Extension, find_packages, setup
+from setuptools import Extension, find_namespace_packages, find_packages, setup
 from setuptools.command.build_ext import build_ext
 from setuptools.errors import CompileError
 
@@ -279,9 +279,13 @@ def _extensions() -> list[Extension]:
 
 
 setup(
-    packages=[*find_packages(include=["pgm_fast", "pgm_fast.*"]), "pgm_fast.kernels"],
+    packages=[
+        *find_packages(include=["pgm_fast", "pgm_fast.*"]),
+        *find_namespace_packages(include=["pgm_fast.presets.*"], exclude=["*.__pycache__"]),  # folders of YAML files
+        "pgm_fast.kernels",
+    ],
     package_dir={"pgm_fast.kernels": "kernels"},
-    package_data={"pgm_fast": ["py.typed"], "pgm_fast.presets": ["*.yaml", "*/*.yaml"]},
+    package_data={"": ["*.yaml"], "pgm_fast": ["py.typed"]},
     ext_modules=_extensions(),
     cmdclass={"build_ext": BuildNative},
 )
