@@ -41,8 +41,8 @@ GOALS: Sequence[tuple[str, str, tuple[str, str], str, str]] = (
         "backward at most 1.15 times the bare products",
         ("triton", "reconstruction"),
         "times_floor",
-        "The same. The bias is summed after the loop here too. Tried by the model: tiles of 128 × 256 for decode (390 µs "
-        "of now 404 at 32768 rows: one block at a time waits as long as two read) and two sums of 128 × 128 in the "
+        "The same. The bias is summed after the loop here too. Tried by the model: tiles of 128 × 256 for decode (390 "
+        "µs of now 404 at 32768 rows: one block at a time waits as long as two read) and two sums of 128 × 128 in the "
         "backward kernels (429 µs of 480, 456 of 604), which spill on sm_80 and sm_89, and on sm_90 where columns are "
         "odd. Not tried: the residual's gradient formed where decode ends.",
     ),

@@ -72,7 +72,7 @@ def _split_cases(op: str, share: bool) -> list[Case]:
         (256, 256, single, single, True, True),
         (768, 768, torch.float16, single, True, True),
         (4096, 4096, half, half, True, True),
-        (8192, 8192, single, single, True, not share),
+        (8192, 8192, single, single, True, True),
         (20000, 20000, half, half, True, not share),
         (64, 256, half, half, False, True),
         (3, 4098, single, single, False, share),
@@ -290,7 +290,7 @@ def _duc_cases() -> list[Case]:
         ),
         Case("duc-float32", partial(_duc, 64, 512, 256, False, False, single), rare=True),
         Case("duc-float32-odd", partial(_duc, 4097, 515, 131, False, True, single), rare=True),
-        Case("duc-float32-mask", partial(_duc, 4096, 512, 0, True, False, single)),
+        Case("duc-float32-mask", partial(_duc, 4096, 512, 0, True, False, single), rare=True),
     ]
 
 
@@ -311,7 +311,7 @@ def _gaussian_cases() -> list[Case]:
         (4096, 512, 1, True, True, half, True, True),
         (64, 1024, 2, False, True, half, True, True),
         (64, 32, 1, True, False, torch.float16, False, True),
-        (64, 8192, 1, True, True, half, True, False),
+        (64, 8192, 1, True, True, half, True, True),
         (5, 99, 3, True, True, half, False, False),
         (5, 24, 1, True, True, half, False, True),
         (5, 1, 1, True, True, single, False, True),
@@ -349,7 +349,7 @@ def _mixture_cases() -> list[Case]:
         (64, 8192, 3, 0, True, single, single, True, True),
         (64, 512, 4, 0, False, single, half, True, True),
         (77, 101, 2, 1, True, single, torch.float16, False, True),
-        (64, 310, 8, 8, True, half, half, False, False),
+        (64, 310, 8, 8, True, half, half, False, True),
         (5, 1, 1, 1, True, single, single, False, True),
         (5, 10, 1, 1, True, double, double, False, True),
     ]
@@ -381,7 +381,7 @@ def _certainty_cases() -> list[Case]:
         (64, 10, 3, True, True, single, False, True),
         (4096, 1024, 3, False, True, half, True, False),
         (64, 8192, 2, True, False, single, True, True),
-        (77, 101, 8, True, True, torch.float16, False, False),
+        (77, 101, 8, True, True, torch.float16, False, True),
         (5, 1, 1, True, True, single, False, True),
         (5, 10, 2, True, True, double, False, True),
     ]

@@ -32,7 +32,7 @@ def refusal(file=None, overrides=()):
     return message
 
 
-@settings(max_examples=25)
+@settings(max_examples=10)
 @given(
     source=names,
     modalities=st.none() | st.lists(names, min_size=1, unique=True),

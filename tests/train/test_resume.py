@@ -181,7 +181,10 @@ def test_metrics_of_epochs_that_last_does_not_know_are_taken_back(source, refere
 
 
 @pytest.mark.parametrize("over", [False, True])
-@pytest.mark.parametrize("damage", ["lost", "shortened", "garbled", "emptied", "binary"])
+@pytest.mark.parametrize(
+    "damage",
+    ["lost", "shortened", "garbled", *(pytest.param(way, marks=pytest.mark.slow) for way in ("emptied", "binary"))],
+)
 def test_a_damaged_log_or_report_beside_a_whole_checkpoint_is_written_again(
     source, reference, halfway, tmp_path, caplog, damage, over
 ):

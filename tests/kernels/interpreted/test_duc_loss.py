@@ -59,8 +59,8 @@ KINDS = [
     (torch.float32, False, False),
     (torch.float16, True, False),
 ]
-SIZES = {(7, 6, 3): 3, (70, 150, 140): 2, (150, 40, 1): 2, (1, 1, 1): 3, (40, 20, 0): 3, (0, 4, 2): 3}
-OF_LARGE = {(70, 350, 300): 2, (264, 9, 4): 1, (520, 9, 4): 0}
+SIZES = {(7, 6, 3): 3, (70, 150, 140): 2, (150, 40, 1): 1, (1, 1, 1): 3, (40, 20, 0): 3, (0, 4, 2): 3}
+OF_LARGE = {(70, 350, 300): 1, (264, 9, 4): 1, (520, 9, 4): 0}
 """Size -> how many kinds of it are not slow."""
 
 
@@ -88,7 +88,7 @@ def test_equals_the_formula_in_blocks_and_parts(dtype, mask, weighted, count, d,
     test_equals_the_formula(dtype, mask, weighted, count, d, k)
 
 
-@pytest.mark.parametrize(("d", "k"), [(120, 90), (200, 180)])
+@pytest.mark.parametrize(("d", "k"), [(120, 90), pytest.param(200, 180, marks=pytest.mark.slow)])
 def test_tiles_where_products_read_registers(monkeypatch, d, k):
     monkeypatch.setattr(kernels.gathered, "operands_in_shared", lambda _: False)
     order = torch.randperm(d)
@@ -107,7 +107,7 @@ def test_one_direction_leaves_the_teacher_alone():
     assert torch.autograd.grad(loss, teacher, allow_unused=True) == (None,)
 
 
-@pytest.mark.parametrize("scale", [1e-4, 1e4, 1e15])
+@pytest.mark.parametrize("scale", [1e-4, 1e15, pytest.param(1e4, marks=pytest.mark.slow)])
 def test_no_scale_of_the_features_overflows_at_temperature_one(scale):
     student, teacher = ((scale * x).requires_grad_() for x in _features(40, 33))
     loss = ops.duc_loss(student, teacher, torch.arange(33), 1.0, reverse_dims=torch.arange(33))

@@ -41,7 +41,7 @@ def _compare(gate, logits, others, labels):
         torch.testing.assert_close(a, b, rtol=0, atol=NATIVE_TIMES_EPS * EPS[a.dtype] * scale)
 
 
-@settings(max_examples=25)
+@settings(max_examples=12)
 @given(
     rows=st.integers(0, 30),
     classes=st.integers(1, 70),

@@ -179,7 +179,8 @@ def test_what_lies_around_the_tensors_is_neither_read_nor_written(size):
 
 
 @pytest.mark.parametrize(
-    ("activation", "count"), [("relu", 2), ("gelu", 3), (None, 18), pytest.param(None, 3, marks=pytest.mark.slow)]
+    ("activation", "count"),
+    [("relu", 2), (None, 18), *(pytest.param(kind, 3, marks=pytest.mark.slow) for kind in ("gelu", None))],
 )
 def test_a_group_gives_what_its_problems_give(size, activation, count):
     """18 problems are more than one launch takes; one has no rows, some lack a bias, one is split alone."""
