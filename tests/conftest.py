@@ -30,7 +30,8 @@ def pytest_collection_modifyitems(items):
     """Tests that share what their module makes once, a trained run say, go to one process: each would make it anew."""
     for item in items:
         fixtures = [found for found, *_ in item._fixtureinfo.name2fixturedefs.values()]
-        if any(f.scope != "function" and f.baseid == item.parent.nodeid for f in fixtures):
+        # those of a whole session that a conftest.py makes are made in every process
+        if any(f.scope == "module" or (f.scope == "session" and f.baseid == item.parent.nodeid) for f in fixtures):
             item.add_marker(pytest.mark.xdist_group(item.parent.nodeid))
 
 
