@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from safetensors.torch import save_file
 
 from pgm_fast.data import load
 from pgm_fast.data.files import FileRows
+from pgm_fast.data.readers import FORMATS as ALL_FORMATS
 from pgm_fast.errors import DataError
 
 FORMATS = ("npz", "pt", "safetensors", "folder")
@@ -276,6 +278,13 @@ def test_digits_are_halves_of_real_images():
     for split in ("train", "valid", "test"):
         counts = np.bincount(features.labels[features.rows(split)], minlength=10)
         assert counts.max() - counts.min() <= 0.06 * counts.sum() / 5
+
+
+@pytest.mark.parametrize("suffix", [suffix for format in ALL_FORMATS.values() for suffix in format.suffixes])
+def test_an_empty_file_is_said_to_be_empty(tmp_path, suffix):
+    (tmp_path / f"set{suffix}").touch()
+    with pytest.raises(DataError, match=rf"set{re.escape(suffix)}: not readable: an empty file, of 0 bytes"):
+        load(str(tmp_path / f"set{suffix}"))
 
 
 def test_an_object_array_is_refused_unread(tmp_path):

@@ -200,7 +200,7 @@ def test_truncated_and_foreign_files_are_named(tmp_path):
 
 
 def test_without_h5py_its_extra_is_named(tmp_path, monkeypatch):
-    (tmp_path / "a.h5").write_bytes(b"")
+    (tmp_path / "a.h5").write_bytes(b"any")
     monkeypatch.setitem(sys.modules, "h5py", None)
     with pytest.raises(DataError, match=r'need h5py.*pip install "pgm-fast\[hdf5\]"'):
         load(tmp_path / "a.h5")

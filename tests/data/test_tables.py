@@ -130,7 +130,7 @@ def test_an_index_that_pandas_wrote_is_the_id(tmp_path):
         ("a_0,a_1,label\n" + "1,2,x\n3,4,\n" * 3, "label, row 1: an empty cell"),
         ("a_0,a_1,label\n1,2\n", "Expected 3 columns, got 2"),
         ("a_0,a_1,label\n", "no rows"),
-        ("", "is one column"),
+        ("", "an empty file"),
         ("x,y,label\n" + "1,2,0\n3,4,1\n" * 3, "no modality among the columns x, y, label: .*audio_0, audio_1"),
     ],
 )

@@ -85,6 +85,8 @@ def read(request: Request) -> Raw:
     path = Path(request.source).expanduser()
     if not path.exists():
         raise RefusedData(Problem(request.source, "", None, _missing(path)))
+    if path.is_file() and not path.stat().st_size:
+        raise RefusedData(Problem(request.source, "", None, "not readable: an empty file, of 0 bytes; write it again"))
     format = _detect(path) if request.format == "auto" else FORMATS[request.format]
     if not (format.folder if path.is_dir() else format.suffixes or not format.folder):
         kind = "folder" if format.folder else "file"
