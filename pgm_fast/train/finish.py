@@ -25,7 +25,7 @@ from .run.json_files import write_json
 from .scores.gates import mean_gates
 from .scores.measure import measure
 from .scores.predictions import Predictions
-from .scores.shares import class_shares, mean_shares, share_intervals
+from .scores.shares import class_shares, mean_shares, share_drift, share_intervals
 
 __all__ = ["describe", "finish", "served_by"]
 
@@ -96,6 +96,8 @@ def _write(
     )
     by_class = class_shares(shown, spec.task, run.features.class_names)
     report |= {"share_intervals": share_intervals(shown), "shares_by_class": by_class, **run.method.findings()}
+    records = [json.loads(line) for line in training.records.split("\n")[:-1]]
+    report["share_drift"] = share_drift([record["shares"] for record in records[: training.best.epoch]])
     report["skipped_steps"] = position.skipped
     report["parameters"] = sum(p.numel() for p in run.method.parameters())
     report["processes"] = run.ranks.world
@@ -109,7 +111,6 @@ def _write(
     if config.train.plots:
         from .report.plots import draw_run
 
-        records = [json.loads(line) for line in training.records.split("\n")[:-1]]
         plots = draw_run(folder.path, records, report, shown, spec, run.features.class_names)
     write_page(folder.path, report, plots)
     write_json(folder.report, report)

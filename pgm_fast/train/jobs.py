@@ -252,8 +252,8 @@ def _fit(
             features = load_features(config, data if isinstance(data, FeatureSet) else None)
             require_splits(features, config.data.task)
             monitored_metric(features.task, config.train.monitor)
-            if idle := without_effect(config):
-                log.warning("method %s does not read %s: set without effect", config.method, ", ".join(idle))
+            if ranks.is_main and (idle := without_effect(config)):
+                log.warning("set without effect, since method %s does not read it: %s", config.method, ", ".join(idle))
         job = Run.new(config, features, encoders, ranks)
         identity = _identity(config, job, encoders)
 

@@ -9,7 +9,7 @@ from tolerances import ROUNDED_7
 from pgm_fast.train import fit
 from pgm_fast.train.report.card import sentences
 from pgm_fast.train.scores.predictions import Predictions
-from pgm_fast.train.scores.shares import share_intervals
+from pgm_fast.train.scores.shares import share_drift, share_intervals
 
 NAMES = ("uni_only", "paired_only", "shared", "unused")
 
@@ -21,6 +21,7 @@ def report(**changes):
         "calibration": {"temperature": {"task": 1.25, "uni/text": 0.8}},
         "epochs": 20,
         "best_epoch": 12,
+        "share_drift": 0.01,
     }
     return {**content, **changes}
 
@@ -32,9 +33,21 @@ def test_a_sentence_per_modality_and_one_for_the_ground():
     assert "task 1.25, uni/text 0.80" in ground
 
 
-def test_shares_of_a_training_that_was_cut_short_carry_a_caution():
-    _, caution, ground = sentences(report(best_epoch=20))
-    assert "last epoch, 20" in caution and "train.epochs" in caution and "temperatures" in ground
+@pytest.mark.parametrize(("drift", "said"), [(0.12, "learn (by up to 0.12 in"), (None, "learn: train longer")])
+def test_shares_that_have_not_come_to_rest_carry_a_caution(drift, said):
+    _, caution, ground = sentences(report(share_drift=drift))
+    assert said in caution and "After 12 of 20 epochs" in caution and "temperatures" in ground
+
+
+def test_drift_is_the_largest_change_over_the_last_fifth_of_the_epochs():
+    def shares(text, sound):
+        return {"text": {"uni": text, "paired": 1 - text}, "sound": {"uni": sound, "paired": 0.5}}
+
+    epochs = [shares(0.1 * k, 0.5) for k in range(8)] + [shares(0.7, 0.5 - 0.02 * k) for k in range(3)]
+    assert share_drift(epochs) == pytest.approx(0.04, abs=ROUNDED_7)  # eleven epochs: over two of them
+    assert share_drift(epochs[:2]) == pytest.approx(0.1, abs=ROUNDED_7)
+    assert share_drift(epochs[:1]) is None is share_drift([{}, {}])
+    assert share_drift([shares(0.5, 0.5), {"sound": {"uni": None}}]) is None
 
 
 def test_shares_that_nothing_measured_stands_behind_say_nothing():

@@ -180,7 +180,7 @@ def test_without_test_rows_the_report_says_so(tmp_path):
 
 def test_settings_of_another_method_are_said_to_have_no_effect(tmp_path, caplog):
     fit(method="joint", data=features(), out=str(tmp_path / "run"), **SETTINGS, **{"pgm.chunk": 2})
-    assert "method joint does not read pgm.chunk: set without effect" in caplog.text
+    assert "set without effect, since method joint does not read it: pgm.chunk" in caplog.text
 
 
 def test_a_run_is_not_overwritten_unless_asked(tmp_path):

@@ -7,6 +7,8 @@ from typing import Any
 
 __all__ = ["sentences"]
 
+_STEADY = 0.05  # half of what stays open on each side
+
 _TELLS = {
     "uni_only": "{} it alone tells",
     "shared": "{} another modality tells as well",
@@ -16,7 +18,7 @@ _TELLS = {
 
 
 def sentences(report: Mapping[str, Any]) -> list[str]:
-    """What the shares of a report say, a sentence per modality, a caution where training was cut short, and at last
+    """What the shares of a report say, a sentence per modality, a caution where they had not come to rest, and at last
     what they rest on.
 
     Empty for shares that no measured information stands behind (``report["calibration"]`` is not there), and for those
@@ -33,10 +35,12 @@ def sentences(report: Mapping[str, Any]) -> list[str]:
             for name, template in _TELLS.items()
         ]
         lines.append(f"{modality}: of what is known of the label {', '.join(told[:-1])}; {told[-1]}.")
-    if report["best_epoch"] == report["epochs"]:
+    drift = report.get("share_drift", 0.0)  # reports from before there was one do not say
+    if drift is None or drift > _STEADY:
+        moved = "" if drift is None else f" (by up to {drift:.2f} in the last fifth of the epochs)"
         lines.append(
-            f"The last epoch, {report['epochs']}, was the best by validation: training ended while it still helped, "
-            "and shares move with what the heads learn. Train longer (train.epochs) before you read them."
+            f"After {report['best_epoch']} of {report['epochs']} epochs shares still move with what the heads "
+            f"learn{moved}: train longer (train.epochs) before you read them."
         )
     heads = ", ".join(f"{head} {value:.2f}" for head, value in report["calibration"]["temperature"].items())
     lines.append(

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from .predictions import Predictions
 
-__all__ = ["PARTITIONS", "class_shares", "mean_shares", "share_intervals"]
+__all__ = ["PARTITIONS", "class_shares", "mean_shares", "share_drift", "share_intervals"]
 
 _NORMAL_95 = 1.96  # standard deviations
 PARTITIONS: dict[int, tuple[str, ...]] = {2: ("uni", "paired"), 4: ("uni_only", "paired_only", "shared", "unused")}
@@ -50,6 +50,24 @@ def class_shares(
             "intervals": _over_rows(predictions, rows, _half_width, least=2),
         }
     return found
+
+
+def share_drift(by_epoch: Sequence[Mapping[str, Mapping[str, float | None]]]) -> float | None:
+    """The largest change of any mean share over the last fifth of the epochs, one at least.
+
+    Args:
+        by_epoch: of every epoch, as from :func:`mean_shares`; None for what is no number.
+
+    Returns:
+        None where there is nothing to compare: one epoch, no shares, or some that are no numbers.
+    """
+    if len(by_epoch) < 2:
+        return None
+    before, last = by_epoch[-1 - max(1, len(by_epoch) // 5)], by_epoch[-1]
+    pairs = [(before.get(m, {}).get(name), value) for m, shares in last.items() for name, value in shares.items()]
+    if not pairs or any(x is None or y is None for x, y in pairs):
+        return None
+    return round(max(abs(y - x) for x, y in pairs), 7)
 
 
 def _over_rows(
