@@ -77,8 +77,8 @@ def gated_mixture_kernel(
         tl.store(p_weights + o_row * MIXED + k, weights[k], m_row)
     if p_labels is not None:
         SCORED: tl.constexpr = len(p_logits)
-        peaks, totals = _statistics(p_logits, weights, o_row, m_row, classes, MIXED, BLOCK, STEPS, REAL)
         label = tl.load(p_labels + o_row, m_row, other=0)
+        peaks, totals = _statistics(p_logits, weights, o_row, m_row, classes, MIXED, BLOCK, STEPS, REAL)
         # a label outside of the classes reads nothing and shows as NaN
         known = (label >= 0) & (label < classes)
         mixed = tl.zeros(o_row.shape, REAL)
@@ -99,7 +99,7 @@ def gated_mixture_kernel(
 @triton.jit
 def _error(x, peak, total, hit):
     """softmax(x) - 1[label], 0 past the last class."""
-    return tl.exp(x - peak) / total - hit
+    return tl.exp(x - peak) * (1.0 / total) - hit
 
 
 @triton.jit(do_not_specialize=["rows"])
@@ -119,8 +119,8 @@ def gated_mixture_backward_kernel(
     element: tl.constexpr = p_grad_logits.dtype.element_ty
     weights = _gate_weights(p_gate, o_row, m_row, stride_gate, MIXED, REAL)
     if p_labels is not None:
-        peaks, totals = _statistics(p_logits, weights, o_row, m_row, classes, MIXED, BLOCK, STEPS, REAL)
         label = tl.load(p_labels + o_row, m_row, other=0)
+        peaks, totals = _statistics(p_logits, weights, o_row, m_row, classes, MIXED, BLOCK, STEPS, REAL)
         p_by_loss = p_grad_losses + o_row * stride_grad_losses
         by_mixture = tl.load(p_by_loss, m_row, other=0.0).to(REAL)
     o_mixed = tl.arange(0, PADDED)[None, :]
