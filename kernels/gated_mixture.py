@@ -15,6 +15,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 from torch import Tensor
+from triton.language.target_info import cuda_capability_geq
 
 from .groups import launch
 from .mixtures import add, block, mix, real, tiles
@@ -117,10 +118,15 @@ def gated_mixture_backward_kernel(
     m_row = o_row < rows
     REAL: tl.constexpr = p_grad_weights.dtype.element_ty
     element: tl.constexpr = p_grad_logits.dtype.element_ty
+    # with the assembler of triton 3.6 labels cost a stack on sm_100 if read late, and many registers on sm_90 if early
+    EARLY: tl.constexpr = cuda_capability_geq(10)
     weights = _gate_weights(p_gate, o_row, m_row, stride_gate, MIXED, REAL)
     if p_labels is not None:
-        label = tl.load(p_labels + o_row, m_row, other=0)
+        if EARLY:
+            label = tl.load(p_labels + o_row, m_row, other=0)
         peaks, totals = _statistics(p_logits, weights, o_row, m_row, classes, MIXED, BLOCK, STEPS, REAL)
+        if not EARLY:
+            label = tl.load(p_labels + o_row, m_row, other=0)
         p_by_loss = p_grad_losses + o_row * stride_grad_losses
         by_mixture = tl.load(p_by_loss, m_row, other=0.0).to(REAL)
     o_mixed = tl.arange(0, PADDED)[None, :]
