@@ -62,10 +62,16 @@ def test_partitions_are_bitwise_the_same_without_it(tmp_path, repository):
         assert all(torch.equal(a, b) for a, b in zip(having[key], lacking[key], strict=True)), key
 
 
-def test_every_op_works_without_it(repository):
+@pytest.mark.parametrize(
+    "chosen",
+    [
+        "plain_formula or output_alone or unused_share",
+        pytest.param("opcheck or second_derivative", marks=pytest.mark.slow),
+    ],
+)
+def test_every_op_works_without_it(repository, chosen):
     """The contract of all ops, on the backends that are left."""
     tests = [str(repository / "tests" / "ops" / f"test_{name}.py") for name in ("op_contract", "partition_share")]
-    chosen = "plain_formula or opcheck or second_derivative or output_alone or unused_share"
     program = (
         WITHOUT + f"import pytest\nsys.exit(pytest.main(['-q', '-p', 'no:cacheprovider', '-k', {chosen!r}, *{tests}]))"
     )

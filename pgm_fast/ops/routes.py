@@ -65,6 +65,7 @@ ROUTES: tuple[Route, ...] = (
     Route("duc_loss", "cpu", torch.float32, 64, 1.38),
     Route("info_nce", "cpu", torch.float32, 512, 1.3),
     Route("partition_share", "cpu", torch.float32, 64, 1.89),
+    Route("reconstruction", "cpu", torch.float32, 64, 1.08),
 )
 # end measured
 

@@ -42,7 +42,10 @@ def _assert_serves(program, case):
 
 
 @by_op
-@pytest.mark.parametrize(("dynamic", "learns"), [(None, True), (True, False)], ids=["automatic", "dynamic"])
+@pytest.mark.parametrize(
+    ("dynamic", "learns"),
+    [pytest.param(None, True, id="automatic"), pytest.param(True, False, id="dynamic", marks=pytest.mark.slow)],
+)
 def test_one_graph_serves_every_batch_size(case, dynamic, learns):
     counter = CompileCounter()
     compiled = torch.compile(case.run, fullgraph=True, dynamic=dynamic, backend=counter)

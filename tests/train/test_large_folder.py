@@ -42,7 +42,7 @@ ROOM = 160 << 20
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="needs RLIMIT_DATA as Linux has it")
-@pytest.mark.parametrize("resident", ["never", "always"])
+@pytest.mark.parametrize("resident", ["never", pytest.param("always", marks=pytest.mark.slow)])
 def test_training_needs_a_part_of_the_files_size_at_most(resident, tmp_path):
     """And does not where the files are to be held: the limit is a real one."""
     (tmp_path / "features").mkdir()
