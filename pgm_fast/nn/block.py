@@ -262,7 +262,7 @@ class PgMBlock(nn.Module):
             raise ValueError(
                 f"representations must be of {known}; got {', '.join(map(str, representations)) or 'none'}"
             )
-        dtype = next(p.dtype for p in self.parameters() if p.is_floating_point())
+        dtype = next((p.dtype for p in self.parameters() if p.is_floating_point()), None)  # quantised layers have none
         for m, partitioner in self.partitioners.items():
             h = representations[m]
             if not isinstance(h, Tensor) or not h.is_floating_point():
@@ -270,7 +270,7 @@ class PgMBlock(nn.Module):
             if h.ndim == 0 or h.shape[-1] != partitioner.dim:
                 shape = list(h.shape)
                 raise ValueError(f"the representation of {m} must have shape [..., {partitioner.dim}], got {shape}")
-            if dtype != h.dtype and torch.float64 in (dtype, h.dtype):
+            if dtype not in (None, h.dtype) and torch.float64 in (dtype, h.dtype):
                 # autocast leaves float64 as it is, so no layer takes it beside another dtype
                 way = "double()" if h.dtype == torch.float64 else f"to({h.dtype})"
                 raise TypeError(
